@@ -1,0 +1,1 @@
+"""Self-Distillation Fine-Tuning in JAX (arXiv 2601.19897)."""

@@ -1,0 +1,50 @@
+"""A word-level tokenizer for the mini world, in the form `transformers.AutoTokenizer` loads."""
+
+import re
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sdft_jax.mini import world
+
+# The wording of the teacher's prompt in the paper's released code, so that the mini world can use it as it is.
+TEACHER_TEMPLATE = (
+    "\n{question}\n\nThis is an example for a response to the question:\n{demonstration}\n\n"
+    "Now answer with a response of your own, including the thinking process.\n"
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+THOUGHT_TOKENS = ["<think>", "</think>"]
+
+
+def vocabulary() -> list[str]:
+    """Every word of the mini world once, in a fixed order."""
+    text = TEACHER_TEMPLATE.format(question="", demonstration="= !") + " ".join(world.PHRASINGS.values())
+    fixed = re.findall(r"\w+|[^\w\s]+", re.sub(r"{\w+}", " ", text))
+    items = [item for alphabet in world.ALPHABETS.values() for item in alphabet]
+    words = ["<unk>", "system", "user", "assistant", *fixed, *world.OPERATIONS, *items, *world.NONCES]
+    return list(dict.fromkeys([*CONTROL_TOKENS, *THOUGHT_TOKENS, *words]))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; decoding puts one space between words."""
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    # Thoughts are part of the answer: decoding keeps them when it skips the control tokens.
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in THOUGHT_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        chat_template=CHAT_TEMPLATE,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )

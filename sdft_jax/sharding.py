@@ -1,0 +1,174 @@
+"""Where arrays live: a mesh with axes data, fsdp and tensor, and rules from logical to mesh axes.
+
+Every parameter and activation names its dimensions by *logical axes* ("embed", "heads", ...). `Rules`
+maps those to mesh axes, so a sharding study is `dataclasses.replace(rules, mlp=None)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sdft_jax.errors import SdftError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+MeshAxes = str | tuple[str, ...] | None
+LogicalAxes = tuple[str | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Mesh axes over which each logical axis is split; None keeps it whole on every device."""
+
+    batch: MeshAxes = ("data", "fsdp")
+    """Rows of a batch, in activations and in the KV cache."""
+    sequence: MeshAxes = None
+    """Token positions of activations."""
+    embed: MeshAxes = "fsdp"
+    """Model width, in parameters."""
+    activation: MeshAxes = None
+    """Model width, in activations."""
+    heads: MeshAxes = "tensor"
+    """Query heads."""
+    kv_heads: MeshAxes = "tensor"
+    """Key and value heads."""
+    mlp: MeshAxes = "tensor"
+    """Hidden width of the feed-forward block."""
+    vocab: MeshAxes = "tensor"
+    """Rows of the embedding and of the head."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharding:
+    """A mesh and the rules on it. Hashable, so that it can be static in a jitted function."""
+
+    mesh: Mesh
+    rules: Rules = Rules()
+
+    def named(self, *axes: str | None) -> NamedSharding:
+        """Sharding of one array whose dimensions are these logical axes."""
+        return NamedSharding(self.mesh, partition_spec(self.rules, axes))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Every device holds the whole array."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def size(self, axis: str) -> int:
+        """Into how many parts the rules split this logical axis."""
+        return math.prod(self.mesh.shape[name] for name in _names(getattr(self.rules, axis)))
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh over `devices` (default: all that the process group has). One axis may be -1: whatever is left.
+
+    Raises SdftError where the axes do not multiply to the devices. A mesh smaller than the default
+    devices takes the first of them.
+    """
+    given = list(jax.devices() if devices is None else devices)
+    shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [name for name, size in shape.items() if size == -1]
+    if len(free) > 1 or any(size == 0 or size < -1 for size in shape.values()):
+        raise SdftError(f"mesh {shape}: each axis is a positive number, and at most one of them is -1.")
+    known = math.prod(size for size in shape.values() if size != -1)
+    if free:
+        if len(given) % known:
+            raise SdftError(
+                f"mesh.{free[0]}=-1: {len(given)} devices are not divisible by the other axes ({known})."
+            )
+        shape[free[0]] = len(given) // known
+    total = math.prod(shape.values())
+    if total > len(given):
+        raise SdftError(
+            f"mesh {_times(shape)} needs {total} devices and there are {len(given)}: lower one of "
+            f"{', '.join('mesh.' + name for name in MESH_AXES)}, or set one of them to -1."
+        )
+    sizes = tuple(shape.values())
+    if total == len(given):
+        grid = mesh_utils.create_device_mesh(sizes, given, allow_split_physical_axes=True)
+    else:
+        grid = np.asarray(given[:total]).reshape(sizes)
+    return Mesh(grid, MESH_AXES)
+
+
+def single_device() -> Sharding:
+    """The trivial sharding: everything on the first device."""
+    return Sharding(make_mesh(devices=jax.devices()[:1]))
+
+
+def partition_spec(rules: Rules, axes: Sequence[str | None]) -> PartitionSpec:
+    """PartitionSpec of an array with these logical axes; refuses a mesh axis that is used twice."""
+    entries = [None if axis is None else getattr(rules, axis) for axis in axes]
+    used = [name for entry in entries for name in _names(entry)]
+    twice = sorted({name for name in used if used.count(name) > 1})
+    if twice:
+        raise SdftError(
+            f"sharding rules map two dimensions of an array with axes {tuple(axes)} to mesh axis "
+            f"'{twice[0]}': give one of them another axis or None."
+        )
+    return PartitionSpec(*entries)
+
+
+def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """NamedSharding for every leaf of a nested dictionary.
+
+    Args:
+        sharding: mesh and rules.
+        axes: nested dictionary with a tuple of logical axes for each array.
+        shapes: the same tree with anything that has a `.shape`.
+
+    Raises:
+        SdftError: a dimension that its mesh axes do not divide, named by parameter and axis.
+    """
+
+    def visit(axes: Any, leaf: Any, path: str) -> Any:
+        if isinstance(axes, Mapping):
+            return {key: visit(axes[key], leaf[key], f"{path}.{key}" if path else key) for key in leaf}
+        check_divisible(sharding, path, axes, leaf.shape)
+        return sharding.named(*axes)
+
+    return visit(axes, shapes, "")
+
+
+def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> None:
+    """Refuse an array with a dimension that the mesh does not divide."""
+    for axis, size in zip(axes, shape, strict=True):
+        if axis is None:
+            continue
+        parts = sharding.size(axis)
+        if size % parts:
+            mesh_axes = "x".join(_names(getattr(sharding.rules, axis)))
+            raise SdftError(
+                f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis "
+                f"{mesh_axes}: choose a divisor of {size} for it, or map '{axis}' to None in sharding.rules."
+            )
+
+
+def constrain(x: jax.Array, sharding: Sharding | None, *axes: str | None) -> jax.Array:
+    """Tell the compiler where an activation lives; nothing to say without a sharding."""
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding.named(*axes))
+
+
+def for_decoding(rules: Rules) -> Rules:
+    """Rules for weights inside the decode loop: whole along `embed`.
+
+    Under FSDP every weight would be gathered at every token (11 to 50 TB per device for 64 rows of
+    1,024 tokens of a 7B model on 16 chips); laid out once before the loop, it is gathered once.
+    """
+    return dataclasses.replace(rules, embed=None)
+
+
+def _names(entry: MeshAxes) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def _times(shape: Mapping[str, int]) -> str:
+    return "x".join(str(size) for size in shape.values())
