@@ -1,0 +1,369 @@
+"""Configuration: frozen dataclasses, filled from a preset, a YAML file and `key=value` overrides.
+
+Everything is validated before any work begins; an unknown or ill-typed key stops with its name, the
+file it stands in and the nearest key that exists. Instances are hashable and hold no arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sdft_jax.errors import SdftError
+from sdft_jax.sharding import Rules
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+_section = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+
+
+@_section
+class ModelConfig:
+    """Which checkpoint, and in which number formats."""
+
+    path: str = "mini"
+    """Hugging Face directory (config.json, *.safetensors, tokenizer); `mini` is the embedded model."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Master parameters and optimizer state. bfloat16 halves the memory; at learning rate 1e-5 only
+    about 15 % of the weights then change in a step."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Activations and matrix products. Softmax, divergences and reductions are float32 regardless."""
+    remat: Literal["none", "full", "dots"] = "full"
+    """What the backward pass recomputes: nothing, each layer, or all but matrix products."""
+
+
+@_section
+class DataConfig:
+    """Where demonstrations come from and how they become token batches."""
+
+    path: str = "mini"
+    """JSONL file, Hugging Face dataset directory or name, `tfds:NAME`, or `mini`."""
+    eval_path: str | None = None
+    """File in the same form for evaluation; None evaluates nothing but what the task brings along."""
+    split: str = "train"
+    """Split of a Hugging Face or TFDS dataset."""
+    prompt: str = "prompt"
+    """Field with the prompt: a string, or chat messages ending with the user's."""
+    demonstration: str = "demonstration"
+    """Field with the demonstration: a string, or a list of strings that are joined by newlines."""
+    answer: str = "answer"
+    """Field that the task scores against; needed for evaluation only."""
+    system: str = "system"
+    """Field with a system prompt; rows without it have none."""
+    template: str = "reference"
+    """Teacher prompt: `reference`, or a text (or `file:PATH`) with $question and $demonstration."""
+    template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    """Extra arguments of the tokenizer's chat template, such as enable_thinking."""
+    max_prompt: Positive = 1024
+    """Most tokens of a student prompt."""
+    max_teacher_prompt: Positive = 2048
+    """Most tokens of a teacher prompt: it holds the question and the demonstration."""
+    overlong: Literal["drop", "error"] = "drop"
+    """What happens to a row over a limit: dropped and counted, or refused. Nothing is ever cut."""
+    prompt_buckets: tuple[Positive, ...] = ()
+    """Padded prompt lengths, one compilation each; empty: one, the longest prompt that is kept."""
+    teacher_buckets: tuple[Positive, ...] = ()
+    """The same for teacher prompts."""
+    limit: Positive | None = None
+    """Use only the first rows."""
+
+
+@_section
+class SamplingConfig:
+    """How the student samples its completions."""
+
+    max_new_tokens: Positive = 1024
+    temperature: NonNegative = 1.0
+    """0 is greedy."""
+    top_k: Count = 0
+    """0 is off."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Share = 0.0
+
+
+@_section
+class TeacherConfig:
+    """Which weights teach. Sources: paper section 3 and Figure 8."""
+
+    schedule: Literal["ema", "frozen", "live", "periodic"] = "ema"
+    """ema: moving average of the student after every step; frozen: the initial weights; live: the
+    student itself (no copy); periodic: a copy of the student every `every` steps."""
+    rate: Share = 0.01
+    """EMA: teacher <- (1 - rate) * teacher + rate * student."""
+    every: Positive = 100
+    """Steps between copies of the periodic schedule."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 halves the copy; an EMA at rate 0.01 then makes 9-34 % of its motion."""
+
+
+@_section
+class DivergenceConfig:
+    """How far the student's next-token distribution S is from the teacher's T."""
+
+    alpha: Share = 1.0
+    """0: forward KL(T||S); 1: reverse KL(S||T); between: generalised Jensen-Shannon divergence
+    alpha KL(T||M) + (1-alpha) KL(S||M) with M = (1-alpha) S + alpha T."""
+    support: Literal["full", "teacher", "student", "union", "sampled"] = "full"
+    """Tokens summed over: the whole vocabulary, the top-k of a role, of both, or only the sampled one."""
+    top_k: Positive = 100
+    tail: Literal["bucket", "renormalise"] = "bucket"
+    """What becomes of the mass outside the top-k."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Both roles' logits are divided by it."""
+    chunk: Positive = 1024
+    """Tokens per device whose logits exist at one time."""
+
+
+@_section
+class ObjectiveConfig:
+    """Which tokens count, and how they add up."""
+
+    skip_tokens: Count = 0
+    """First completion tokens without loss; 3 in the released code, against leaked teacher phrases."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Completions that reached max_new_tokens without EOS."""
+    aggregation: Literal["sequence", "token", "sum"] = "sequence"
+    """Mean over tokens, then over sequences; mean over all tokens; or the sum."""
+    importance: Literal["log", "token", "sequence"] = "log"
+    """Ratio of trainer to sampler probability: logged only, applied to each token, or its mean applied
+    to the whole sequence (released code)."""
+    importance_cap: NonNegative = 2.0
+
+
+@_section
+class OptimizerConfig:
+    """AdamW with a schedule and clipping by global norm."""
+
+    learning_rate: NonNegative = 1e-5
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    """Decay after the warm-up: to 0 over the rest of the run, or none."""
+    warmup: NonNegative = 10
+    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+    clip: NonNegative = 1.0
+    """Largest global gradient norm; 0 is off."""
+    weight_decay: NonNegative = 0.0
+    b1: Share = 0.9
+    b2: Share = 0.999
+    eps: NonNegative = 1e-8
+    freeze: tuple[str, ...] = ()
+    """Regular expressions for parameters that do not train, such as `embed` or `layers/mlp`."""
+
+
+@_section
+class TrainConfig:
+    """The outer loop."""
+
+    method: Literal["sdft", "sft"] = "sdft"
+    batch_size: Positive = 32
+    """Prompts per update, one completion each."""
+    micro_batch: Positive | None = None
+    """Rows whose activations exist at one time; None is the whole batch."""
+    epochs: NonNegative = 2.0
+    """Passes over the data; ignored when `steps` is set."""
+    steps: Positive | None = None
+    seed: int = 42
+    log_every: Positive = 1
+    eval_every: Count = 0
+    """0: before and after the run only."""
+    save_every: Count = 100
+    """0: only at the end."""
+    rollouts_every: Count = 50
+    """Steps between samples of rollouts in the run directory; 0 is never."""
+    rollouts_rows: Positive = 4
+    stop_at: Annotated[float, Field(gt=0)] | None = None
+    """Stop once the evaluated accuracy reaches this; None is never."""
+
+
+@_section
+class EvalConfig:
+    """How accuracy is measured."""
+
+    task: str = "exact"
+    """Scorer: see `sdft evaluate --help`."""
+    batch_size: Positive = 64
+    limit: Positive | None = None
+    """Evaluate only the first rows."""
+    max_new_tokens: Positive | None = None
+    """None: as in sampling."""
+    teacher: bool = True
+    """Also measure the model with the demonstration in context: the ceiling of what it can teach."""
+
+
+@_section
+class MeshConfig:
+    """Devices along each mesh axis; one may be -1 for whatever is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@_section
+class CheckpointConfig:
+    """What is kept in `output`/checkpoints."""
+
+    keep_last: Positive = 2
+    keep_best: Count = 1
+    """Best by evaluated accuracy; needs train.eval_every."""
+
+
+@_section
+class ReportConfig:
+    """Where metrics go besides the console and metrics.jsonl."""
+
+    tensorboard: bool = False
+    wandb: str | None = None
+    """W&B project."""
+
+
+@_section
+class Config:
+    """One run."""
+
+    preset: Literal["sdft", "official"] = "sdft"
+    output: str = "runs/sdft"
+    """Directory of the run: checkpoints, metrics, rollouts, plots and the exported model."""
+    baseline: bool = False
+    """Also train SFT on the same data, and report it beside SDFT."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    divergence: DivergenceConfig = Field(default_factory=DivergenceConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
+    sharding: Rules = Field(default_factory=Rules)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # The recommended settings: reverse KL (the paper's equations 1-2), float32 EMA, own teacher limit.
+    # They are the defaults of the dataclasses above.
+    "sdft": {},
+    # The released code's main.py, as its forks agree on it: forward KL, 3 tokens skipped, sequence mean,
+    # importance ratio averaged per sequence and capped at 2, everything in bfloat16, EMA included.
+    "official": {
+        "divergence": {"alpha": 0.0},
+        "objective": {"skip_tokens": 3, "aggregation": "sequence", "importance": "sequence"},
+        "teacher": {"schedule": "ema", "rate": 0.01, "dtype": "bfloat16"},
+        "model": {"param_dtype": "bfloat16"},
+        "optimizer": {"learning_rate": 2e-5, "warmup": 0.1, "clip": 1.0},
+        "train": {"batch_size": 32, "epochs": 1},
+        "data": {"max_prompt": 1024, "max_teacher_prompt": 1024},
+        "sampling": {"max_new_tokens": 1024},
+    },
+}
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Config from a YAML file and overrides such as `train.batch_size=16`, on top of its preset.
+
+    Raises SdftError naming the file or override, the key and the remedy.
+    """
+    tree = {} if path is None else _read_yaml(Path(path))
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    preset = tree.get("preset", "sdft")
+    if preset not in PRESETS:
+        raise SdftError(f"preset={preset!r}: there is no such preset; choose one of {', '.join(PRESETS)}.")
+    return from_dict(_merge(PRESETS[preset], tree), str(path or "overrides"))
+
+
+def from_dict(tree: Mapping[str, Any], source: str) -> Config:
+    """Config from nested dictionaries; `source` is named in errors."""
+    _refuse_unknown(Config, tree, source)
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise SdftError(f"{source}: {key}={first['input']!r}: {first['msg'].lower()}{more}.") from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dictionaries, ready for YAML or JSON; `from_dict` reads them back."""
+    return _ADAPTER.dump_python(config, mode="json")
+
+
+def describe(config: Config) -> list[tuple[str, str, str]]:
+    """(key, value, default) of every key that differs from the `sdft` defaults."""
+    flat, default = dict(_flatten(to_dict(config))), dict(_flatten(to_dict(Config())))
+    return [(key, str(flat[key]), str(default[key])) for key in flat if flat[key] != default[key]]
+
+
+def keys() -> list[str]:
+    """All dotted keys, in order of declaration."""
+    return [key for key, _ in _flatten(to_dict(Config()))]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and key != "template_kwargs"
+        pairs += _flatten(value, f"{prefix}{key}.") if nested else [(prefix + key, value)]
+    return pairs
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SdftError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise SdftError(f"config {path}: expected keys and values, found {type(tree).__name__}.")
+    return tree or {}
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise SdftError(f"override {text!r}: write it as key=value, such as train.batch_size=16.")
+    try:
+        tree: Any = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        tree = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _refuse_unknown(section: Any, tree: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for key, value in tree.items():
+        if key not in fields:
+            near = difflib.get_close_matches(prefix + str(key), keys(), n=1, cutoff=0.6)
+            near = near or difflib.get_close_matches(str(key), [k.rpartition(".")[2] for k in keys()], n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}."
+            raise SdftError(f"{source}: unknown key {prefix}{key}{hint}")
+        nested = getattr(Config() if section is Config else None, key, None)
+        if dataclasses.is_dataclass(nested):
+            if not isinstance(value, Mapping):
+                raise SdftError(f"{source}: {key}={value!r}: expected keys and values below it.")
+            _refuse_unknown(type(nested), value, source, f"{key}.")
