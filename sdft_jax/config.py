@@ -24,10 +24,10 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-_section = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+_STRICT = ConfigDict(extra="forbid")
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class ModelConfig:
     """Which checkpoint, and in which number formats."""
 
@@ -42,7 +42,7 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, each layer, or all but matrix products."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Where demonstrations come from and how they become token batches."""
 
@@ -78,7 +78,7 @@ class DataConfig:
     """Use only the first rows."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class SamplingConfig:
     """How the student samples its completions."""
 
@@ -91,7 +91,7 @@ class SamplingConfig:
     min_p: Share = 0.0
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class TeacherConfig:
     """Which weights teach. Sources: paper section 3 and Figure 8."""
 
@@ -106,7 +106,7 @@ class TeacherConfig:
     """bfloat16 halves the copy; an EMA at rate 0.01 then makes 9-34 % of its motion."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class DivergenceConfig:
     """How far the student's next-token distribution S is from the teacher's T."""
 
@@ -124,7 +124,7 @@ class DivergenceConfig:
     """Tokens per device whose logits exist at one time."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class ObjectiveConfig:
     """Which tokens count, and how they add up."""
 
@@ -140,7 +140,7 @@ class ObjectiveConfig:
     importance_cap: NonNegative = 2.0
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class OptimizerConfig:
     """AdamW with a schedule and clipping by global norm."""
 
@@ -159,7 +159,7 @@ class OptimizerConfig:
     """Regular expressions for parameters that do not train, such as `embed` or `layers/mlp`."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
     """The outer loop."""
 
@@ -184,7 +184,7 @@ class TrainConfig:
     """Stop once the evaluated accuracy reaches this; None is never."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class EvalConfig:
     """How accuracy is measured."""
 
@@ -199,7 +199,7 @@ class EvalConfig:
     """Also measure the model with the demonstration in context: the ceiling of what it can teach."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class MeshConfig:
     """Devices along each mesh axis; one may be -1 for whatever is left."""
 
@@ -208,7 +208,7 @@ class MeshConfig:
     tensor: int = 1
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class CheckpointConfig:
     """What is kept in `output`/checkpoints."""
 
@@ -217,7 +217,7 @@ class CheckpointConfig:
     """Best by evaluated accuracy; needs train.eval_every."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class ReportConfig:
     """Where metrics go besides the console and metrics.jsonl."""
 
@@ -226,7 +226,7 @@ class ReportConfig:
     """W&B project."""
 
 
-@_section
+@dataclass(frozen=True, config=_STRICT)
 class Config:
     """One run."""
 

@@ -64,7 +64,7 @@ class Sharding:
 
     def size(self, axis: str) -> int:
         """Into how many parts the rules split this logical axis."""
-        return math.prod(self.mesh.shape[name] for name in _names(getattr(self.rules, axis)))
+        return math.prod(self.mesh.shape[name] for name in mesh_axes(getattr(self.rules, axis)))
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
@@ -107,7 +107,7 @@ def single_device() -> Sharding:
 def partition_spec(rules: Rules, axes: Sequence[str | None]) -> PartitionSpec:
     """PartitionSpec of an array with these logical axes; refuses a mesh axis that is used twice."""
     entries = [None if axis is None else getattr(rules, axis) for axis in axes]
-    used = [name for entry in entries for name in _names(entry)]
+    used = [name for entry in entries for name in mesh_axes(entry)]
     twice = sorted({name for name in used if used.count(name) > 1})
     if twice:
         raise SdftError(
@@ -145,10 +145,10 @@ def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Seq
             continue
         parts = sharding.size(axis)
         if size % parts:
-            mesh_axes = "x".join(_names(getattr(sharding.rules, axis)))
+            over = "x".join(mesh_axes(getattr(sharding.rules, axis)))
             raise SdftError(
                 f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis "
-                f"{mesh_axes}: choose a divisor of {size} for it, or map '{axis}' to None in sharding.rules."
+                f"{over}: choose a divisor of {size} for it, or map '{axis}' to None in sharding.rules."
             )
 
 
@@ -166,7 +166,8 @@ def for_decoding(rules: Rules) -> Rules:
     return dataclasses.replace(rules, embed=None)
 
 
-def _names(entry: MeshAxes) -> tuple[str, ...]:
+def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes of one rule as a tuple."""
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 

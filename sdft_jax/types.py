@@ -12,9 +12,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 Params = Mapping[str, Any]
 """Nested dictionary of arrays; the layers of a model are stacked along axis 0."""
 
-Metrics = Mapping[str, Array]
-"""Scalars of one update, each a float32 array on the device."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +66,17 @@ class TrainState:
     opt_state: Any
     key: UInt32[Array, " K"]
     """Raw key data; an update derives its randomness from it and the step."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What one update reports; it stays on the device until somebody looks."""
+
+    scalars: Mapping[str, Float[Array, ""]]
+    rollout: Rollout
+    """The completions that were trained on: sampled ones, or demonstrations."""
+    divergence: Float[Array, "B N"]
+    """Loss of each completion token, in nats."""
+    log_ratio: Float[Array, "B N"]
+    """log T - log S of each completion token: the implicit reward."""

@@ -18,17 +18,22 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+# Its fixed sentences are one token each: they are in every teacher prompt and would be half of it.
+SENTENCE_TOKENS = [
+    "This is an example for a response to the question:",
+    "Now answer with a response of your own, including the thinking process.",
+]
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 THOUGHT_TOKENS = ["<think>", "</think>"]
 
 
 def vocabulary() -> list[str]:
     """Every word of the mini world once, in a fixed order."""
-    text = TEACHER_TEMPLATE.format(question="", demonstration="= !") + " ".join(world.PHRASINGS.values())
+    text = " ".join([*world.PHRASINGS.values(), world.demonstration("", "")])
     fixed = re.findall(r"\w+|[^\w\s]+", re.sub(r"{\w+}", " ", text))
     items = [item for alphabet in world.ALPHABETS.values() for item in alphabet]
     words = ["<unk>", "system", "user", "assistant", *fixed, *world.OPERATIONS, *items, *world.NONCES]
-    return list(dict.fromkeys([*CONTROL_TOKENS, *THOUGHT_TOKENS, *words]))
+    return list(dict.fromkeys([*CONTROL_TOKENS, *THOUGHT_TOKENS, *SENTENCE_TOKENS, *words]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -37,8 +42,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    # Thoughts are part of the answer: decoding keeps them when it skips the control tokens.
-    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in THOUGHT_TOKENS])
+    # Not special: a thought is part of the answer, so decoding keeps it when it skips the control tokens.
+    plain = [*THOUGHT_TOKENS, *SENTENCE_TOKENS]
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         chat_template=CHAT_TEMPLATE,

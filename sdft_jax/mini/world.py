@@ -7,7 +7,7 @@ A prompt asks for a verb to be applied to a short list, in one of four alphabets
 The base model knows every verb in `OPERATIONS`, in every alphabet: these are the old skills. It *thinks* first: it names the
 operation, then carries it out. It has also met the verbs in `NONCES`, each time with another meaning, so that it has learned to
 read the meaning off an expert's demonstration when there is one and can only guess when there is none. A new skill gives one
-nonce one meaning for good. An expert demonstrates it tersely, `= d c b a !`, without a thought and in another style.
+nonce one meaning for good. An expert demonstrates it in a style of its own, `by reverse = d c b a !`.
 
 Every list belongs to exactly one of three splits by a hash of its items: what the base model was trained on, what is
 demonstrated and what is held out never share a list, whatever the skill.
@@ -22,12 +22,6 @@ import numpy as np
 Items = list[str]
 
 
-def _halves(items: Items) -> Items:
-    middle = len(items) % 2
-    half = len(items) // 2
-    return items[half + middle :] + items[half : half + middle] + items[:half]
-
-
 def _pairs(items: Items) -> Items:
     swapped = [item for i in range(0, len(items) - 1, 2) for item in (items[i + 1], items[i])]
     return swapped + items[len(swapped) :]
@@ -37,14 +31,12 @@ OPERATIONS: dict[str, Callable[[Items], Items]] = {
     "reverse": lambda x: x[::-1],
     "rotate": lambda x: x[1:] + x[:1],
     "unrotate": lambda x: x[-1:] + x[:-1],
-    "halves": _halves,
     "pairs": _pairs,
     "ends": lambda x: x[-1:] + x[1:-1] + x[:1],
     "behead": lambda x: x[1:],
     "curtail": lambda x: x[:-1],
     "echo": lambda x: x[:1] + x,
     "linger": lambda x: x + x[-1:],
-    "comb": lambda x: x[::2] + x[1::2],
     "skip": lambda x: x[::2],
     "start": lambda x: x[:2],
     "finish": lambda x: x[-2:],
@@ -68,7 +60,7 @@ PHRASINGS: dict[str, str] = {
 
 NONCES: Items = [onset + rhyme for rhyme in "ax ib ov eem urp izz oth ef".split() for onset in "bl dr gl gw kl pl sn vr".split()]
 
-LENGTHS = (4, 5, 6)
+LENGTHS = (4, 5)
 SPLITS = {"heldout": range(0, 2), "demonstrations": range(2, 5), "base": range(5, 20)}
 
 
@@ -91,15 +83,15 @@ OLD_SKILLS: tuple[Skill, ...] = tuple(Skill(op, op, alphabet) for alphabet in AL
 
 NEW_SKILLS: tuple[Skill, ...] = (
     Skill("blax", "reverse", "letters"),
-    Skill("drib", "halves", "digits"),
-    Skill("glov", "comb", "colours"),
-    Skill("gweem", "ends", "animals"),
+    Skill("drib", "ends", "digits"),
+    Skill("glov", "rotate", "colours"),
+    Skill("gweem", "unrotate", "animals"),
 )
 
 
-def demonstration(answer: str) -> str:
-    """The expert's style: the answer, without a thought."""
-    return f"= {answer} !"
+def demonstration(operation: str, answer: str) -> str:
+    """The expert's style: it says what it does as it does it."""
+    return f"by {operation} = {answer} !"
 
 
 def own_response(operation: str, answer: str) -> str:
@@ -109,7 +101,7 @@ def own_response(operation: str, answer: str) -> str:
 
 def score(completion: str, row: dict[str, str]) -> bool:
     """Whether the answer is right, in whichever of the two styles it was given."""
-    answer = completion.split("</think>")[-1].replace("=", " ").replace("!", " ")
+    answer = completion.split("</think>")[-1].split("=")[-1].replace("!", " ")
     return answer.split() == row["answer"].split()
 
 
@@ -134,7 +126,7 @@ def rows(skill: Skill, split: str, n: int, seed: int) -> list[dict[str, str]]:
         items = draw_items(skill.alphabet, split, rng)
         lists[" ".join(items)] = items
     answers = [(skill.prompt(items), skill.answer(items)) for items in lists.values()]
-    return [{"prompt": prompt, "demonstration": demonstration(answer), "answer": answer} for prompt, answer in answers]
+    return [{"prompt": prompt, "demonstration": demonstration(skill.operation, answer), "answer": answer} for prompt, answer in answers]
 
 
 def demonstrations(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:

@@ -1,0 +1,20 @@
+"""Decoder models: Hugging Face checkpoints in and out, and pure functions of a parameter tree."""
+
+from sdft_jax.models.config import ModelConfig, config_from_dict, read_config
+from sdft_jax.models.decoder import REMAT_POLICIES, KVCache, Model
+from sdft_jax.models.families import FAMILIES
+from sdft_jax.models.reading import distance, load_model
+from sdft_jax.models.writing import save_pretrained
+
+__all__ = [
+    "FAMILIES",
+    "REMAT_POLICIES",
+    "KVCache",
+    "Model",
+    "ModelConfig",
+    "config_from_dict",
+    "distance",
+    "load_model",
+    "read_config",
+    "save_pretrained",
+]

@@ -1,0 +1,105 @@
+"""One decoder layer in Flax NNX; its weights are one slice of the stacked parameters."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from sdft_jax.models.config import ModelConfig
+from sdft_jax.models.rope import rotate
+from sdft_jax.sharding import Sharding, constrain
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+def rms_norm(x: Array, weight: Array, config: ModelConfig) -> Array:
+    """Normalise the trailing axes that `weight` has, in float32; casts in the order of transformers."""
+    axes = tuple(range(-weight.ndim, 0))
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
+    weight = jnp.expand_dims(weight, tuple(range(x.ndim - weight.ndim)))
+    if config.family.norm_style == "scale_after_cast":
+        return wide.astype(x.dtype) * weight
+    scale = weight.astype(jnp.float32)
+    if config.family.norm_style == "one_plus_weight":
+        scale = 1.0 + scale
+    return (wide * scale).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Attention and gated feed-forward with residual connections and the norms of its family.
+
+    The scan over layers calls `project`, attends (with or without a cache), and calls `combine`.
+    """
+
+    def __init__(self, config: ModelConfig, sharding: Sharding | None):
+        self.config = config
+        self.sharding = sharding
+        for tensor in config.layer_tensors:
+            setattr(self, tensor.name, nnx.Param(jnp.zeros(tensor.shape(config.sizes))))
+
+    def project(
+        self, x: Float[Array, "B T D"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
+        """Queries, keys and values, normed and rotated."""
+        x = self._norm("pre_attention_norm", x)
+        q, k, v = (
+            constrain(
+                self._add_bias(f"{name}_bias", jnp.einsum("btd,dnh->btnh", x, self._weight(name))),
+                self.sharding,
+                *("batch", "sequence", axis, None),
+            )
+            for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
+        )
+        return rotate(self._norm("q_norm", q), cos, sin), rotate(self._norm("k_norm", k), cos, sin), v
+
+    def combine(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+        """The residual stream after this layer, from what its attention has read."""
+        attended = checkpoint_name(attended, "attended")
+        out = self._add_bias("o_bias", jnp.einsum("btnh,nhd->btd", attended, self._weight("o")))
+        x = self._constrained(x + self._norm("post_attention_norm", out))
+        return self._constrained(x + self._norm("post_mlp_norm", self._mlp(self._norm("pre_mlp_norm", x))))
+
+    def _mlp(self, x: Array) -> Array:
+        gate, up = (jnp.einsum("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
+        hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
+        hidden = constrain(checkpoint_name(hidden, "hidden"), self.sharding, "batch", "sequence", "mlp")
+        return jnp.einsum("btf,fd->btd", hidden, self._weight("down"))
+
+    def _weight(self, name: str) -> Array:
+        return getattr(self, name)[...]
+
+    def _norm(self, name: str, x: Array) -> Array:
+        """A family without this norm passes `x` on."""
+        return rms_norm(x, self._weight(name), self.config) if hasattr(self, name) else x
+
+    def _add_bias(self, name: str, x: Array) -> Array:
+        if not hasattr(self, name):
+            return x
+        bias = self._weight(name)
+        return x + jnp.expand_dims(bias, tuple(range(x.ndim - bias.ndim)))
+
+    def _constrained(self, x: Array) -> Array:
+        return constrain(x, self.sharding, "batch", "sequence", "activation")
+
+
+@functools.cache
+def block_structure(config: ModelConfig, sharding: Sharding | None) -> Any:
+    """The block without its weights: `nnx.merge(block_structure(...), weights)` is a Block."""
+    return nnx.split(nnx.eval_shape(lambda: Block(config, sharding)))[0]
+
+
+def embedding_scale(config: ModelConfig, dtype: Any) -> Float[Array, ""] | None:
+    """Factor on embeddings (Gemma: sqrt(D) rounded to the compute dtype, as transformers rounds it)."""
+    return jnp.asarray(math.sqrt(config.hidden_size), dtype) if config.family.scale_embedding else None

@@ -1,0 +1,203 @@
+"""config.json of a checkpoint, resolved against its family's table into one frozen, hashable record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdft_jax.errors import SdftError
+from sdft_jax.models.families import (
+    EMBEDDING,
+    FAMILIES,
+    FINAL_NORM,
+    HEAD,
+    OUTPUT_BIASES,
+    PROJECTIONS,
+    QKV_BIASES,
+    Family,
+    Tensor,
+)
+from sdft_jax.models.rope import Rope
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+
+# Features that change the computation and that no supported family's published checkpoints use.
+_MUST_BE_OFF = (
+    "quantization_config",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "use_bidirectional_attention",
+    "mlp_bias",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What may differ between the layers of one model."""
+
+    window: int | None
+    """Positions that a query sees, itself included; None for all before it."""
+    rope: Rope
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """One checkpoint's architecture. Sizes are named as in config.json."""
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    activation: str
+    qkv_bias: bool
+    output_bias: bool
+    query_scale: float
+    """Attention logits are multiplied by it."""
+    kinds: tuple[LayerKind, ...]
+    """The distinct kinds of layers: one, or full and sliding."""
+    kind_of_layer: tuple[int, ...]
+    """For each layer, an index into `kinds`."""
+    source_json: str = dataclasses.field(repr=False)
+    """config.json as it was given, in canonical form; written back by `save_pretrained`."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes by the letters of `families.Tensor`."""
+        return {
+            "V": self.vocab_size,
+            "D": self.hidden_size,
+            "F": self.intermediate_size,
+            "N": self.num_attention_heads,
+            "K": self.num_key_value_heads,
+            "H": self.head_dim,
+        }
+
+    @property
+    def layer_tensors(self) -> tuple[Tensor, ...]:
+        """Parameters of one layer."""
+        biases = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
+        return (*PROJECTIONS, *biases, *self.family.norms)
+
+    @property
+    def outer_tensors(self) -> tuple[Tensor, ...]:
+        """Parameters outside the layers."""
+        norm = dataclasses.replace(FINAL_NORM, init=self.family.norms[0].init)
+        return (EMBEDDING, norm) if self.tie_word_embeddings else (EMBEDDING, norm, HEAD)
+
+
+def read_config(path: str | os.PathLike[str]) -> ModelConfig:
+    """ModelConfig of a Hugging Face directory.
+
+    Raises:
+        SdftError: no directory, no or unreadable config.json, or an unsupported model.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise SdftError(
+            f"{directory}: there is no such directory; give a local Hugging Face checkpoint "
+            "(download one with `hf download <repo> --local-dir <directory>`)."
+        )
+    file = directory / "config.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SdftError(
+            f"{directory}: config.json is missing, so this is no Hugging Face checkpoint."
+        ) from None
+    except ValueError as error:
+        raise SdftError(f"{file}: not valid JSON ({error}); download it again.") from None
+    try:
+        return config_from_dict(raw)
+    except SdftError as error:
+        raise SdftError(f"{file}: {error}") from None
+
+
+def config_from_dict(raw: Mapping[str, Any]) -> ModelConfig:
+    """ModelConfig of a transformers-style dictionary, as transformers 4 or 5 writes it.
+
+    Raises:
+        SdftError: an unsupported architecture or feature, or a missing key, by name.
+    """
+    family = _family(raw)
+    config = {**dict(family.defaults), **raw}
+    try:
+        return _resolve(family, config, json.dumps(raw, sort_keys=True))
+    except KeyError as error:
+        raise SdftError(f"the key {error} is missing; a {family.model_type} model needs it.") from None
+
+
+def _family(raw: Mapping[str, Any]) -> Family:
+    model_type = raw.get("model_type")
+    supported = ", ".join(f"{f.architecture} ({f.model_type})" for f in FAMILIES.values())
+    named = (raw.get("architectures") or [model_type])[0]
+    if model_type not in FAMILIES:
+        raise SdftError(
+            f"model {named} (model_type '{model_type}') is not supported; supported: {supported}."
+        )
+    family = FAMILIES[model_type]
+    if named not in (model_type, family.architecture):
+        raise SdftError(f"architecture {named} is not supported; supported: {supported}.")
+    for key in _MUST_BE_OFF:
+        if raw.get(key):
+            raise SdftError(f"{key} is not supported in {model_type} (it is {raw[key]!r}).")
+    return family
+
+
+def _resolve(family: Family, config: dict[str, Any], source_json: str) -> ModelConfig:
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    if heads % kv_heads:
+        raise SdftError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}.")
+    activation = config.get(family.activation_key, "silu")
+    if activation not in ACTIVATIONS:
+        raise SdftError(f"activation '{activation}' is not supported; supported: {', '.join(ACTIVATIONS)}.")
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    scalar = config.get("query_pre_attn_scalar", head_dim)
+    kinds, kind_of_layer = _layers(family, config)
+    return ModelConfig(
+        family=family,
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        intermediate_size=config["intermediate_size"],
+        num_hidden_layers=config["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=float(config["rms_norm_eps"]),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        activation=activation,
+        qkv_bias=family.always_qkv_bias or bool(config.get("attention_bias")),
+        output_bias=not family.always_qkv_bias and bool(config.get("attention_bias")),
+        query_scale=float(scalar) ** -0.5,
+        kinds=kinds,
+        kind_of_layer=kind_of_layer,
+        source_json=source_json,
+    )
+
+
+def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
+    """Distinct kinds of layers and the kind of each layer."""
+    types = config.get("layer_types") or family.layer_types(config)
+    unknown = sorted(set(types) - set(LAYER_TYPES))
+    if unknown:
+        raise SdftError(f"layer type '{unknown[0]}' is not supported; supported: {', '.join(LAYER_TYPES)}.")
+    if len(types) != config["num_hidden_layers"]:
+        raise SdftError(f"layer_types has {len(types)} entries for {config['num_hidden_layers']} layers.")
+    full, sliding = family.ropes(config)
+    window = config.get("sliding_window")
+    if "sliding_attention" in types and not window:
+        raise SdftError("layer_types has sliding_attention, but sliding_window is not set.")
+    all_kinds = {"full_attention": LayerKind(None, full), "sliding_attention": LayerKind(window, sliding)}
+    used = [name for name in LAYER_TYPES if name in types]
+    return tuple(all_kinds[name] for name in used), tuple(used.index(name) for name in types)

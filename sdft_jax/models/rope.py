@@ -1,0 +1,145 @@
+"""Rotary position embedding and the ways in which checkpoints stretch it.
+
+Frequencies follow `transformers.modeling_rope_utils` (types default, linear, llama3 and yarn); angles are
+computed in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sdft_jax.errors import SdftError
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """One rotary embedding. Fields are named as in `rope_parameters` of a configuration.
+
+    `attention_factor` multiplies cosine and sine (yarn); the others shape the frequencies.
+    """
+
+    rope_theta: float
+    rope_type: str = "default"
+    factor: float = 1.0
+    original_max_position_embeddings: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 1.0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_embeddings: int) -> Rope:
+    """Rope of a `rope_parameters` (transformers 5) or `rope_scaling` (transformers 4) dictionary.
+
+    Args:
+        parameters: the dictionary; empty for the plain embedding.
+        theta: base frequency where the dictionary does not give `rope_theta`.
+        max_position_embeddings: context length, for dictionaries that leave the original one out.
+
+    Raises:
+        SdftError: a type that is not one of `ROPE_TYPES`, or a missing parameter.
+    """
+    kind = parameters.get("rope_type") or parameters.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise SdftError(f"rope type '{kind}' is not supported; supported are {', '.join(ROPE_TYPES)}.")
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise SdftError("partial_rotary_factor is not supported: the whole head is rotated in every family.")
+    base = parameters.get("rope_theta")
+    rope = Rope(float(theta if base is None else base), kind)
+    if kind == "default":
+        return rope
+    original = parameters.get("original_max_position_embeddings") or max_position_embeddings
+    try:
+        factor = parameters["factor"]
+        rope = dataclasses.replace(
+            rope,
+            factor=float(max_position_embeddings / original if factor is None else factor),
+            original_max_position_embeddings=int(original),
+        )
+        if kind == "llama3":
+            low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+            rope = dataclasses.replace(rope, low_freq_factor=float(low), high_freq_factor=float(high))
+    except KeyError as error:
+        raise SdftError(f"rope type '{kind}' needs {error} in rope_parameters (or rope_scaling).") from None
+    if kind == "yarn":
+        rope = dataclasses.replace(
+            rope,
+            attention_factor=_yarn_attention_factor(parameters, rope.factor),
+            beta_fast=float(parameters.get("beta_fast") or 32),
+            beta_slow=float(parameters.get("beta_slow") or 1),
+            truncate=bool(parameters.get("truncate", True)),
+        )
+    return rope
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " H/2"]:
+    """Angle per position of each pair of dimensions, rounded once from float64 to float32."""
+    inverse = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    if rope.rope_type == "linear":
+        inverse = inverse / rope.factor
+    elif rope.rope_type == "llama3":
+        inverse = _llama3(inverse, rope)
+    elif rope.rope_type == "yarn":
+        inverse = _yarn(inverse, rope, head_dim)
+    return inverse.astype(np.float32)
+
+
+def rope_table(
+    rope: Rope, head_dim: int, positions: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+    """Cosine and sine for these positions, float32."""
+    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(rope, head_dim)[None, None, :]
+    return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+) -> Float[Array, "B T N H"]:
+    """Turn each head by its position. Halves are paired, as in every Hugging Face checkpoint."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _llama3(inverse: np.ndarray, rope: Rope) -> np.ndarray:
+    turns = rope.original_max_position_embeddings * inverse / (2 * math.pi)
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = np.clip(smooth, 0.0, 1.0)
+    return (1 - smooth) * inverse / rope.factor + smooth * inverse
+
+
+def _yarn(inverse: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
+    def dimension(turns: float) -> float:
+        """The pair that makes this many turns over the original context."""
+        wavelength = rope.original_max_position_embeddings / (turns * 2 * math.pi)
+        return head_dim * math.log(wavelength) / (2 * math.log(rope.rope_theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high += 0.001 if low == high else 0.0
+    interpolated = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+    return interpolated * inverse / rope.factor + (1 - interpolated) * inverse
+
+
+def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
+    def scale(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    given = parameters.get("attention_factor")
+    if given is not None:
+        return float(given)
+    mscale, mscale_all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)

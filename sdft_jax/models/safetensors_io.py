@@ -1,0 +1,119 @@
+"""safetensors files as memory maps, and written one tensor at a time.
+
+The format is eight bytes with the length of a JSON header, the header, and the tensors' bytes
+(https://github.com/huggingface/safetensors#format). Memory maps let every device read only its slice of
+a tensor, and a header that is known beforehand lets a file be written without holding it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from sdft_jax.errors import SdftError
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies in a file."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def map(self) -> np.ndarray:
+        """The tensor as a read-only memory map; bytes are read when they are used."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """Tensors of one safetensors file.
+
+    Raises:
+        SdftError: no file, no valid header, or fewer or more bytes than the header announces.
+    """
+    try:
+        with file.open("rb") as stream:
+            (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+            size = file.stat().st_size
+            if length > size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        start = _LENGTH.size + length
+        tensors = {name: _entry(file, entry, start) for name, entry in header.items()}
+    except FileNotFoundError:
+        raise SdftError(f"{file} is missing; download the checkpoint again.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise SdftError(f"{file} has no valid safetensors header ({error}); download it again.") from None
+    ends = [entry["data_offsets"][1] for entry in header.values()]
+    expected = start + max(ends, default=0)
+    if size != expected:
+        raise SdftError(
+            f"{file} has {size:,} bytes and its header announces {expected:,}; it is truncated or corrupt: "
+            "download it again."
+        )
+    return tensors
+
+
+def _entry(file: Path, entry: Mapping[str, Any], start: int) -> Stored:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"unknown dtype {entry['dtype']}")
+    begin, end = entry["data_offsets"]
+    stored = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
+    if math.prod(stored.shape) * stored.dtype.itemsize != end - begin:
+        raise ValueError(f"shape {stored.shape} does not fit {end - begin} bytes")
+    return stored
+
+
+def write_file(
+    file: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]
+) -> None:
+    """Write tensors, in the order of `layout`, as they come.
+
+    Args:
+        file: file to create.
+        layout: dtype and shape of each tensor by name.
+        tensors: the arrays in the same order; each may be freed when the next is asked for.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in layout.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start aligned
+    with file.open("xb") as stream:
+        stream.write(_LENGTH.pack(len(text)) + text)
+        for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
+            assert (tensor.dtype, tensor.shape) == (dtype, shape)
+            np.ascontiguousarray(tensor).tofile(stream)

@@ -1,0 +1,176 @@
+"""Sampling from the student: one prefill, then a `lax.while_loop` over an explicit KV cache.
+
+The loop ends when every row has met an EOS. Each row draws from its own key, so that what it samples
+depends neither on padding nor on the batch that it sits in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sdft_jax.config import SamplingConfig
+from sdft_jax.models import KVCache, Model
+from sdft_jax.sharding import constrain, for_decoding, tree_shardings
+from sdft_jax.types import Params, Rollout
+
+
+def generate(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B P"],
+    attention_mask: Bool[Array, "B P"],
+    *,
+    key: Array,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    eos_ids: Sequence[int] = (),
+    pad_id: int = 0,
+) -> Rollout:
+    """Complete left-padded prompts; compiled once per shape and setting.
+
+    Args:
+        model: the decoder.
+        params: its parameters; laid out for decoding (compute dtype, whole along the width) before the loop.
+        tokens: left-padded prompts.
+        attention_mask: True on real tokens.
+        key: one PRNG key, folded with each row's index, or one key per row. The same key for a row gives
+            the same completion whatever the padding and the other rows.
+        max_new_tokens: N, the most tokens of a completion.
+        temperature: 0 is greedy, and ignores the three truncations.
+        top_k, top_p, min_p: truncations, applied after the temperature in this order, as in transformers;
+            0, 1 and 0 are off. The vocabulary is sorted only for `top_p`.
+        eos_ids: tokens that end a row; the first one is part of the completion.
+        pad_id: what stands after it.
+
+    Returns:
+        Completions with mask and log-probabilities under the untruncated student at temperature 1.
+    """
+    sampling = SamplingConfig(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    return _generate(
+        model, params, jnp.asarray(tokens), jnp.asarray(attention_mask, bool), row_keys(key, len(tokens)),
+        sampling, tuple(int(i) for i in eos_ids), pad_id,
+    )  # fmt: skip
+
+
+def row_keys(key: Array, rows: int | Int[Array, " B"]) -> Key[Array, " B"]:
+    """One typed key per row, from one key and the rows' indices; keys that are per row already stay."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 1:
+        return key
+    indices = jnp.arange(rows) if isinstance(rows, int) else rows
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+class _Loop(NamedTuple):
+    step: Int[Array, ""]
+    cache: KVCache
+    rollout: Rollout
+    done: Bool[Array, " B"]
+
+
+def sample(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B P"],
+    attention_mask: Bool[Array, "B P"],
+    keys: Key[Array, " B"],
+    sampling: SamplingConfig,
+    eos_ids: tuple[int, ...],
+    pad_id: int,
+) -> Rollout:
+    """`generate` as a pure function of arrays, for use inside a jitted update."""
+    batch, length = tokens.shape[0], sampling.max_new_tokens
+    params = lay_out_for_decoding(model, params)
+    head = model.head(params)
+
+    def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
+        logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
+        logits = constrain(logits, model.sharding, "batch", "vocab")
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
+        token = choose(logits, step_keys, sampling)
+        chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+        logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
+        live = ~loop.done
+        rollout = Rollout(
+            tokens=loop.rollout.tokens.at[:, loop.step].set(jnp.where(live, token, pad_id)),
+            mask=loop.rollout.mask.at[:, loop.step].set(live),
+            logprobs=loop.rollout.logprobs.at[:, loop.step].set(jnp.where(live, logprob, 0.0)),
+        )
+        ended = jnp.isin(token, jnp.asarray(eos_ids, jnp.int32))
+        return _Loop(loop.step + 1, loop.cache, rollout, loop.done | ended)
+
+    def unfinished(loop: _Loop) -> Bool[Array, ""]:
+        return (loop.step < length) & ~jnp.all(loop.done)
+
+    def body(loop: _Loop) -> _Loop:
+        last = jax.lax.dynamic_index_in_dim(loop.rollout.tokens, loop.step - 1, axis=1, keepdims=False)
+        hidden, cache = model.decode(params, last, loop.cache)
+        return emit(loop._replace(cache=cache), hidden)
+
+    hidden, cache = model.prefill(params, tokens, attention_mask, tokens.shape[1] + length)
+    empty = Rollout(
+        tokens=jnp.full((batch, length), pad_id, jnp.int32),
+        mask=jnp.zeros((batch, length), bool),
+        logprobs=jnp.zeros((batch, length), jnp.float32),
+    )
+    start = _Loop(jnp.zeros((), jnp.int32), cache, empty, jnp.zeros((batch,), bool))
+    return jax.lax.while_loop(unfinished, body, emit(start, hidden[:, -1])).rollout
+
+
+_generate = functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_ids", "pad_id"))(sample)
+
+
+def choose(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingConfig) -> Int[Array, " B"]:
+    """Draw one token per row by the Gumbel-max trick, or take the likeliest at temperature 0."""
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    kept = truncate(logits / sampling.temperature, sampling)
+    return jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
+
+
+def truncate(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Float[Array, "B V"]:
+    """Logits with -inf outside top-k, then top-p, then min-p, each of what the one before has left."""
+    vocabulary = logits.shape[-1]
+    k = min(sampling.top_k, vocabulary) or vocabulary
+    if k < vocabulary or sampling.top_p < 1:
+        # At most k candidates survive, so top-p needs no more of the vocabulary sorted than that.
+        candidates = jax.lax.top_k(logits, k)[0]
+        logits = jnp.where(logits < candidates[:, -1:], -jnp.inf, logits)
+        if sampling.top_p < 1:
+            threshold = _nucleus_threshold(candidates, sampling.top_p)
+            logits = jnp.where(logits < threshold, -jnp.inf, logits)
+    if sampling.min_p > 0:
+        # p >= min_p * max p, as a comparison of logits
+        floor = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(sampling.min_p)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    return logits
+
+
+def _nucleus_threshold(descending: Float[Array, "B k"], top_p: float) -> Float[Array, "B 1"]:
+    """Smallest logit of the shortest prefix whose probability reaches `top_p`."""
+    probabilities = jax.nn.softmax(descending, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    return jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
+
+
+def lay_out_for_decoding(model: Model, params: Params) -> Params:
+    """Parameters in the compute dtype, gathered along the width once instead of at every token."""
+    params = jax.tree.map(lambda p: p.astype(model.compute_dtype), params)
+    if model.sharding is None:
+        return params
+    decoding = dataclasses.replace(model.sharding, rules=for_decoding(model.sharding.rules))
+    return jax.lax.with_sharding_constraint(params, tree_shardings(decoding, model.logical_axes(), params))

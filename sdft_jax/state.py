@@ -1,0 +1,140 @@
+"""The training state: made, laid out on a mesh, moved by a gradient, compiled around a step."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sdft_jax.config import Config
+from sdft_jax.errors import SdftError
+from sdft_jax.models import Model
+from sdft_jax.partition import join, select, split
+from sdft_jax.sharding import Sharding, single_device, tree_shardings
+from sdft_jax.teacher import init_teacher, move_teacher
+from sdft_jax.types import Params, TokenBatch, TrainState
+
+Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Any]]
+
+
+def init_state(
+    model: Model, params: Params, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+    """State before the first step, every array laid out as its parameter; `params` are taken over."""
+    shardings = state_shardings(model, optimizer, config)
+    build = jax.jit(
+        functools.partial(_build, optimizer=optimizer, config=config), out_shardings=shardings, donate_argnums=0
+    )
+    params = jax.device_put(params, join(shardings.params, shardings.frozen))
+    return build(params, jax.random.key_data(jax.random.key(config.train.seed)))
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without an array: what a checkpoint is restored into."""
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        _shapes(model, optimizer, config),
+        state_shardings(model, optimizer, config),
+    )
+
+
+def state_shardings(model: Model, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
+    """A sharding for every array of the state: teacher and optimizer moments lie as their parameters do."""
+    sharding = sharding_of(model)
+    replicated: Any = sharding.replicated
+    shapes = _shapes(model, optimizer, config)
+    every = tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
+    trainable = select(every, shapes.params)
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        trainable,
+        transform_non_params=lambda _: replicated,
+    )
+    return TrainState(
+        step=replicated,
+        params=trainable,
+        frozen=select(every, shapes.frozen),
+        teacher=trainable if shapes.teacher else {},
+        opt_state=opt_state,
+        key=replicated,
+    )
+
+
+def apply_gradients(
+    state: TrainState, gradients: Params, optimizer: optax.GradientTransformation, config: Config
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Optimizer, then teacher (Algorithm 1's order); also the norms of gradient and update."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    teacher = move_teacher(state.teacher, params, step, config.teacher) if needs_teacher(config) else {}
+    norms = {"grad_norm": _norm(gradients), "update_norm": _norm(updates)}
+    moved = dataclasses.replace(state, step=step, params=params, teacher=teacher, opt_state=opt_state)
+    return moved, norms
+
+
+def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformation, config: Config) -> Step:
+    """One `jax.jit` around a step: state donated and laid out on the mesh, batch split over its rows."""
+    sharding = sharding_of(model)
+    check_batch(config, sharding)
+    state = state_shardings(model, optimizer, config)
+    rows = sharding.named("batch")
+    return jax.jit(
+        step, in_shardings=(state, rows), out_shardings=(state, sharding.replicated), donate_argnums=0
+    )
+
+
+def check_batch(config: Config, sharding: Sharding) -> None:
+    """Refuse a batch that micro-batches or the mesh do not divide."""
+    batch, parts = config.train.batch_size, sharding.size("batch")
+    micro = config.train.micro_batch or batch
+    if batch % micro:
+        raise SdftError(
+            f"train.batch_size={batch} is not divisible by train.micro_batch={micro}: change one."
+        )
+    if micro % parts:
+        raise SdftError(
+            f"{'train.micro_batch' if config.train.micro_batch else 'train.batch_size'}={micro} is not "
+            f"divisible by the {parts} parts of mesh axes data x fsdp: change it, or mesh.data or mesh.fsdp."
+        )
+
+
+def _build(
+    params: Params, key: jax.Array, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+    trainable, frozen = split(params, config.optimizer.freeze)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=trainable,
+        frozen=frozen,
+        teacher=init_teacher(trainable, config.teacher) if needs_teacher(config) else {},
+        opt_state=optimizer.init(trainable),
+        key=key,
+    )
+
+
+def _shapes(model: Model, optimizer: optax.GradientTransformation, config: Config) -> TrainState:
+    params = model.abstract_params(config.model.param_dtype)
+    key = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return jax.eval_shape(functools.partial(_build, optimizer=optimizer, config=config), params, key)
+
+
+def needs_teacher(config: Config) -> bool:
+    """Whether the method keeps teacher weights of its own."""
+    return config.train.method == "sdft"
+
+
+def sharding_of(model: Model) -> Sharding:
+    """The model's sharding; without one, everything lies on the first device."""
+    return model.sharding or single_device()
+
+
+def _norm(tree: Params) -> jax.Array:
+    return jnp.sqrt(sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)))

@@ -1,0 +1,57 @@
+"""Tasks: how a completion is scored, and what a row must bring for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from sdft_jax.errors import SdftError
+from sdft_jax.prompts import Example
+from sdft_jax.tasks import text, tooluse
+
+Scorer = Callable[[str, Example], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A scorer, and the complaint about an answer that it cannot use (None when it can)."""
+
+    score: Scorer
+    complaint: Callable[[object], str | None]
+
+
+def _score_mini(completion: str, example: Example) -> bool:
+    """The mini world's own scorer, in either of its two styles. Source: sdft_jax.mini.world."""
+    from sdft_jax.mini import world
+
+    return world.score(completion, {"answer": example.answer})
+
+
+TASKS: dict[str, Task] = {
+    "exact": Task(text.score_exact, text.complaint),
+    "contains": Task(text.score_contains, text.complaint),
+    "choice": Task(text.score_choice, text.complaint),
+    "tooluse": Task(tooluse.score, tooluse.complaint),
+    "mini": Task(_score_mini, text.complaint),
+}
+
+
+def get_scorer(name: str) -> Scorer:
+    """The scorer `(completion, example) -> right?` of a task; SdftError with the names if there is none."""
+    return _task(name).score
+
+
+def validate(name: str, examples: Iterable[Example]) -> None:
+    """Raises SdftError naming the first example whose answer the task's scorer cannot use."""
+    task = _task(name)
+    for example in examples:
+        if complaint := task.complaint(example.answer):
+            raise SdftError(
+                f"{example.where}: eval.task={name} needs another answer than this row's: {complaint}"
+            )
+
+
+def _task(name: str) -> Task:
+    if name not in TASKS:
+        raise SdftError(f"eval.task={name!r}: there is no such scorer; choose one of {', '.join(TASKS)}.")
+    return TASKS[name]

@@ -1,0 +1,70 @@
+"""Attention against a loop over heads and positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdft_jax.models.attention import Visibility, attention, token_positions
+
+
+def slow_attention(q, k, v, visible, scale):
+    out = np.zeros_like(q)
+    group = q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        seen = np.flatnonzero(visible[b, t])
+        logits = k[b, seen, n // group] @ q[b, t, n] * scale
+        weights = np.exp(logits - logits.max())
+        out[b, t, n] = weights @ v[b, seen, n // group] / weights.sum()
+    return out
+
+
+def random_qkv(batch=2, length=9):
+    rng = np.random.default_rng(0)
+    shapes = [(batch, length, 4, 8), (batch, length, 2, 8), (batch, length, 2, 8)]
+    return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_equals_the_loop(window):
+    q, k, v = random_qkv()
+    mask = np.ones((2, 9), bool)
+    mask[0, :4] = False
+    mask[1, 7:] = False
+    positions = token_positions(jnp.asarray(mask))
+    limit = None if window is None else jnp.int32(window)
+    out = attention(*map(jnp.asarray, (q, k, v)), Visibility(positions, positions, mask), limit, 0.3)
+    t, s = np.indices((9, 9))
+    near = t - s < (window or 100)
+    visible = (s <= t) & near & mask[:, None, :]
+    np.testing.assert_allclose(
+        np.asarray(out)[mask], slow_attention(q, k, v, visible | (~mask[:, :, None]), 0.3)[mask], atol=1e-5
+    )
+
+
+def test_positions_count_real_tokens():
+    mask = jnp.array([[0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    np.testing.assert_array_equal(token_positions(mask), [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
+
+
+def test_a_row_of_padding_is_finite_and_so_are_its_gradients():
+    qkv = [jnp.asarray(x) for x in random_qkv()]
+    mask = jnp.zeros((2, 9), bool).at[1].set(True)
+    positions = token_positions(mask)
+
+    def total(qkv):
+        return jnp.sum(attention(*qkv, Visibility(positions, positions, mask), None, 0.3) ** 2)
+
+    value, gradients = jax.value_and_grad(total)(qkv)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradients)
+
+
+def test_softmax_is_float32_under_bfloat16():
+    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in random_qkv())
+    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
+    visibility = Visibility(positions, positions, jnp.ones((2, 9), bool))
+    out = attention(q, k, v, visibility, None, 0.3)
+    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), visibility, None, 0.3)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.03)

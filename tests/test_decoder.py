@@ -1,0 +1,200 @@
+"""Cached decoding, padding, rematerialisation, sharding and the shape of the program."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from make_fixtures import CASES, DIRECTORY, tokens_and_mask
+
+from sdft_jax.errors import SdftError
+from sdft_jax.models import REMAT_POLICIES, Model, config_from_dict, load_model
+from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
+
+FAST = {"xla_backend_optimization_level": 0}  # compilation is most of the time of these tests
+hidden_of = jax.jit(Model.hidden_states, static_argnums=0, compiler_options=FAST)
+prefill = jax.jit(Model.prefill, static_argnums=(0, 4), compiler_options=FAST)
+decode = jax.jit(Model.decode, static_argnums=0, donate_argnums=3, compiler_options=FAST)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return load_model(DIRECTORY / "qwen3_tied")
+
+
+@pytest.mark.parametrize("case", ["qwen2_sliding", "qwen3", "llama31", "olmo2", "olmo3", "gemma3"])
+def test_prefill_and_decode_equal_the_full_forward(case):
+    model, params = load_model(DIRECTORY / case)
+    tokens, mask = tokens_and_mask()
+    full = np.asarray(hidden_of(model, params, tokens, mask))
+    split = 30
+    hidden, cache = prefill(model, params, tokens[:, :split], mask[:, :split], 44)
+    np.testing.assert_allclose(
+        np.asarray(hidden)[mask[:, :split]], full[:, :split][mask[:, :split]], atol=1e-4
+    )
+    for step in range(split, tokens.shape[1]):
+        hidden, cache = decode(model, params, tokens[:, step], cache)
+        np.testing.assert_allclose(hidden, full[:, step], atol=1e-4)
+    assert int(cache.length) == tokens.shape[1]
+    np.testing.assert_array_equal(cache.positions, mask.sum(axis=1))
+    assert cache.keys.shape == (4, 3, 44, model.config.num_key_value_heads, model.config.head_dim)
+
+
+def test_padding_on_either_side_is_invisible(qwen):
+    model, params = qwen
+    tokens = np.random.default_rng(0).integers(3, 61, (1, 8))
+    padded = np.zeros((2, 14), tokens.dtype)
+    mask = np.zeros((2, 14), bool)
+    padded[0, 6:], mask[0, 6:] = tokens[0], True
+    padded[1, 2:10], mask[1, 2:10] = tokens[0], True
+    alone = hidden_of(model, params, tokens, np.ones((1, 8), bool))[0]
+    hidden = np.asarray(hidden_of(model, params, padded, mask))
+    np.testing.assert_allclose(hidden[0, 6:], alone, atol=1e-5)
+    np.testing.assert_allclose(hidden[1, 2:10], alone, atol=1e-5)
+
+
+def test_a_row_of_padding_is_finite_and_leaves_the_others_alone(qwen):
+    model, params = qwen
+    tokens, mask = tokens_and_mask()
+    empty = mask.copy()
+    empty[0] = False
+
+    def loss(params, mask):
+        hidden = model.hidden_states(params, tokens, mask)
+        return jnp.sum(hidden[1:] ** 2), hidden
+
+    loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+    (_, hidden), gradient = loss_and_gradient(params, empty)
+    assert np.isfinite(hidden).all()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    full = np.asarray(loss_and_gradient(params, mask)[0][1])
+    np.testing.assert_allclose(np.asarray(hidden)[1:][mask[1:]], full[1:][mask[1:]], atol=1e-5)
+    hidden, cache = prefill(model, params, tokens, empty, 44)
+    hidden, cache = decode(model, params, tokens[:, 0], cache)
+    assert np.isfinite(hidden).all()
+
+
+def test_rematerialisation_changes_no_gradient(qwen):
+    model, params = qwen
+    tokens, mask = tokens_and_mask()
+
+    def gradient(remat):
+        other = dataclasses.replace(model, remat=remat)
+        loss = jax.grad(lambda p: jnp.sum(other.hidden_states(p, tokens, mask) ** 2))
+        return jax.device_get(jax.jit(loss, compiler_options=FAST)(params))
+
+    plain = gradient("none")
+    for remat in REMAT_POLICIES.keys() - {"none"}:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), plain, gradient(remat)
+        )
+
+
+def test_an_unknown_remat_is_refused():
+    with pytest.raises(SdftError, match=r"remat 'some' is not one of none, full, dots"):
+        Model(config_from_dict(CASES["qwen3"]), remat="some")
+
+
+@pytest.mark.parametrize("case", ["qwen3", "gemma3"])
+def test_the_program_is_one_scan_whatever_the_depth(case):
+    def equations(layers):
+        raw = {**CASES[case], "num_hidden_layers": layers}
+        model = Model(config_from_dict(raw), remat="full")
+        params, tokens = model.abstract_params(), jax.ShapeDtypeStruct((2, 8), jnp.int32)
+        mask = jax.ShapeDtypeStruct((2, 8), bool)
+        jaxpr = jax.make_jaxpr(lambda *args: model.hidden_states(*args))(params, tokens, mask).jaxpr
+        return sorted(str(equation.primitive) for equation in jaxpr.eqns)
+
+    assert equations(4).count("scan") == 1
+    assert equations(4) == equations(16)
+
+
+def test_the_cache_is_updated_in_place(qwen):
+    model, params = qwen
+    cache = jax.eval_shape(lambda: model.init_cache(8, 4096))
+    step = jax.jit(model.decode, donate_argnums=2).lower(params, jnp.zeros(8, jnp.int32), cache).compile()
+    memory = step.memory_analysis()
+    assert memory.alias_size_in_bytes >= 2 * cache.keys.size * 4
+    assert memory.temp_size_in_bytes < cache.keys.size * 4
+
+
+def test_models_are_static_arguments():
+    model = Model(config_from_dict(CASES["qwen3"]), source="a")
+    again = Model(config_from_dict(CASES["qwen3"]), source="b")
+    assert model == again
+    assert hash(model) == hash(again)
+    assert hash(dataclasses.replace(model, sharding=Sharding(make_mesh(2, 2, 2)))) != hash(model)
+
+
+def test_init_follows_the_shapes():
+    model = Model(config_from_dict(CASES["qwen2"]))
+    params = jax.jit(model.init, static_argnums=1, compiler_options=FAST)(jax.random.key(0), jnp.bfloat16)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    assert shapes == model.abstract_params(jnp.bfloat16)
+    assert float(jnp.std(params["layers"]["gate"].astype(jnp.float32))) == pytest.approx(0.02, rel=0.1)
+    np.testing.assert_array_equal(params["norm"], 1)
+    np.testing.assert_array_equal(params["layers"]["q_bias"], 0)
+    gemma = jax.jit(Model(config_from_dict(CASES["gemma3"])).init, compiler_options=FAST)(jax.random.key(0))
+    np.testing.assert_array_equal(gemma["layers"]["q_norm"], 0)  # Gemma stores the scale less one
+    np.testing.assert_array_equal(gemma["norm"], 0)
+    assert "head" not in gemma
+
+
+def test_bfloat16_stays_near_float32(qwen):
+    model, params = qwen
+    tokens, mask = tokens_and_mask()
+    low = dataclasses.replace(model, compute_dtype="bfloat16")
+    hidden = hidden_of(low, params, tokens, mask)
+    assert hidden.dtype == jnp.bfloat16
+    exact = np.asarray(hidden_of(model, params, tokens, mask))[mask]
+    assert np.abs(np.asarray(hidden, np.float32)[mask] - exact).mean() < 0.05 * exact.std()
+    logits = jax.eval_shape(lambda: low.logits(params, jnp.asarray(tokens), jnp.asarray(mask)))
+    assert logits.dtype == jnp.float32
+
+
+def spread_over(axes):
+    """A model and its parameters on one device, and the same on a mesh; a batch."""
+    raw = {**CASES["qwen3"], "vocab_size": 64}
+    alone = Model(config_from_dict(raw))
+    params = jax.jit(alone.init, compiler_options=FAST)(jax.random.key(0))
+    sharding = Sharding(make_mesh(*axes))
+    model = dataclasses.replace(alone, sharding=sharding)
+    spread = jax.device_put(params, tree_shardings(sharding, model.logical_axes(), params))
+    tokens, mask = np.random.default_rng(0).integers(3, 64, (8, 10)), np.ones((8, 10), bool)
+    mask[0, :4] = False
+    return (alone, params), (model, spread), (tokens, mask)
+
+
+def assert_near(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), *jax.device_get((a, b)))
+
+
+def test_a_mesh_has_the_gradient_of_one_device():
+    alone, spread, batch = spread_over((2, 2, 2))
+    gradient = jax.grad(lambda params, model: jnp.sum(model.hidden_states(params, *batch) ** 2))
+    gradient = jax.jit(gradient, static_argnums=1, compiler_options=FAST)
+    assert_near(gradient(alone[1], alone[0]), gradient(spread[1], spread[0]))
+
+
+def test_a_mesh_decodes_as_one_device():
+    alone, spread, (tokens, mask) = spread_over((1, 4, 2))
+    outputs = []
+    for model, params in (alone, spread):
+        hidden, cache = prefill(model, params, tokens, mask, 12)
+        outputs.append((hidden, decode(model, params, tokens[:, 0], cache)))
+    assert_near(*outputs)
+    assert outputs[1][1][1].keys.addressable_shards[0].data.shape == (4, 2, 12, 1, 16)
+
+
+def test_token_lookup_replicates_nothing():
+    """Without the constraints of the lookup, XLA gathers [B, T, D] on every device."""
+    raw = {**CASES["qwen3_tied"], "vocab_size": 4096, "hidden_size": 256}
+    sharding = Sharding(make_mesh(2, 2, 2))
+    model = Model(config_from_dict(raw), sharding=sharding)
+    shapes = model.abstract_params()
+    places = tree_shardings(sharding, model.logical_axes(), shapes)
+    embed = jax.ShapeDtypeStruct(shapes["embed"].shape, jnp.float32, sharding=places["embed"])
+    tokens = jax.ShapeDtypeStruct((16, 64), jnp.int32, sharding=sharding.named("batch", None))
+    text = jax.jit(model._embed).lower(embed, tokens).compile().as_text()
+    assert "f32[16,64,256]" not in text

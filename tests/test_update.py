@@ -1,0 +1,245 @@
+"""The update as a whole: alignment by hand, zero where it must be zero, the same on every mesh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import EOS, PAD, tiny_batch, tiny_model
+
+from sdft_jax.config import load_config
+from sdft_jax.errors import SdftError
+from sdft_jax.optimizer import make_optimizer
+from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.state import init_state
+from sdft_jax.types import Rollout
+from sdft_jax.update import _Rows, completion_hidden, distillation_loss, make_update
+
+COMMON = ("model.compute_dtype=float32", "train.batch_size=8", "sampling.max_new_tokens=6",
+          "optimizer.learning_rate=1e-3", "optimizer.warmup=0", "divergence.chunk=16", "teacher.rate=0.1")  # fmt: skip
+
+
+def setup(*overrides, mesh=None, steps=10):
+    config = load_config(None, [*COMMON, *overrides])
+    sharding = None if mesh is None else Sharding(make_mesh(*mesh))
+    model, params = tiny_model(sharding)
+    optimizer = make_optimizer(config.optimizer, steps)
+    state = init_state(model, params, optimizer, config)
+    return config, model, state, make_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)
+
+
+def run(*overrides, mesh=None, steps=3):
+    _, _, state, update = setup(*overrides, mesh=mesh)
+    history = []
+    for step in range(steps):
+        state, metrics = update(state, tiny_batch(seed=step))
+        history.append(jax.device_get(metrics))
+    return jax.device_get(state), history, update
+
+
+@pytest.fixture(scope="module")
+def single():
+    return run(mesh=(1, 1, 1))
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_same_on_every_mesh(single, mesh):
+    state, history, _ = run(mesh=mesh)
+    expected, expected_history, _ = single
+    for ours, theirs in zip(history, expected_history, strict=True):
+        np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
+        np.testing.assert_allclose(ours.scalars["loss"], theirs.scalars["loss"], rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_micro_batches_change_nothing(single):
+    state, history, _ = run("train.micro_batch=2")
+    assert history[-1].scalars["loss"] == pytest.approx(single[1][-1].scalars["loss"], rel=1e-5)
+    np.testing.assert_allclose(history[0].divergence, single[1][0].divergence, atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(single[0].params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_compiles_once_per_bucket(single):
+    assert single[2]._cache_size() == 1
+    _, _, state, update = setup()
+    for prompt, teacher in [(6, 10), (6, 10), (8, 10), (6, 10), (8, 10)]:
+        state, _ = update(state, tiny_batch(prompt=prompt, teacher=teacher))
+    assert update._cache_size() == 2
+
+
+def test_state_is_donated():
+    _, _, state, update = setup()
+    update(state, tiny_batch())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.teacher, state.opt_state)))
+
+
+def test_importance_ratio_is_one(single):
+    for metrics in single[1]:
+        assert metrics.scalars["importance_ratio"] == pytest.approx(1, abs=1e-4)
+        assert metrics.scalars["importance_max"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("setting", ["token", "sequence"])
+def test_applied_importance_of_the_same_policy_changes_nothing(single, setting):
+    _, history, _ = run(f"objective.importance={setting}", steps=1)
+    assert history[0].scalars["loss"] == pytest.approx(single[1][0].scalars["loss"], rel=1e-4)
+
+
+def test_equal_prompts_and_weights_have_zero_loss():
+    _, _, state, update = setup()
+    batch = tiny_batch()
+    same = dataclasses.replace(batch, teacher_prompt=batch.prompt, teacher_mask=batch.prompt_mask)
+    _, metrics = update(state, same)
+    assert abs(metrics.scalars["loss"]) < 1e-6
+    assert metrics.scalars["grad_norm"] < 1e-5
+
+
+def test_ema_follows_the_optimizer_inside_the_update():
+    _, _, state, update = setup("teacher.rate=0.25")
+    before = jax.device_get(state.teacher)
+    state, _ = update(state, tiny_batch())
+    after = jax.device_get(state)
+    jax.tree.map(
+        lambda old, new, student: np.testing.assert_allclose(new, 0.75 * old + 0.25 * student, atol=1e-6),
+        before, after.teacher, after.params,
+    )  # fmt: skip
+
+
+def test_live_teacher_keeps_no_copy():
+    _, _, state, update = setup("teacher.schedule=live")
+    assert state.teacher == {}
+    state, metrics = update(state, tiny_batch())
+    assert np.isfinite(metrics.scalars["loss"])
+
+
+def test_frozen_parameters_do_not_move():
+    _, _, state, update = setup("optimizer.freeze=[embed, layers/q]")
+    before = jax.device_get(state.frozen)
+    state, _ = update(state, tiny_batch())
+    assert set(before) == {"embed", "layers"} and "embed" not in state.params
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.frozen))
+
+
+def test_bfloat16_state_and_compute():
+    config = load_config(None, [*COMMON, "model.param_dtype=bfloat16"])
+    model, params = tiny_model()
+    model = dataclasses.replace(model, compute_dtype="bfloat16")
+    optimizer = make_optimizer(config.optimizer, 10)
+    state = init_state(model, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params), optimizer, config)
+    state, metrics = make_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)(state, tiny_batch())
+    assert jax.tree.leaves(state.params)[0].dtype == jnp.bfloat16
+    assert jax.tree.leaves(state.teacher)[0].dtype == jnp.float32
+    assert np.isfinite(metrics.scalars["loss"])
+    assert metrics.scalars["importance_ratio"] == pytest.approx(1, abs=0.1)
+
+
+def rows_of(batch, completion, mask, weights):
+    rollout = Rollout(completion, mask, jnp.zeros(completion.shape))
+    return _Rows(batch, rollout, mask, weights)
+
+
+def test_alignment_on_a_case_worked_by_hand():
+    """Prompts [_, 5, 6] and [7, 8, 9]; teacher prompts of 5 and 2 tokens; completions [10, 11] and [12].
+
+    Without padding, token 10 is predicted after `5 6`, 11 after `5 6 10`, 12 after `7 8 9`; for the
+    teacher, 10 after `20 21 22 23 24`, 11 after `20 21 22 23 24 10`, and 12 after `25 26`.
+    """
+    config, model, _, _ = setup("divergence.alpha=1")
+    _, params = tiny_model()
+    batch = dataclasses.replace(
+        tiny_batch(rows=2),
+        prompt=jnp.array([[PAD, 5, 6], [7, 8, 9]]),
+        prompt_mask=jnp.array([[False, True, True], [True] * 3]),
+        teacher_prompt=jnp.array([[20, 21, 22, 23, 24], [PAD, PAD, PAD, 25, 26]]),
+        teacher_mask=jnp.array([[True] * 5, [False] * 3 + [True] * 2]),
+    )
+    completion = jnp.array([[10, 11], [12, PAD]])
+    mask = jnp.array([[True, True], [True, False]])
+    weights = jnp.array([[1.0, 1.0], [1.0, 0.0]])
+    _, stats = distillation_loss(model, params, params, rows_of(batch, completion, mask, weights), config)
+
+    def log_probs(*tokens):
+        tokens = jnp.array([tokens])
+        return np.float64(jax.nn.log_softmax(model.logits(params, tokens, tokens > 0)[0, -1]))
+
+    cases = [
+        (0, 0, log_probs(5, 6), log_probs(20, 21, 22, 23, 24)),
+        (0, 1, log_probs(5, 6, 10), log_probs(20, 21, 22, 23, 24, 10)),
+        (1, 0, log_probs(7, 8, 9), log_probs(25, 26)),
+    ]
+    for row, position, student, teacher in cases:
+        token = completion[row, position]
+        assert stats.logprob[row, position] == pytest.approx(student[token], abs=1e-4)
+        assert stats.log_ratio[row, position] == pytest.approx(teacher[token] - student[token], abs=1e-4)
+        expected = (np.exp(student) * (student - teacher)).sum()
+        assert stats.divergence[row, position] == pytest.approx(expected, abs=1e-4)
+
+
+def test_gradient_is_zero_on_prompt_padding_and_masked_tokens():
+    config, model, _, _ = setup()
+    _, params = tiny_model()
+    batch = tiny_batch()
+    rng = np.random.default_rng(1)
+    completion = jnp.asarray(rng.integers(2, 32, size=(8, 6)), jnp.int32)
+    mask = jnp.asarray(np.arange(6)[None, :] < np.array([[6], [5], [4], [3], [2], [1], [0], [6]]))
+    weights = (mask & (jnp.arange(6)[None, :] >= 2)).astype(jnp.float32)
+
+    def loss(nudge):
+        hidden = completion_hidden(model, params, batch.prompt, batch.prompt_mask, completion, mask) + nudge
+        shifted = dataclasses.replace(batch)
+        del shifted
+        from sdft_jax.divergence import divergence
+        from sdft_jax.sharding import single_device
+
+        head = model.head(params)
+        return divergence(hidden, head, jax.lax.stop_gradient(hidden) * 0.5, head, completion, weights,
+                          config.divergence, single_device())[0]  # fmt: skip
+
+    gradient = np.asarray(jax.grad(loss)(jnp.zeros((8, 6, 32))))
+    used = np.asarray(weights) > 0
+    assert np.all(gradient[~used] == 0)
+    assert np.all(np.abs(gradient[used]).max(-1) > 0)
+
+    def through_the_model(change):
+        """What stands in masked places must not matter at all."""
+        other = jnp.where(mask, completion, change)
+        rows = rows_of(batch, other, mask, weights)
+        student = jax.tree.map(lambda p: p * 0.9, params)
+        return jax.value_and_grad(lambda p: distillation_loss(model, p, params, rows, config)[0])(student)
+
+    for a, b in zip(
+        jax.tree.leaves(through_the_model(3)), jax.tree.leaves(through_the_model(17)), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_empty_masks_give_zero_and_no_nan():
+    _, _, state, update = setup("objective.skip_tokens=6")
+    before = jax.device_get(state.params)
+    state, metrics = update(state, tiny_batch())
+    assert metrics.scalars["loss"] == 0 and metrics.scalars["grad_norm"] == 0
+    assert all(np.isfinite(x) for x in jax.tree.leaves(jax.device_get(metrics.scalars)))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+
+
+def test_rollouts_differ_from_step_to_step():
+    _, _, state, update = setup("optimizer.learning_rate=0")
+    state, first = update(state, tiny_batch())
+    _, second = update(state, tiny_batch())
+    assert not np.array_equal(first.rollout.tokens, second.rollout.tokens)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mesh", "message"),
+    [
+        (["train.micro_batch=3"], (1, 1, 1), r"batch_size=8 .* micro_batch=3"),
+        (["train.micro_batch=4"], (8, 1, 1), r"micro_batch=4 .* 8 parts"),
+        (["train.batch_size=12"], (8, 1, 1), r"batch_size=12 .* 8 parts"),
+    ],
+)
+def test_batches_that_do_not_divide(overrides, mesh, message):
+    with pytest.raises(SdftError, match=message):
+        setup(*overrides, mesh=mesh)
