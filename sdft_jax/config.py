@@ -47,9 +47,8 @@ class DataConfig:
     """Where demonstrations come from and how they become token batches."""
 
     path: str = "mini"
-    """JSONL file, Hugging Face dataset directory or name, `tfds:NAME`, or `mini`."""
-    eval_path: str | None = None
-    """File in the same form for evaluation; None evaluates nothing but what the task brings along."""
+    """JSONL or Parquet file, Hugging Face dataset directory or name, `tfds:NAME`, or `mini:SKILL` of the
+    embedded world; all but files may end in `:SPLIT`."""
     split: str = "train"
     """Split of a Hugging Face or TFDS dataset."""
     prompt: str = "prompt"
@@ -180,16 +179,22 @@ class TrainConfig:
     rollouts_every: Count = 50
     """Steps between samples of rollouts in the run directory; 0 is never."""
     rollouts_rows: Positive = 4
+    phases_every: Count = 100
+    """Steps between timings of sampling by itself, from which the speed of each phase follows; 0 is never."""
     stop_at: Annotated[float, Field(gt=0)] | None = None
     """Stop once the evaluated accuracy reaches this; None is never."""
 
 
 @dataclass(frozen=True, config=_STRICT)
 class EvalConfig:
-    """How accuracy is measured."""
+    """How accuracy is measured: greedily, on rows like those of `data`."""
 
+    path: str | None = None
+    """Held-out rows of the new skill; None measures nothing of it."""
+    prior: str | None = None
+    """Rows of old skills, which should not be forgotten."""
     task: str = "exact"
-    """Scorer: see `sdft evaluate --help`."""
+    """Scorer: exact, contains, choice, tooluse or mini."""
     batch_size: Positive = 64
     limit: Positive | None = None
     """Evaluate only the first rows."""
@@ -280,7 +285,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     for override in overrides:
         tree = _merge(tree, _parse_override(override))
     preset = tree.get("preset", "sdft")
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise SdftError(f"preset={preset!r}: there is no such preset; choose one of {', '.join(PRESETS)}.")
     return from_dict(_merge(PRESETS[preset], tree), str(path or "overrides"))
 
@@ -358,12 +363,24 @@ def _refuse_unknown(section: Any, tree: Mapping[str, Any], source: str, prefix: 
     fields = {field.name: field for field in dataclasses.fields(section)}
     for key, value in tree.items():
         if key not in fields:
-            near = difflib.get_close_matches(prefix + str(key), keys(), n=1, cutoff=0.6)
-            near = near or difflib.get_close_matches(str(key), [k.rpartition(".")[2] for k in keys()], n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(fields)}."
-            raise SdftError(f"{source}: unknown key {prefix}{key}{hint}")
+            near = _nearest(prefix + str(key))
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(fields)}."
+            raise SdftError(f"{source}: unknown key {prefix}{key}; {hint}")
         nested = getattr(Config() if section is Config else None, key, None)
         if dataclasses.is_dataclass(nested):
             if not isinstance(value, Mapping):
                 raise SdftError(f"{source}: {key}={value!r}: expected keys and values below it.")
             _refuse_unknown(type(nested), value, source, f"{key}.")
+        elif isinstance(value, bool) and fields[key].type != "bool":  # pydantic would read it as 0 or 1
+            raise SdftError(f"{source}: {prefix}{key}={value}: true and false mean nothing here.")
+
+
+def _nearest(unknown: str) -> str | None:
+    """The known key that looks most like this one: a section, a dotted key or the last part of one."""
+    known = keys()
+    sections = [] if "." in unknown else [field.name for field in dataclasses.fields(Config)]
+    if near := difflib.get_close_matches(unknown, sections + known, n=1, cutoff=0.7):
+        return near[0]
+    last = {key.rpartition(".")[2]: key for key in reversed(known)}
+    near = difflib.get_close_matches(unknown.rpartition(".")[2], last, n=1, cutoff=0.7)
+    return last[near[0]] if near else None

@@ -24,6 +24,11 @@ MeshAxes = str | tuple[str, ...] | None
 LogicalAxes = tuple[str | None, ...]
 
 
+def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes of one rule as a tuple."""
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
 @dataclasses.dataclass(frozen=True)
 class Rules:
     """Mesh axes over which each logical axis is split; None keeps it whole on every device."""
@@ -44,6 +49,15 @@ class Rules:
     """Hidden width of the feed-forward block."""
     vocab: MeshAxes = "tensor"
     """Rows of the embedding and of the head."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            for axis in mesh_axes(getattr(self, field.name)):
+                if axis not in MESH_AXES:
+                    known = ", ".join(MESH_AXES)
+                    raise SdftError(
+                        f"sharding.{field.name}: there is no mesh axis {axis!r}; they are {known}."
+                    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +178,6 @@ def for_decoding(rules: Rules) -> Rules:
     1,024 tokens of a 7B model on 16 chips); laid out once before the loop, it is gathered once.
     """
     return dataclasses.replace(rules, embed=None)
-
-
-def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
-    """The mesh axes of one rule as a tuple."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
 def _times(shape: Mapping[str, int]) -> str:

@@ -28,7 +28,9 @@ def init_state(
     """State before the first step, every array laid out as its parameter; `params` are taken over."""
     shardings = state_shardings(model, optimizer, config)
     build = jax.jit(
-        functools.partial(_build, optimizer=optimizer, config=config), out_shardings=shardings, donate_argnums=0
+        functools.partial(_build, optimizer=optimizer, config=config),
+        out_shardings=shardings,
+        donate_argnums=0,
     )
     params = jax.device_put(params, join(shardings.params, shardings.frozen))
     return build(params, jax.random.key_data(jax.random.key(config.train.seed)))

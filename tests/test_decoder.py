@@ -12,10 +12,9 @@ from sdft_jax.errors import SdftError
 from sdft_jax.models import REMAT_POLICIES, Model, config_from_dict, load_model
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 
-FAST = {"xla_backend_optimization_level": 0}  # compilation is most of the time of these tests
-hidden_of = jax.jit(Model.hidden_states, static_argnums=0, compiler_options=FAST)
-prefill = jax.jit(Model.prefill, static_argnums=(0, 4), compiler_options=FAST)
-decode = jax.jit(Model.decode, static_argnums=0, donate_argnums=3, compiler_options=FAST)
+hidden_of = jax.jit(Model.hidden_states, static_argnums=0)
+prefill = jax.jit(Model.prefill, static_argnums=(0, 4))
+decode = jax.jit(Model.decode, static_argnums=0, donate_argnums=3)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_a_row_of_padding_is_finite_and_leaves_the_others_alone(qwen):
         hidden = model.hidden_states(params, tokens, mask)
         return jnp.sum(hidden[1:] ** 2), hidden
 
-    loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FAST)
+    loss_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, hidden), gradient = loss_and_gradient(params, empty)
     assert np.isfinite(hidden).all()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
@@ -82,7 +81,7 @@ def test_rematerialisation_changes_no_gradient(qwen):
     def gradient(remat):
         other = dataclasses.replace(model, remat=remat)
         loss = jax.grad(lambda p: jnp.sum(other.hidden_states(p, tokens, mask) ** 2))
-        return jax.device_get(jax.jit(loss, compiler_options=FAST)(params))
+        return jax.device_get(jax.jit(loss)(params))
 
     plain = gradient("none")
     for remat in REMAT_POLICIES.keys() - {"none"}:
@@ -129,13 +128,13 @@ def test_models_are_static_arguments():
 
 def test_init_follows_the_shapes():
     model = Model(config_from_dict(CASES["qwen2"]))
-    params = jax.jit(model.init, static_argnums=1, compiler_options=FAST)(jax.random.key(0), jnp.bfloat16)
+    params = jax.jit(model.init, static_argnums=1)(jax.random.key(0), jnp.bfloat16)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
     assert shapes == model.abstract_params(jnp.bfloat16)
     assert float(jnp.std(params["layers"]["gate"].astype(jnp.float32))) == pytest.approx(0.02, rel=0.1)
     np.testing.assert_array_equal(params["norm"], 1)
     np.testing.assert_array_equal(params["layers"]["q_bias"], 0)
-    gemma = jax.jit(Model(config_from_dict(CASES["gemma3"])).init, compiler_options=FAST)(jax.random.key(0))
+    gemma = jax.jit(Model(config_from_dict(CASES["gemma3"])).init)(jax.random.key(0))
     np.testing.assert_array_equal(gemma["layers"]["q_norm"], 0)  # Gemma stores the scale less one
     np.testing.assert_array_equal(gemma["norm"], 0)
     assert "head" not in gemma
@@ -157,7 +156,7 @@ def spread_over(axes):
     """A model and its parameters on one device, and the same on a mesh; a batch."""
     raw = {**CASES["qwen3"], "vocab_size": 64}
     alone = Model(config_from_dict(raw))
-    params = jax.jit(alone.init, compiler_options=FAST)(jax.random.key(0))
+    params = jax.jit(alone.init)(jax.random.key(0))
     sharding = Sharding(make_mesh(*axes))
     model = dataclasses.replace(alone, sharding=sharding)
     spread = jax.device_put(params, tree_shardings(sharding, model.logical_axes(), params))
@@ -173,7 +172,7 @@ def assert_near(a, b):
 def test_a_mesh_has_the_gradient_of_one_device():
     alone, spread, batch = spread_over((2, 2, 2))
     gradient = jax.grad(lambda params, model: jnp.sum(model.hidden_states(params, *batch) ** 2))
-    gradient = jax.jit(gradient, static_argnums=1, compiler_options=FAST)
+    gradient = jax.jit(gradient, static_argnums=1)
     assert_near(gradient(alone[1], alone[0]), gradient(spread[1], spread[0]))
 
 

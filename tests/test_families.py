@@ -12,8 +12,7 @@ from sdft_jax.models import FAMILIES, Model, config_from_dict, load_model
 from sdft_jax.models.families import PROJECTIONS, QKV_BIASES
 
 TOLERANCE = 2e-4
-# Compilation is most of the time of these tests; unoptimised code takes half of it.
-logits_of = jax.jit(Model.logits, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
 def stored_logits(case):

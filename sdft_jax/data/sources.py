@@ -17,8 +17,8 @@ from sdft_jax.prompts import Example, Message, where
 
 Row = Mapping[str, Any]
 
-MINI_ROWS = 512
-"""Demonstrations of a skill of the mini world."""
+MINI_ROWS, MINI_HELDOUT_ROWS, MINI_OLD_ROWS = 512, 256, 8
+"""Demonstrations of a new skill of the mini world, its rows held out, and those of each old skill."""
 
 
 def read_rows(path: str, split: str = "train") -> Sequence[Row]:
@@ -250,16 +250,20 @@ def _plain(value: Any) -> Any:
 
 
 def _read_mini(path: str, name: str, split: str) -> Sequence[Row]:
-    """`mini`, `mini:VERB` or `mini:VERB:SPLIT`; every split but `train` is the lists held out."""
+    """`mini:VERB[:SPLIT]`, and `mini:old` for all old skills; splits but `train` are the lists held out."""
     from sdft_jax.mini import world
 
     verb, _, own_split = name.partition(":")
+    if verb == "old":
+        return [row for skill in world.OLD_SKILLS for row in world.heldout(skill, MINI_OLD_ROWS, seed=0)]
     skills = {skill.verb: skill for skill in world.NEW_SKILLS}
     if verb and verb not in skills:
-        raise SdftError(f"{path}: there is no such skill; write mini:SKILL with one of {', '.join(skills)}.")
+        known = ", ".join([*skills, "old"])
+        raise SdftError(f"{path}: there is no such skill; write mini:SKILL with one of {known}.")
     skill = skills[verb or next(iter(skills))]
-    draw = world.demonstrations if (own_split or split) == "train" else world.heldout
-    return draw(skill, MINI_ROWS, seed=0)
+    if (own_split or split) == "train":
+        return world.demonstrations(skill, MINI_ROWS, seed=0)
+    return world.heldout(skill, MINI_HELDOUT_ROWS, seed=0)
 
 
 def _attempt(path: str, load: Callable[[], Any], remedy: str) -> Any:

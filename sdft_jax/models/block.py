@@ -50,7 +50,7 @@ class Block(nnx.Module):
             setattr(self, tensor.name, nnx.Param(jnp.zeros(tensor.shape(config.sizes))))
 
     def project(
-        self, x: Float[Array, "B T D"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+        self, x: Float[Array, "B T D"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Queries, keys and values, normed and rotated."""
         x = self._norm("pre_attention_norm", x)

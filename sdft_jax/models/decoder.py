@@ -19,7 +19,7 @@ from sdft_jax.models.attention import Visibility, attention, token_positions
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.config import ModelConfig
 from sdft_jax.models.rope import rope_table
-from sdft_jax.sharding import Sharding, constrain
+from sdft_jax.sharding import Sharding, constrain, mesh_axes
 from sdft_jax.types import Params
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -233,9 +233,6 @@ class Model:
 
 def _for_lookup(sharding: Sharding) -> Sharding:
     """Rules under which rows are not split over the mesh axes that split the model's width."""
-    batch, embed = (
-        (axes,) if isinstance(axes, str) else axes or ()
-        for axes in (sharding.rules.batch, sharding.rules.embed)
-    )
-    kept = tuple(name for name in batch if name not in embed)
-    return dataclasses.replace(sharding, rules=dataclasses.replace(sharding.rules, batch=kept or None))
+    rules = sharding.rules
+    kept = tuple(name for name in mesh_axes(rules.batch) if name not in mesh_axes(rules.embed))
+    return dataclasses.replace(sharding, rules=dataclasses.replace(rules, batch=kept or None))

@@ -145,7 +145,7 @@ def _full_every(config: Json) -> list[str]:
 def _one_rope(config: Json) -> tuple[Rope, Rope]:
     """One embedding in all layers."""
     parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    rope = rope_from_dict(parameters, config["rope_theta"], config["max_position_embeddings"])
+    rope = rope_from_dict(parameters, float(config["rope_theta"]), config["max_position_embeddings"])
     return rope, rope
 
 
@@ -156,8 +156,8 @@ def _rope_by_layer_type(config: Json) -> tuple[Rope, Rope]:
     full = (parameters.get("full_attention") if nested else parameters) or {}
     sliding = (parameters.get("sliding_attention") if nested else None) or {}
     full = {**full, **(config.get("rope_scaling") or {})}
-    theta, length = config["rope_theta"], config["max_position_embeddings"]
-    local_theta = config.get("rope_local_base_freq", theta)
+    theta, length = float(config["rope_theta"]), config["max_position_embeddings"]
+    local_theta = float(config.get("rope_local_base_freq", theta))
     return rope_from_dict(full, theta, length), rope_from_dict(sliding, local_theta, length)
 
 

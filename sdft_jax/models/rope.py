@@ -83,8 +83,8 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
     return rope
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " H/2"]:
-    """Angle per position of each pair of dimensions, rounded once from float64 to float32."""
+def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
+    """Angle per position of each of the R = H / 2 pairs of dimensions, rounded once from float64."""
     inverse = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if rope.rope_type == "linear":
         inverse = inverse / rope.factor
@@ -97,14 +97,14 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " H/2"]:
 
 def rope_table(
     rope: Rope, head_dim: int, positions: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T H/2"], Float[Array, "B T H/2"]]:
+) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
     """Cosine and sine for these positions, float32."""
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(rope, head_dim)[None, None, :]
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
 def rotate(
-    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
 ) -> Float[Array, "B T N H"]:
     """Turn each head by its position. Halves are paired, as in every Hugging Face checkpoint."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,0 +1,185 @@
+"""The command line: argument parsing, one function a subcommand."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import errno
+import inspect
+import itertools
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sdft_jax.config import Config, load_config
+from sdft_jax.errors import SdftError
+
+DESCRIPTION = (
+    "Self-Distillation Fine-Tuning (arXiv 2601.19897): a Hugging Face model in, a Hugging Face model out."
+)
+EXAMPLES = """\
+examples:
+  sdft train configs/quickstart.yaml
+      teach the embedded model a new skill in a few minutes on a CPU
+  sdft train configs/qwen2.5-7b-tooluse.yaml model.path=DIR data.path=FILE output=runs/mine
+      your own checkpoint and demonstrations; the same command resumes a run that was stopped
+  sdft evaluate DIR FILE --task choice data.demonstration=answer
+      accuracy of the model, and of the model with the demonstration in context
+  sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
+  sdft export runs/mine exported-model --best
+
+exit codes: 0 done, 2 a mistake that you can mend (one sentence says which), 143 stopped by SIGTERM
+"""
+TERMINATED = 143
+MISTAKE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `sdft`; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except SdftError as error:
+        print(f"sdft: {error}", file=sys.stderr)
+        return MISTAKE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"sdft: {error.filename or 'output'}: the disk is full: free some space.", file=sys.stderr)
+        return MISTAKE
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """`sdft train`."""
+    config = load_config(arguments.config, arguments.overrides)
+    from sdft_jax.experiment import run
+    from sdft_jax.train import Interrupted
+
+    try:
+        run(config)
+    except Interrupted as stop:
+        print(f"sdft: {stop}", file=sys.stderr)
+        return TERMINATED
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """`sdft evaluate`."""
+    overrides = [f"model.path={arguments.model}", f"eval.path={arguments.file}", *arguments.overrides]
+    if arguments.task:
+        overrides.append(f"eval.task={arguments.task}")
+    config = load_config(arguments.config, overrides)
+    from sdft_jax.measure import measure
+
+    measure(config, arguments.json)
+    return 0
+
+
+def sample(arguments: argparse.Namespace) -> int:
+    """`sdft sample`."""
+    prompts = arguments.prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    config = load_config(None, [f"model.path={arguments.model}", *arguments.overrides])
+    from sdft_jax.measure import answer
+
+    for prompt, completions in zip(prompts, answer(config, prompts, arguments.n), strict=True):
+        for completion in completions:
+            print(f"{prompt}\n  -> {completion}" if len(prompts) > 1 or arguments.n > 1 else completion)
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`sdft export`."""
+    from sdft_jax.export import export
+
+    chosen = export(arguments.run, arguments.directory, arguments.best, arguments.dtype)
+    print(f"{chosen} -> {Path(arguments.directory)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sdft",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(_describe_keys(Config), "  ")
+
+    def add(name, function, summary):
+        command = commands.add_parser(
+            name, help=summary, description=summary, epilog=keys,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(command=function)
+        return command
+
+    command = add("train", train, "train a model by SDFT (or a baseline), or resume a run")
+    command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=16")
+
+    command = add(
+        "evaluate", evaluate, "accuracy of a model, and of the model with the demonstration in context"
+    )
+    command.add_argument("model", metavar="MODEL", help="Hugging Face directory or Hub name")
+    command.add_argument("file", metavar="FILE", help="JSONL file, dataset directory or name, tfds:NAME")
+    command.add_argument("overrides", metavar="key=value", nargs="*")
+    command.add_argument("--task", help="scorer: exact, contains, choice, tooluse or mini")
+    command.add_argument("--config", help="YAML file to start from")
+    command.add_argument("--json", metavar="OUT", help="also write every answer and its verdict to this file")
+
+    command = add("sample", sample, "answer prompts through the model's chat template")
+    command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name, or run directory")
+    command.add_argument(
+        "prompts", metavar="PROMPT", nargs="*", help="user turns; none: one per line of stdin"
+    )
+    command.add_argument("-n", type=int, default=1, help="completions of each prompt")
+    command.add_argument("-o", dest="overrides", metavar="key=value", action="append", default=[],
+                         help="such as sampling.temperature=0.7; may be repeated")  # fmt: skip
+
+    command = add("export", export, "write a run's checkpoint as a Hugging Face directory")
+    command.add_argument("run", metavar="RUN", help="output directory of a run")
+    command.add_argument("directory", metavar="DIR", help="directory to write")
+    command.add_argument(
+        "--best", action="store_true", help="the checkpoint of highest accuracy, not the newest"
+    )
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source"
+    )
+    return parser
+
+
+def _describe_keys(section: Any, prefix: str = "") -> str:
+    """Every key with its default and the first sentence of its documentation, read from the source."""
+    documented = _documentation(section)
+    lines = []
+    for field in dataclasses.fields(section):
+        default = getattr(section(), field.name)
+        if dataclasses.is_dataclass(default):
+            lines.append(_describe_keys(type(default), f"{prefix}{field.name}."))
+            continue
+        text = documented.get(field.name, "")
+        lines.append(f"{prefix}{field.name}={default}" + (f"\n    {text}" if text else ""))
+    return "\n".join(lines)
+
+
+def _documentation(section: Any) -> dict[str, str]:
+    """The strings under the fields of a dataclass, which Python itself does not keep."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in itertools.pairwise(body.body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr)
+        ):
+            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Accuracy of student and teacher, and how far a model has moved from its base."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdft_jax.config import Config, DivergenceConfig, SamplingConfig
+from sdft_jax.data import find_buckets, pad_batch
+from sdft_jax.divergence import divergence
+from sdft_jax.models import Model
+from sdft_jax.prepare import EvalSet
+from sdft_jax.report import progress
+from sdft_jax.sampling import generate
+from sdft_jax.state import sharding_of
+from sdft_jax.tasks import get_scorer
+from sdft_jax.types import Params, Rollout, TokenBatch
+from sdft_jax.update import completion_hidden
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was answered, and whether it was right."""
+
+    correct: tuple[bool, ...]
+    completions: tuple[str, ...]
+    lengths: tuple[int, ...]
+    """Tokens of each completion."""
+    kl_to_base: float | None
+    """KL(model || base) in nats per token on the model's own answers; None where no base was given."""
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def mean_length(self) -> float:
+        """Mean tokens of a completion."""
+        return sum(self.lengths) / len(self.lengths)
+
+
+def evaluate(
+    model: Model,
+    params: Params,
+    rows: EvalSet,
+    tokenizer: Any,
+    eos: tuple[int, ...],
+    config: Config,
+    *,
+    teacher: bool = False,
+    base: Params | None = None,
+    active: bool = True,
+    description: str = "evaluating",
+) -> Evaluation:
+    """Answer every row greedily and score it by `config.eval.task`.
+
+    Args:
+        model, params: what answers.
+        rows: prompts and answers.
+        tokenizer: decodes the completions.
+        eos: tokens that end a completion.
+        config: its `eval` and `sampling` sections.
+        teacher: answer with the demonstration in context.
+        base: parameters to measure the distance from.
+        active: show a progress bar.
+        description: its text.
+    """
+    score = get_scorer(config.eval.task)
+    sampling = SamplingConfig(
+        max_new_tokens=config.eval.max_new_tokens or config.sampling.max_new_tokens, temperature=0.0
+    )
+    completions: list[str] = []
+    lengths: list[int] = []
+    nats = tokens = 0.0
+    batches = list(_batches(rows, config, tokenizer.pad_token_id))
+    for batch, count in progress(batches, description, active=active):
+        prompt = (batch.teacher_prompt, batch.teacher_mask) if teacher else (batch.prompt, batch.prompt_mask)
+        rollout = generate(
+            model, params, *prompt, key=jax.random.key(0), eos_ids=eos, pad_id=tokenizer.pad_token_id,
+            **_options(sampling),
+        )  # fmt: skip
+        if base is not None:
+            total, number = _divergence_from(model, params, base, *prompt, rollout, batch.weight)
+            nats, tokens = nats + float(total), tokens + float(number)
+        ids, mask = np.asarray(rollout.tokens)[:count], np.asarray(rollout.mask)[:count]
+        lengths += mask.sum(axis=1).tolist()
+        completions += [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
+    correct = tuple(score(text, row) for text, row in zip(completions, rows.examples, strict=True))
+    return Evaluation(correct, tuple(completions), tuple(lengths), nats / tokens if tokens else None)
+
+
+def decode(tokenizer: Any, ids: np.ndarray) -> str:
+    """Text of a completion, as a scorer reads it."""
+    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _options(sampling: SamplingConfig) -> dict[str, Any]:
+    return {"max_new_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
+
+
+def _batches(rows: EvalSet, config: Config, pad_id: int) -> Iterator[tuple[TokenBatch, int]]:
+    """Batches of one shape, and how many rows of each are real."""
+    plain = dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
+    buckets = find_buckets(rows.encoded, plain)
+    size = config.eval.batch_size
+    for start in range(0, len(rows.encoded), size):
+        part = rows.encoded[start : start + size]
+        yield pad_batch(part, buckets, pad_id, size=size), len(part)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _divergence_from(
+    model: Model,
+    params: Params,
+    base: Params,
+    prompt: Array,
+    prompt_mask: Array,
+    rollout: Rollout,
+    weight: Float[Array, " B"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """(sum of KL(model || base) over the completions' tokens, number of tokens)."""
+    weights = rollout.mask * weight[:, None]
+    hidden, base_hidden = (
+        completion_hidden(model, p, prompt, prompt_mask, rollout.tokens, rollout.mask) for p in (params, base)
+    )
+    total, _ = divergence(
+        hidden, model.head(params), base_hidden, model.head(base), rollout.tokens, weights,
+        DivergenceConfig(), sharding_of(model),
+    )  # fmt: skip
+    return total, jnp.sum(weights)

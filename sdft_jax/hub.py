@@ -1,0 +1,37 @@
+"""Where a model's files are: a directory, the embedded mini model, or a name on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sdft_jax.errors import SdftError
+
+MINI = Path(__file__).parent / "mini" / "base"
+
+_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+
+
+def model_directory(path: str) -> str:
+    """Local directory of a model; a Hub name (`owner/name`) is downloaded, weights as safetensors only.
+
+    Raises SdftError when there is nothing by that name.
+    """
+    if path == "mini":
+        return str(MINI)
+    if Path(path).is_dir():
+        return path
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise SdftError(
+            f"model.path={path}: no such directory; give a Hugging Face checkpoint directory, a Hub name "
+            "such as Qwen/Qwen2.5-0.5B-Instruct, or mini."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path, allow_patterns=_FILES)
+    except Exception as error:  # the hub raises a dozen kinds, all of them meaning "not to be had"
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SdftError(
+            f"model.path={path}: no such directory, and not to be had from the Hub ({reason}): "
+            "check the name, or download it and give the directory."
+        ) from error

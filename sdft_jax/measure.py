@@ -1,0 +1,96 @@
+"""Using a model without training it: its accuracy on a file, and its answers to prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from sdft_jax.config import Config
+from sdft_jax.data import find_buckets, pad_batch
+from sdft_jax.errors import SdftError
+from sdft_jax.evaluate import Evaluation, decode, evaluate
+from sdft_jax.export import load_run
+from sdft_jax.hub import model_directory
+from sdft_jax.models import Model, load_model
+from sdft_jax.prepare import prepare_eval
+from sdft_jax.prompts import Example, encode_all, eos_ids, load_tokenizer
+from sdft_jax.report import summary_table
+from sdft_jax.sampling import generate
+from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.types import Params
+
+
+def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
+    """Accuracy of the student, and of the teacher with the demonstration in context (`eval.teacher`).
+
+    Prints a table; `out` gets a JSON line per row with both answers and verdicts.
+    """
+    model, params, tokenizer, eos = _load(config)
+    rows = prepare_eval(config.eval.path, config, tokenizer, eos, config.eval.teacher)
+    if rows is None:
+        raise SdftError("eval.path is not set: give a file to evaluate on.")
+    roles = {"student": False} | ({"teacher": True} if config.eval.teacher else {})
+    found = {
+        role: evaluate(model, params, rows, tokenizer, eos, config, teacher=shown, description=role)
+        for role, shown in roles.items()
+    }
+    table = [
+        {
+            "role": role,
+            "accuracy": e.accuracy,
+            "right": f"{sum(e.correct)}/{len(e.correct)}",
+            "mean tokens": e.mean_length,
+        }
+        for role, e in found.items()
+    ]
+    console = Console()
+    console.print(summary_table(table, f"{config.eval.path}, scored by {config.eval.task}"))
+    if rows.dropped.total:
+        console.print(f"dropped {rows.dropped.total} rows: {rows.dropped}", highlight=False)
+    if out:
+        lines = (
+            {"row": example.row, "answer": example.answer}
+            | {role: {"completion": e.completions[i], "correct": e.correct[i]} for role, e in found.items()}
+            for i, example in enumerate(rows.examples)
+        )
+        Path(out).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return found
+
+
+def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]]:
+    """`n` completions of each prompt, sampled by `config.sampling`."""
+    model, params, tokenizer, eos = _load(config)
+    examples = [Example(text, "", None, row, "prompt") for row, text in enumerate(prompts)]
+    data = dataclasses.replace(config.data, overlong="error", prompt_buckets=(), teacher_buckets=())
+    encoded, _ = encode_all(examples, tokenizer, data, eos=eos, teacher=False)
+    repeated = [row for row in encoded for _ in range(n)]
+    batch = pad_batch(repeated, find_buckets(encoded, data), tokenizer.pad_token_id)
+    rollout = generate(
+        model, params, batch.prompt, batch.prompt_mask, key=jax.random.key(config.train.seed), eos_ids=eos,
+        pad_id=tokenizer.pad_token_id, **dataclasses.asdict(config.sampling),
+    )  # fmt: skip
+    ids, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    texts = [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
+    return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
+
+
+def _load(config: Config) -> tuple[Model, Params, Any, tuple[int, ...]]:
+    """A model directory, or the newest checkpoint of a run directory."""
+    path = config.model.path
+    if (Path(path) / "checkpoints").is_dir():
+        model, params, _ = load_run(path)
+    else:
+        sharding = Sharding(make_mesh(**dataclasses.asdict(config.mesh)), config.sharding)
+        model, params = load_model(
+            model_directory(path), dtype=config.model.param_dtype, sharding=sharding,
+            compute_dtype=config.model.compute_dtype,
+        )  # fmt: skip
+    tokenizer = load_tokenizer(model.source)
+    return model, params, tokenizer, eos_ids(tokenizer, model.source)

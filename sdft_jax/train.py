@@ -1,0 +1,319 @@
+"""The outer loop of one method: resume, step, evaluate, save, report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdft_jax import checkpoint
+from sdft_jax.baselines import METHODS
+from sdft_jax.config import Config, to_dict
+from sdft_jax.data import make_batches
+from sdft_jax.errors import SdftError
+from sdft_jax.evaluate import evaluate
+from sdft_jax.models import Model, distance, load_model, save_pretrained
+from sdft_jax.optimizer import learning_rate, make_optimizer
+from sdft_jax.partition import join
+from sdft_jax.phases import speeds, time_sampling
+from sdft_jax.prepare import Prepared
+from sdft_jax.report import RolloutRow, Sink, jsonl_sink, open_sinks, read_jsonl, training_bar, write_rollouts
+from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.state import abstract_state, check_batch, init_state, sharding_of
+from sdft_jax.types import Metrics, Params, TokenBatch, TrainState
+
+EVALUATIONS = "evaluations.jsonl"
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a finished run leaves."""
+
+    model: Model
+    params: Params
+    step: int
+    evaluations: tuple[Mapping[str, Any], ...]
+    """One row per evaluation: step, accuracy, prior, kl_to_base, distance, and the teacher's ceiling at 0."""
+    exported: Path
+
+
+class Interrupted(Exception):
+    """SIGTERM: the run has saved its state and can be resumed by the same command."""
+
+
+def train(config: Config, prepared: Prepared, *, active: bool = True) -> Run:
+    """Train by `config.train.method` until its steps are done, resuming where `config.output` left off.
+
+    Args:
+        config: the whole configuration.
+        prepared: tokens and tokenizer, from `prepare`.
+        active: whether this process reports.
+
+    Raises:
+        SdftError: a mistake in configuration or data, a full disk, or numbers that are not finite.
+        Interrupted: SIGTERM; the state has been saved.
+    """
+    sharding = Sharding(make_mesh(**dataclasses.asdict(config.mesh)), config.sharding)
+    check_batch(config, sharding)
+    steps = total_steps(config, len(prepared.train))
+    checkpoint.claim(config.output, to_dict(config))
+    model, params = load(config, prepared, sharding)
+    optimizer = make_optimizer(config.optimizer, steps)
+    step_fn = METHODS[config.train.method](
+        model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
+    )
+    batches = make_batches(
+        prepared.train, config.data, batch_size=config.train.batch_size, seed=config.train.seed,
+        pad_id=prepared.pad_id, process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
+    keep = config.checkpoint
+    with checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager:
+        restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
+        if restored is None:
+            state, meta = init_state(model, params, optimizer, config), {"step": 0, "metrics": {}}
+        else:
+            for sentence in restored.skipped:
+                _say(sentence, active)
+            _say(f"resuming from step {restored.step}", active)
+            state, meta = restored.state, restored.meta
+        del params
+        loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active)
+        state = _run(loop, state, meta)
+    params = join(state.params, state.frozen)
+    exported = Path(config.output) / "model"
+    save_pretrained(model, params, prepared.tokenizer, exported)
+    rows = tuple(read_jsonl(Path(config.output) / EVALUATIONS))
+    return Run(model, params, int(state.step), rows, exported)
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """`train.steps`, or as many as `train.epochs` passes over the rows take."""
+    return config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
+
+
+def load(config: Config, prepared: Prepared, sharding: Sharding) -> tuple[Model, Params]:
+    """The model and its parameters as the configuration wants them."""
+    return load_model(
+        prepared.directory,
+        dtype=config.model.param_dtype,
+        sharding=sharding,
+        compute_dtype=config.model.compute_dtype,
+        remat=config.model.remat,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """What stays the same from step to step."""
+
+    config: Config
+    prepared: Prepared
+    model: Model
+    step_fn: Any
+    batches: Any
+    manager: Any
+    steps: int
+    active: bool
+
+
+def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
+    """Step until done. A step's numbers are read after the next one is under way: the device never waits."""
+    options, output, step = loop.config.train, Path(loop.config.output), int(state.step)
+    resumed, stopped = bool(meta["step"]), bool(meta.get("stopped"))
+    saved = step if resumed else 0
+    with (
+        open_sinks(loop.config.report, output, step, to_dict(loop.config), loop.active) as sink,
+        contextlib.closing(jsonl_sink(output / EVALUATIONS, step if resumed else -1)) as evaluations,
+        _termination() as terminated,
+        training_bar(loop.steps, step, loop.active) as show,
+    ):
+        if not resumed:
+            meta = _evaluate(loop, state, 0, evaluations)
+        pending = _Pending(loop, sink, show)
+        while step < loop.steps and not stopped and not terminated():
+            batch = _place(next(loop.batches), loop.model)
+            step += 1
+            sampling = None
+            if _due(step + options.phases_every - 2, options.phases_every):  # from the second step on
+                pending.settle(saved)
+                sampling = time_sampling(loop.model, state, batch, loop.config, loop.prepared)
+                pending.restart()
+            state, metrics = loop.step_fn(state, batch)
+            pending.push(step, batch, metrics, sampling, saved)
+            done = step == loop.steps
+            if done or _due(step, options.eval_every):
+                pending.settle(saved)
+                meta = _evaluate(loop, state, step, evaluations)
+                stopped = bool(options.stop_at and meta["metrics"].get("accuracy", 0.0) >= options.stop_at)
+                pending.restart()
+            if done or stopped or _due(step, options.save_every):
+                pending.settle(saved)
+                saved = _save(loop, step, state, meta, stopped)
+        if terminated() and step < loop.steps and not stopped:
+            pending.settle(saved)
+            if step != saved:
+                _save(loop, step, state, meta, stopped)
+            checkpoint.wait(loop.manager)
+            raise Interrupted(f"stopped by SIGTERM after step {step}; the same command goes on from there.")
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+class _Pending:
+    """The step whose numbers have not been read yet, and the clock between steps."""
+
+    def __init__(self, loop: _Loop, sink: Sink, show: Callable[[int, Mapping[str, float]], None]):
+        self.loop, self.sink, self.show = loop, sink, show
+        self.waiting: tuple[Any, ...] | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """What has passed since the last step was read belongs to none."""
+        self.since = time.monotonic()
+
+    def push(self, step: int, batch: TokenBatch, metrics: Metrics, sampling: Any, saved: int) -> None:
+        """Read the step before this one; this one at once if it is being timed."""
+        self.settle(saved)
+        self.waiting = (step, batch, metrics, sampling)
+        if sampling:
+            self.settle(saved)
+
+    def settle(self, saved: int) -> None:
+        """Wait for the step, and report it."""
+        if self.waiting is None:
+            return
+        (step, batch, metrics, sampling), self.waiting = self.waiting, None
+        loop, options = self.loop, self.loop.config.train
+        scalars = _finite(loop, step, batch, metrics, saved)
+        seconds = time.monotonic() - self.since
+        self.restart()
+        scalars |= speeds(scalars, batch, seconds, sampling)
+        scalars["learning_rate"] = float(learning_rate(loop.config.optimizer, loop.steps)(step - 1))
+        self.show(step, scalars)
+        if step % options.log_every == 0:
+            self.sink.write(step, scalars)
+        if _due(step, options.rollouts_every):
+            _write_rollouts(loop, step, batch, metrics)
+
+
+def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any], stopped: bool) -> int:
+    saved = {
+        "step": step,
+        "metrics": dict(meta["metrics"]) if meta["step"] == step else {},
+        "stopped": stopped,
+    }
+    checkpoint.save(loop.manager, step, state, loop.batches, saved)
+    return step
+
+
+def _evaluate(loop: _Loop, state: TrainState, step: int, sink: Any) -> dict[str, Any]:
+    """Measure both skills, write a row, and return it as a checkpoint's meta."""
+    config, prepared = loop.config, loop.prepared
+    params = join(state.params, state.frozen)
+    row: dict[str, float] = {}
+    options: dict[str, Any] = {"active": loop.active}
+    arguments = (prepared.tokenizer, prepared.eos, config)
+    base = None
+    if step and (prepared.new or prepared.prior):
+        base = load(config, prepared, sharding_of(loop.model))[1]
+        row["distance"] = distance(loop.model, params, prepared.directory)
+    if prepared.new:
+        new = evaluate(
+            loop.model, params, prepared.new, *arguments, base=base, description="new skill", **options
+        )
+        row |= {"accuracy": new.accuracy, "length": new.mean_length}
+        row |= {} if new.kl_to_base is None else {"kl_to_base_new": new.kl_to_base}
+        if config.eval.teacher and step == 0:
+            taught = evaluate(
+                loop.model, params, prepared.new, *arguments, teacher=True, description="teacher", **options
+            )
+            row["teacher"] = taught.accuracy
+    if prepared.prior:
+        old = evaluate(
+            loop.model, params, prepared.prior, *arguments, base=base, description="old skills", **options
+        )
+        row["prior"] = old.accuracy
+        row |= {} if old.kl_to_base is None else {"kl_to_base": old.kl_to_base}
+    if loop.active and row:
+        sink.write(step, row)
+    return {"step": step, "metrics": row}
+
+
+def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int) -> dict[str, float]:
+    """The scalars on the host; stops the run where loss or gradient is not a number."""
+    scalars = {name: float(x) for name, x in jax.device_get(metrics.scalars).items()}
+    if np.isfinite([scalars["loss"], scalars["grad_norm"]]).all():
+        return scalars
+    bad = ~np.isfinite(np.asarray(metrics.divergence)).all(axis=1)
+    rows = np.asarray(batch.row)[bad if bad.any() else slice(None)].tolist()
+    good = (
+        f"the last good checkpoint is that of step {last_saved}"
+        if last_saved > 0
+        else "nothing was saved yet"
+    )
+    raise SdftError(
+        f"step {step}: loss {scalars['loss']}, gradient norm {scalars['grad_norm']} at rows {rows} of "
+        f"{loop.config.data.path}; {good}: lower optimizer.learning_rate, or look at those rows."
+    )
+
+
+def _place(batch: TokenBatch, model: Model) -> TokenBatch:
+    """Host arrays of this process -> global arrays, split over their rows."""
+    sharding = sharding_of(model).named("batch")
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics) -> None:
+    """The first rows of this step's batch with each token's divergence, to be looked at."""
+    tokenizer = loop.prepared.tokenizer
+    rows = []
+    for i in range(min(loop.config.train.rollouts_rows, batch.prompt.shape[0])):
+        prompt, prompt_mask, ids, mask, kl, ratio = (
+            np.asarray(x[i])
+            for x in (
+                batch.prompt, batch.prompt_mask, metrics.rollout.tokens, metrics.rollout.mask,
+                metrics.divergence, metrics.log_ratio,
+            )
+        )  # fmt: skip
+        ids = ids[mask]
+        rows.append(
+            RolloutRow(
+                prompt=tokenizer.decode(prompt[prompt_mask].tolist()),
+                completion=tokenizer.decode(ids.tolist()),
+                tokens=[tokenizer.decode([token]) for token in ids.tolist()],
+                divergence=kl[mask].tolist(),
+                log_ratio=ratio[mask].tolist(),
+            )
+        )
+    write_rollouts(Path(loop.config.output) / "rollouts", step, rows, loop.active)
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Any]:
+    """Whether SIGTERM has come; the step under way is finished first."""
+    came = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    except ValueError:  # not the main thread, such as in a notebook's executor: nothing to listen to
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _say(text: str, active: bool) -> None:
+    if active:
+        print(text, flush=True)

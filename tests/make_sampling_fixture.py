@@ -1,0 +1,66 @@
+"""Makes tests/fixtures/greedy.npz: what transformers' `generate` completes greedily.
+
+    python tests/make_sampling_fixture.py
+
+needs torch and transformers. The prompts are ragged and left-padded; the models are the checkpoints of
+make_fixtures.py; of the EOS ids, each ends at least one row somewhere in the middle.
+"""
+
+import sys
+
+import numpy as np
+from make_fixtures import DIRECTORY
+
+PATH = DIRECTORY.parent / "greedy.npz"
+CASES = ("qwen3", "llama3")
+PAD, LENGTH, ROWS, WIDTH = 0, 12, 6, 9
+
+
+def prompts(vocabulary=61, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = np.array([WIDTH, 1, 2, 5, 7, WIDTH])
+    mask = np.arange(WIDTH)[None, :] >= WIDTH - lengths[:, None]
+    return np.where(mask, rng.integers(3, vocabulary, size=(ROWS, WIDTH)), PAD), mask
+
+
+def transformers_greedy(model, tokens, mask, eos_ids):
+    """Completions [rows, LENGTH], padded after EOS."""
+    import torch
+
+    out = model.generate(
+        torch.tensor(tokens),
+        attention_mask=torch.tensor(mask, dtype=torch.int64),
+        do_sample=False,
+        max_new_tokens=LENGTH,
+        eos_token_id=list(eos_ids) or None,
+        pad_token_id=PAD,
+    ).numpy()[:, tokens.shape[1] :]
+    return np.pad(out, [(0, 0), (0, LENGTH - out.shape[1])], constant_values=PAD).astype(np.int32)
+
+
+def eos_from(completions):
+    """Two tokens that end some rows in the middle, and leave at least one running to the last position."""
+    for first in sorted(set(completions[:, 3])):
+        for second in sorted(set(completions[:, 6]) - {first}):
+            ends = np.isin(completions, [first, second])
+            if ends.any(1).sum() >= 2 and not ends.any(1).all():
+                return [int(first), int(second)]
+    raise RuntimeError("no pair of tokens ends some rows but not all: change the seed.")
+
+
+def main():
+    from transformers import AutoModelForCausalLM
+
+    arrays = {}
+    for case in CASES:
+        model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case)
+        model.generation_config.eos_token_id = None
+        tokens, mask = prompts()
+        eos_ids = eos_from(transformers_greedy(model, tokens, mask, ()))
+        arrays[f"{case}.eos"] = np.array(eos_ids, np.int32)
+        arrays[f"{case}.completion"] = transformers_greedy(model, tokens, mask, eos_ids)
+    np.savez_compressed(PATH, **arrays)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
