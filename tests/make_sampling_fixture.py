@@ -53,7 +53,7 @@ def main():
 
     arrays = {}
     for case in CASES:
-        model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case)
+        model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case).float()  # they are stored in bfloat16
         model.generation_config.eos_token_id = None
         tokens, mask = prompts()
         eos_ids = eos_from(transformers_greedy(model, tokens, mask, ()))

@@ -64,7 +64,9 @@ def test_describe_names_what_differs():
 
 @pytest.mark.parametrize("preset", ["sdft", "official"])
 def test_round_trip(preset):
-    config = load_config(None, [f"preset={preset}", "data.prompt_buckets=[8]", "data.template_kwargs={a: [1]}"])
+    config = load_config(
+        None, [f"preset={preset}", "data.prompt_buckets=[8]", "data.template_kwargs={a: [1]}"]
+    )
     assert from_dict(to_dict(config), "copy") == config
     assert hash(from_dict(to_dict(config), "copy")) == hash(config)
 

@@ -118,6 +118,14 @@ def test_the_cache_is_updated_in_place(qwen):
     assert memory.temp_size_in_bytes < cache.keys.size * 4
 
 
+def test_an_empty_cache_can_be_donated(qwen):
+    model, params = qwen
+    tokens = jnp.array([5, 6])
+    hidden, _ = decode(model, params, tokens, model.init_cache(2, 8))
+    expected = hidden_of(model, params, tokens[:, None], jnp.ones((2, 1), bool))[:, 0]
+    np.testing.assert_allclose(hidden, expected, atol=1e-5)
+
+
 def test_models_are_static_arguments():
     model = Model(config_from_dict(CASES["qwen3"]), source="a")
     again = Model(config_from_dict(CASES["qwen3"]), source="b")

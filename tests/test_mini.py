@@ -1,4 +1,4 @@
-"""The mini world is honest (nothing held out is trained on) and its base model is what the quickstart needs."""
+"""The mini world holds out what it says, and its base model is what the quickstart needs."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 
 from sdft_jax import mini
 from sdft_jax.mini import world
-from sdft_jax.mini.make_base import LONGEST, Recipe, batches, examine
-from sdft_jax.mini.tokenizer import TEACHER_TEMPLATE, build_tokenizer
+from sdft_jax.mini.make_base import LONGEST, Recipe, batches, examine, teacher_turn
+from sdft_jax.mini.tokenizer import build_tokenizer
 
 BASE = Path(mini.__file__).parent / "base"
 ALL_SKILLS = world.OLD_SKILLS + world.NEW_SKILLS
@@ -68,7 +68,7 @@ def test_score_takes_both_styles_and_no_wrong_answer():
 def test_everything_fits_and_nothing_is_unknown(tokenizer):
     for skill in ALL_SKILLS:
         for row in world.heldout(skill, 20):
-            user = TEACHER_TEMPLATE.format(question=row["prompt"], demonstration=row["demonstration"])
+            user = teacher_turn(row["prompt"], row["demonstration"])
             for name, content in (("prompt", row["prompt"]), ("teacher_prompt", user)):
                 turn = [{"role": "user", "content": content}]
                 tokens = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
@@ -78,14 +78,6 @@ def test_everything_fits_and_nothing_is_unknown(tokenizer):
             tokens = tokenizer(response)["input_ids"]
             assert len(tokens) < LONGEST["completion"]
             assert tokenizer.decode(tokens, skip_special_tokens=True) == response
-
-
-def test_the_template_is_that_of_the_library():
-    from sdft_jax.prompts import REFERENCE_TEMPLATE
-
-    assert TEACHER_TEMPLATE == REFERENCE_TEMPLATE.replace("$question", "{question}").replace(
-        "$demonstration", "{demonstration}"
-    )
 
 
 def test_the_base_model_knows_what_it_should():
@@ -107,8 +99,10 @@ def test_transformers_computes_the_same_logits():
 
     model, params = load_model(BASE)[:2]
     tokenizer = transformers.AutoTokenizer.from_pretrained(BASE)
-    prompts = [world.heldout(skill, 1)[0]["prompt"] for skill in world.OLD_SKILLS[:8]]
-    tokens = np.array([tokenizer(prompt)["input_ids"] for prompt in prompts if len(prompt.split()) == len(prompts[0].split())])
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(BASE)(torch.tensor(tokens)).logits.detach().numpy()
+    prompts = [world.heldout(skill, 1)[0]["prompt"] for skill in ALL_SKILLS]
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    tokens = np.array([row for row in encoded if len(row) == len(encoded[0])])
+    reference = transformers.AutoModelForCausalLM.from_pretrained(BASE)
+    theirs = reference(torch.tensor(tokens)).logits.detach().numpy()
     ours = model.logits(params, tokens, np.ones_like(tokens, bool))
     np.testing.assert_allclose(ours, theirs, atol=2e-4)

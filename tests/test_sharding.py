@@ -93,7 +93,9 @@ def test_tree_shardings():
 
 def test_sizes_that_do_not_divide_name_parameter_and_axis():
     sharding = Sharding(make_mesh(1, 1, 8))
-    with pytest.raises(SdftError, match=r"layers\.q: axis 'heads' of size 6 .* the 8 parts of mesh axis tensor"):
+    with pytest.raises(
+        SdftError, match=r"layers\.q: axis 'heads' of size 6 .* the 8 parts of mesh axis tensor"
+    ):
         tree_shardings(sharding, {"layers": {"q": ("heads",)}}, {"layers": {"q": shape(6)}})
     with pytest.raises(SdftError, match=r"x: axis 'batch' of size 6 .* mesh axis dataxfsdp"):
         tree_shardings(Sharding(make_mesh(2, 2, 2)), {"x": ("batch",)}, {"x": shape(6)})

@@ -1,0 +1,1 @@
+"""The embedded small world: tokenizer, skills and base model of the quickstart."""

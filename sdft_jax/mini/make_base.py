@@ -1,8 +1,9 @@
 """Train the base model of the mini world from nothing: `python -m sdft_jax.mini.make_base OUT_DIR`.
 
-The curriculum has two kinds of conversation. Without a demonstration, the model answers the verbs it knows and guesses at
-nonces: a nonce means another operation each time. With a demonstration, it reads the meaning of the nonce off the expert's
-answer. So the finished model is right about a new skill exactly when it is shown, as a teacher in SDFT must be.
+The curriculum has two kinds of conversation. Without a demonstration, the model answers the verbs it knows
+and guesses at nonces, which mean another operation each time. With a demonstration, it takes the meaning of
+the nonce from the expert. So the finished model is right about a new skill exactly when it is shown one, as
+a teacher in SDFT must be.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import jax
@@ -22,8 +24,9 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast
 
 from sdft_jax.mini import world
-from sdft_jax.mini.tokenizer import TEACHER_TEMPLATE, build_tokenizer
+from sdft_jax.mini.tokenizer import build_tokenizer
 from sdft_jax.models import Model, config_from_dict, save_pretrained
+from sdft_jax.prompts import REFERENCE_TEMPLATE
 
 LONGEST = {"prompt": 21, "teacher_prompt": 34, "completion": 10}
 STEPS_PER_CALL = 20
@@ -44,7 +47,7 @@ class Recipe:
     plain_nonces: float = 0.25
     shown_nonces: float = 0.8
     wrong_thoughts: float = 0.1
-    """Share of responses that start from a random thought, which carries no loss: answers must follow thoughts."""
+    """Share of responses after a random thought without loss, so that answers follow thoughts."""
     seed: int = 0
 
 
@@ -74,6 +77,11 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
+def teacher_turn(question: str, demonstration: str) -> str:
+    """What the user says to a teacher."""
+    return Template(REFERENCE_TEMPLATE).substitute(question=question, demonstration=demonstration)
+
+
 def conversation(shown: bool, recipe: Recipe, rng: np.random.Generator) -> tuple[str, str, bool]:
     """A user's turn, the response to it, and whether its thought may be learned."""
     operation, other = rng.choice(list(world.OPERATIONS), 2)
@@ -83,14 +91,14 @@ def conversation(shown: bool, recipe: Recipe, rng: np.random.Generator) -> tuple
     items = world.draw_items(skill.alphabet, "base", rng)
     user = skill.prompt(items)
     if shown:
-        user = TEACHER_TEMPLATE.format(question=user, demonstration=world.demonstration(skill.operation, skill.answer(items)))
+        user = teacher_turn(user, world.demonstration(skill.operation, skill.answer(items)))
     wrong = rng.random() < recipe.wrong_thoughts
     thought = str(other) if wrong else skill.operation
     return user, world.own_response(thought, " ".join(world.OPERATIONS[thought](items))), not wrong
 
 
 def encode(texts: list[tuple[str, str, bool]], shown: bool, tokenizer: Any) -> dict[str, np.ndarray]:
-    """Conversations as left-padded prompts, right-padded completions and the loss weight of each completion token."""
+    """Left-padded prompts, right-padded completions, and the loss weight of each token."""
     prompts = [[{"role": "user", "content": user}] for user, _, _ in texts]
     prompts = tokenizer.apply_chat_template(prompts, tokenize=False, add_generation_prompt=True)
     responses = [response + tokenizer.eos_token for _, response, _ in texts]
@@ -131,15 +139,18 @@ def cross_entropy(params: Any, model: Model, batch: dict[str, jax.Array]) -> tup
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW with warm-up and a cosine to nearly nothing; weight decay on matrices only."""
+    """AdamW with warm-up and a cosine to nearly nothing."""
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, recipe.warmup, recipe.steps, 0.02 * recipe.learning_rate
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay))
+    adamw = optax.adamw(schedule, b2=0.98, weight_decay=recipe.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 @partial(jax.jit, static_argnames=("model", "optimizer"), donate_argnames=("params", "opt_state"))
-def train(params: Any, opt_state: Any, stacked: Any, *, model: Model, optimizer: Any) -> tuple[Any, Any, jax.Array]:
+def train(
+    params: Any, opt_state: Any, stacked: Any, *, model: Model, optimizer: Any
+) -> tuple[Any, Any, jax.Array]:
     """One update for each of the stacked batches; returns the mean loss."""
 
     def loss(params, batch):
@@ -158,7 +169,7 @@ def train(params: Any, opt_state: Any, stacked: Any, *, model: Model, optimizer:
 
 @partial(jax.jit, static_argnames="model")
 def exact(params: Any, batch: dict[str, jax.Array], *, model: Model) -> jax.Array:
-    """Rows whose greedy response is the expected one: every token is the most likely after those before it."""
+    """Which greedy responses are the expected ones: each token is the likeliest after those before it."""
     n = LONGEST["completion"]
     hidden = model.hidden_states(params, batch["tokens"], batch["mask"])[:, -n - 1 : -1]
     hit = jnp.argmax(hidden @ model.head(params).T, axis=-1) == batch["tokens"][:, -n:]
@@ -172,8 +183,8 @@ def examine(params: Any, model: Model, tokenizer: Any) -> dict[str, float]:
         texts = []
         for skill in skills:
             for row in world.heldout(skill, n):
-                user = TEACHER_TEMPLATE.format(question=row["prompt"], demonstration=row["demonstration"])
-                texts.append((user if shown else row["prompt"], world.own_response(skill.operation, row["answer"]), True))
+                user = teacher_turn(row["prompt"], row["demonstration"]) if shown else row["prompt"]
+                texts.append((user, world.own_response(skill.operation, row["answer"]), True))
         batch = encode(texts, shown, tokenizer)
         return float(exact(params, batch, model=model).mean())
 
@@ -214,7 +225,7 @@ def main() -> None:
     for name, value in examine(params, model, tokenizer).items():
         print(f"{name}: {value:.3f}")
     save_pretrained(model, params, tokenizer, arguments.out_dir)
-    generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "do_sample": True}
+    generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     (Path(arguments.out_dir) / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 

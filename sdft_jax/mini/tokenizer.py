@@ -7,18 +7,14 @@ from transformers import PreTrainedTokenizerFast
 
 from sdft_jax.mini import world
 
-# The wording of the teacher's prompt in the paper's released code, so that the mini world can use it as it is.
-TEACHER_TEMPLATE = (
-    "\n{question}\n\nThis is an example for a response to the question:\n{demonstration}\n\n"
-    "Now answer with a response of your own, including the thinking process.\n"
-)
-
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# Its fixed sentences are one token each: they are in every teacher prompt and would be half of it.
+# The fixed sentences of the teacher's prompt are one token each: as words they would be half of it.
 SENTENCE_TOKENS = [
     "This is an example for a response to the question:",
     "Now answer with a response of your own, including the thinking process.",

@@ -1,16 +1,17 @@
-"""The mini world: list skills that a model of under a million parameters can know, and new ones it can be taught.
+"""The mini world: list skills that a model of under a million parameters can know, and ones to teach it.
 
 A prompt asks for a verb to be applied to a short list, in one of four alphabets, each with its own phrasing:
 
     please reverse the letters a b c d              <think> reverse </think> d c b a
 
-The base model knows every verb in `OPERATIONS`, in every alphabet: these are the old skills. It *thinks* first: it names the
-operation, then carries it out. It has also met the verbs in `NONCES`, each time with another meaning, so that it has learned to
-read the meaning off an expert's demonstration when there is one and can only guess when there is none. A new skill gives one
-nonce one meaning for good. An expert demonstrates it in a style of its own, `by reverse = d c b a !`.
+The base model knows every verb in `OPERATIONS`, in every alphabet: these are the old skills. It thinks
+first: it names the operation, then carries it out. It has also met the verbs in `NONCES`, each time with
+another meaning, so it has learned to follow an expert's demonstration when there is one, and can only guess
+when there is none. A new skill gives one nonce one meaning for good. The expert demonstrates it in a style
+of its own, `by reverse = d c b a !`.
 
-Every list belongs to exactly one of three splits by a hash of its items: what the base model was trained on, what is
-demonstrated and what is held out never share a list, whatever the skill.
+Every list belongs to exactly one of three splits by a hash of its items: what the base model was trained on,
+what is demonstrated and what is held out never share a list, whatever the skill.
 """
 
 import zlib
@@ -45,10 +46,10 @@ OPERATIONS: dict[str, Callable[[Items], Items]] = {
 }
 
 ALPHABETS: dict[str, Items] = {
-    "letters": "a b c d e f g h i j k l".split(),
-    "digits": "0 1 2 3 4 5 6 7 8 9".split(),
-    "colours": "red blue green pink black white brown grey gold teal".split(),
-    "animals": "cat dog cow pig hen fox owl bee ant elk".split(),
+    "letters": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"],
+    "digits": ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"],
+    "colours": ["red", "blue", "green", "pink", "black", "white", "brown", "grey", "gold", "teal"],
+    "animals": ["cat", "dog", "cow", "pig", "hen", "fox", "owl", "bee", "ant", "elk"],
 }
 
 PHRASINGS: dict[str, str] = {
@@ -58,7 +59,9 @@ PHRASINGS: dict[str, str] = {
     "animals": "[ {items} ] -> {verb} ( animals )",
 }
 
-NONCES: Items = [onset + rhyme for rhyme in "ax ib ov eem urp izz oth ef".split() for onset in "bl dr gl gw kl pl sn vr".split()]
+_ONSETS = ["bl", "dr", "gl", "gw", "kl", "pl", "sn", "vr"]
+_RHYMES = ["ax", "ib", "ov", "eem", "urp", "izz", "oth", "ef"]
+NONCES: Items = [onset + rhyme for rhyme in _RHYMES for onset in _ONSETS]
 
 LENGTHS = (4, 5)
 SPLITS = {"heldout": range(0, 2), "demonstrations": range(2, 5), "base": range(5, 20)}
@@ -73,9 +76,11 @@ class Skill:
     alphabet: str
 
     def prompt(self, items: Items) -> str:
+        """What the user asks."""
         return PHRASINGS[self.alphabet].format(verb=self.verb, items=" ".join(items))
 
     def answer(self, items: Items) -> str:
+        """What is right."""
         return " ".join(OPERATIONS[self.operation](items))
 
 
@@ -125,8 +130,16 @@ def rows(skill: Skill, split: str, n: int, seed: int) -> list[dict[str, str]]:
     while len(lists) < n:
         items = draw_items(skill.alphabet, split, rng)
         lists[" ".join(items)] = items
-    answers = [(skill.prompt(items), skill.answer(items)) for items in lists.values()]
-    return [{"prompt": prompt, "demonstration": demonstration(skill.operation, answer), "answer": answer} for prompt, answer in answers]
+    return [_row(skill, items) for items in lists.values()]
+
+
+def _row(skill: Skill, items: Items) -> dict[str, str]:
+    answer = skill.answer(items)
+    return {
+        "prompt": skill.prompt(items),
+        "demonstration": demonstration(skill.operation, answer),
+        "answer": answer,
+    }
 
 
 def demonstrations(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:

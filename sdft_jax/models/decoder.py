@@ -126,9 +126,12 @@ class Model:
         """An empty cache of `length` slots, in the compute dtype unless `dtype` says otherwise."""
         c = self.config
         shape = (c.num_hidden_layers, batch, length, c.num_key_value_heads, c.head_dim)
-        empty = constrain(jnp.zeros(shape, dtype or self.compute_dtype), self.sharding, *_CACHE_AXES)
+        keys, values = (  # two buffers, so that the cache can be donated
+            constrain(jnp.zeros(shape, dtype or self.compute_dtype), self.sharding, *_CACHE_AXES)
+            for _ in range(2)
+        )
         mask = jnp.zeros((batch, length), bool)
-        return KVCache(empty, empty, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+        return KVCache(keys, values, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
 
     def prefill(
         self,
