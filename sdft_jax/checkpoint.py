@@ -33,7 +33,7 @@ RESUMABLE = (
     "output", "preset", "mesh", "sharding", "model.remat", "train.micro_batch", "divergence.chunk",
     # What is written about it, and how often.
     "report", "checkpoint", "eval.batch_size", "train.log_every", "train.eval_every", "train.save_every",
-    "train.rollouts_every", "train.rollouts_rows",
+    "train.rollouts_every", "train.rollouts_rows", "train.phases_every",
     # When to stop, and what else runs beside it. Not train.steps: the learning rate decays over them.
     "train.stop_at", "baseline",
 )  # fmt: skip
@@ -358,7 +358,7 @@ def _storage_errors(directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _storage_reason(error)
+        reason = storage_reason(error)
         if reason is None:
             raise
         if jax.process_index() == 0:
@@ -371,7 +371,7 @@ def _storage_errors(directory: epath.Path) -> Iterator[None]:
         ) from error
 
 
-def _storage_reason(error: BaseException | None) -> str | None:
+def storage_reason(error: BaseException | None) -> str | None:
     """The operating system's words, which TensorStore hides in the text of a ValueError."""
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     while error is not None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import dataclasses
-import errno
-import inspect
-import itertools
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from sdft_jax.config import Config, load_config
+from sdft_jax.config import load_config
 from sdft_jax.errors import SdftError
+from sdft_jax.options import as_help
 
 DESCRIPTION = (
     "Self-Distillation Fine-Tuning (arXiv 2601.19897): a Hugging Face model in, a Hugging Face model out."
@@ -39,16 +34,20 @@ MISTAKE = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `sdft`; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return arguments.command(arguments)
     except SdftError as error:
         print(f"sdft: {error}", file=sys.stderr)
         return MISTAKE
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        from sdft_jax.checkpoint import storage_reason
+
+        reason = storage_reason(error)
+        if reason is None:
             raise
-        print(f"sdft: {error.filename or 'output'}: the disk is full: free some space.", file=sys.stderr)
+        place = getattr(error, "filename", None) or "the output"
+        print(f"sdft: {place}: {reason}: mend that and start again.", file=sys.stderr)
         return MISTAKE
 
 
@@ -81,6 +80,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def sample(arguments: argparse.Namespace) -> int:
     """`sdft sample`."""
     prompts = arguments.prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    if not prompts or arguments.n < 1:
+        raise SdftError("nothing to answer: give a prompt as an argument or on stdin, and -n of at least 1.")
     config = load_config(None, [f"model.path={arguments.model}", *arguments.overrides])
     from sdft_jax.measure import answer
 
@@ -99,6 +100,17 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments; key=value may stand before and after options, which argparse alone does not allow."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (arguments.command not in (train, evaluate) or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sdft",
@@ -107,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(_describe_keys(Config), "  ")
+    keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(as_help(), "  ")
 
     def add(name, function, summary):
         command = commands.add_parser(
@@ -150,35 +162,6 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source"
     )
     return parser
-
-
-def _describe_keys(section: Any, prefix: str = "") -> str:
-    """Every key with its default and the first sentence of its documentation, read from the source."""
-    documented = _documentation(section)
-    lines = []
-    for field in dataclasses.fields(section):
-        default = getattr(section(), field.name)
-        if dataclasses.is_dataclass(default):
-            lines.append(_describe_keys(type(default), f"{prefix}{field.name}."))
-            continue
-        text = documented.get(field.name, "")
-        lines.append(f"{prefix}{field.name}={default}" + (f"\n    {text}" if text else ""))
-    return "\n".join(lines)
-
-
-def _documentation(section: Any) -> dict[str, str]:
-    """The strings under the fields of a dataclass, which Python itself does not keep."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in itertools.pairwise(body.body):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(text, ast.Expr)
-        ):
-            found[field.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
-    return found
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sdft_jax.errors import SdftError
+from sdft_jax.presets import PRESETS
 from sdft_jax.sharding import Rules
 
 Positive = Annotated[int, Field(gt=0)]
@@ -82,12 +83,15 @@ class SamplingConfig:
     """How the student samples its completions."""
 
     max_new_tokens: Positive = 1024
+    """Most tokens of a completion."""
     temperature: NonNegative = 1.0
     """0 is greedy."""
     top_k: Count = 0
-    """0 is off."""
+    """Only the k likeliest tokens; 0 is off."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Smallest set of tokens with this much probability; 1 is off."""
     min_p: Share = 0.0
+    """Least probability of a token, as a share of the likeliest one's; 0 is off."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -115,6 +119,7 @@ class DivergenceConfig:
     support: Literal["full", "teacher", "student", "union", "sampled"] = "full"
     """Tokens summed over: the whole vocabulary, the top-k of a role, of both, or only the sampled one."""
     top_k: Positive = 100
+    """How many tokens, for the supports teacher, student and union."""
     tail: Literal["bucket", "renormalise"] = "bucket"
     """What becomes of the mass outside the top-k."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
@@ -137,6 +142,7 @@ class ObjectiveConfig:
     """Ratio of trainer to sampler probability: logged only, applied to each token, or its mean applied
     to the whole sequence (released code)."""
     importance_cap: NonNegative = 2.0
+    """Largest ratio that is applied."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -144,6 +150,7 @@ class OptimizerConfig:
     """AdamW with a schedule and clipping by global norm."""
 
     learning_rate: NonNegative = 1e-5
+    """Its highest value, after the warm-up."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     """Decay after the warm-up: to 0 over the rest of the run, or none."""
     warmup: NonNegative = 10
@@ -151,9 +158,13 @@ class OptimizerConfig:
     clip: NonNegative = 1.0
     """Largest global gradient norm; 0 is off."""
     weight_decay: NonNegative = 0.0
+    """AdamW's decoupled decay."""
     b1: Share = 0.9
+    """AdamW's decay of the first moment."""
     b2: Share = 0.999
+    """AdamW's decay of the second moment."""
     eps: NonNegative = 1e-8
+    """AdamW's term in the denominator."""
     freeze: tuple[str, ...] = ()
     """Regular expressions for parameters that do not train, such as `embed` or `layers/mlp`."""
 
@@ -163,6 +174,7 @@ class TrainConfig:
     """The outer loop."""
 
     method: Literal["sdft", "sft"] = "sdft"
+    """sdft, or sft: cross-entropy of the demonstrations given the student's prompt."""
     batch_size: Positive = 32
     """Prompts per update, one completion each."""
     micro_batch: Positive | None = None
@@ -170,15 +182,19 @@ class TrainConfig:
     epochs: NonNegative = 2.0
     """Passes over the data; ignored when `steps` is set."""
     steps: Positive | None = None
+    """Updates in all; None goes by `epochs`."""
     seed: int = 42
+    """Of data order and sampling."""
     log_every: Positive = 1
+    """Steps between lines of metrics."""
     eval_every: Count = 0
-    """0: before and after the run only."""
+    """Steps between evaluations; 0: before and after the run only."""
     save_every: Count = 100
-    """0: only at the end."""
+    """Steps between checkpoints; 0: only at the end."""
     rollouts_every: Count = 50
     """Steps between samples of rollouts in the run directory; 0 is never."""
     rollouts_rows: Positive = 4
+    """Rollouts in such a sample."""
     phases_every: Count = 100
     """Steps between timings of sampling by itself, from which the speed of each phase follows; 0 is never."""
     stop_at: Annotated[float, Field(gt=0)] | None = None
@@ -196,6 +212,7 @@ class EvalConfig:
     task: str = "exact"
     """Scorer: exact, contains, choice, tooluse or mini."""
     batch_size: Positive = 64
+    """Prompts answered at one time."""
     limit: Positive | None = None
     """Evaluate only the first rows."""
     max_new_tokens: Positive | None = None
@@ -209,8 +226,11 @@ class MeshConfig:
     """Devices along each mesh axis; one may be -1 for whatever is left."""
 
     data: int = 1
+    """Batch split, parameters whole."""
     fsdp: int = -1
+    """Batch and parameters split."""
     tensor: int = 1
+    """Heads, feed-forward and vocabulary split."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -218,8 +238,9 @@ class CheckpointConfig:
     """What is kept in `output`/checkpoints."""
 
     keep_last: Positive = 2
+    """Newest checkpoints that are kept."""
     keep_best: Count = 1
-    """Best by evaluated accuracy; needs train.eval_every."""
+    """Checkpoints kept besides, best by evaluated accuracy; needs train.eval_every."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -227,8 +248,9 @@ class ReportConfig:
     """Where metrics go besides the console and metrics.jsonl."""
 
     tensorboard: bool = False
+    """Event files in `output`/tensorboard."""
     wandb: str | None = None
-    """W&B project."""
+    """Name of a W&B project; needs `pip install wandb`."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -236,6 +258,7 @@ class Config:
     """One run."""
 
     preset: Literal["sdft", "official"] = "sdft"
+    """Where the defaults come from: the recommended settings, or those of the released code."""
     output: str = "runs/sdft"
     """Directory of the run: checkpoints, metrics, rollouts, plots and the exported model."""
     baseline: bool = False
@@ -254,24 +277,6 @@ class Config:
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
 
-
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The recommended settings: reverse KL (the paper's equations 1-2), float32 EMA, own teacher limit.
-    # They are the defaults of the dataclasses above.
-    "sdft": {},
-    # The released code's main.py, as its forks agree on it: forward KL, 3 tokens skipped, sequence mean,
-    # importance ratio averaged per sequence and capped at 2, everything in bfloat16, EMA included.
-    "official": {
-        "divergence": {"alpha": 0.0},
-        "objective": {"skip_tokens": 3, "aggregation": "sequence", "importance": "sequence"},
-        "teacher": {"schedule": "ema", "rate": 0.01, "dtype": "bfloat16"},
-        "model": {"param_dtype": "bfloat16"},
-        "optimizer": {"learning_rate": 2e-5, "warmup": 0.1, "clip": 1.0},
-        "train": {"batch_size": 32, "epochs": 1},
-        "data": {"max_prompt": 1024, "max_teacher_prompt": 1024},
-        "sampling": {"max_new_tokens": 1024},
-    },
-}
 
 _ADAPTER = TypeAdapter(Config)
 

@@ -24,6 +24,7 @@ from sdft_jax.prompts import Example, encode_all, eos_ids, load_tokenizer
 from sdft_jax.report import summary_table
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.state import check_rows, sharding_of
 from sdft_jax.types import Params
 
 
@@ -32,7 +33,10 @@ def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
 
     Prints a table; `out` gets a JSON line per row with both answers and verdicts.
     """
+    if out and not Path(out).absolute().parent.is_dir():
+        raise SdftError(f"{out} cannot be written: its directory does not exist; make it, or give another.")
     model, params, tokenizer, eos = _load(config)
+    check_rows(config.eval.batch_size, "eval.batch_size", sharding_of(model))
     rows = prepare_eval(config.eval.path, config, tokenizer, eos, config.eval.teacher)
     if rows is None:
         raise SdftError("eval.path is not set: give a file to evaluate on.")
@@ -71,13 +75,15 @@ def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]
     data = dataclasses.replace(config.data, overlong="error", prompt_buckets=(), teacher_buckets=())
     encoded, _ = encode_all(examples, tokenizer, data, eos=eos, teacher=False)
     repeated = [row for row in encoded for _ in range(n)]
-    batch = pad_batch(repeated, find_buckets(encoded, data), tokenizer.pad_token_id)
+    parts = sharding_of(model).size("batch")
+    filled = -(-len(repeated) // parts) * parts  # the mesh must divide them
+    batch = pad_batch(repeated, find_buckets(encoded, data), tokenizer.pad_token_id, size=filled)
     rollout = generate(
         model, params, batch.prompt, batch.prompt_mask, key=jax.random.key(config.train.seed), eos_ids=eos,
         pad_id=tokenizer.pad_token_id, **dataclasses.asdict(config.sampling),
     )  # fmt: skip
     ids, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
-    texts = [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
+    texts = [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)][: len(repeated)]
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from sdft_jax.config import Config
 from sdft_jax.data import examples, read_rows
 from sdft_jax.hub import model_directory
+from sdft_jax.models import open_checkpoint, read_config
 from sdft_jax.prompts import Dropped, Encoded, Example, encode_all, eos_ids, load_tokenizer
 from sdft_jax.report import bar
 from sdft_jax.tasks import validate
@@ -40,6 +41,7 @@ class Prepared:
 def prepare(config: Config, active: bool = True) -> Prepared:
     """Read and tokenise all that a run needs. Raises SdftError with the culprit and the remedy."""
     directory = model_directory(config.model.path)
+    open_checkpoint(directory, read_config(directory))
     tokenizer = load_tokenizer(directory)
     eos = eos_ids(tokenizer, directory)
     rows = examples(read_rows(config.data.path, config.data.split), config.data, config.data.path)

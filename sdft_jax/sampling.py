@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.config import SamplingConfig
@@ -24,8 +25,8 @@ from sdft_jax.types import Params, Rollout
 def generate(
     model: Model,
     params: Params,
-    tokens: Int[Array, "B P"],
-    attention_mask: Bool[Array, "B P"],
+    tokens: Int[Array | np.ndarray, "B P"],
+    attention_mask: Bool[Array | np.ndarray, "B P"],
     *,
     key: Array,
     max_new_tokens: int,

@@ -95,16 +95,22 @@ def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformati
 
 def check_batch(config: Config, sharding: Sharding) -> None:
     """Refuse a batch that micro-batches or the mesh do not divide."""
-    batch, parts = config.train.batch_size, sharding.size("batch")
+    batch = config.train.batch_size
     micro = config.train.micro_batch or batch
     if batch % micro:
         raise SdftError(
             f"train.batch_size={batch} is not divisible by train.micro_batch={micro}: change one."
         )
-    if micro % parts:
+    check_rows(micro, "train.micro_batch" if config.train.micro_batch else "train.batch_size", sharding)
+
+
+def check_rows(rows: int, option: str, sharding: Sharding) -> None:
+    """Refuse a number of rows, set by `option`, that the mesh does not divide."""
+    parts = sharding.size("batch")
+    if rows % parts:
         raise SdftError(
-            f"{'train.micro_batch' if config.train.micro_batch else 'train.batch_size'}={micro} is not "
-            f"divisible by the {parts} parts of mesh axes data x fsdp: change it, or mesh.data or mesh.fsdp."
+            f"{option}={rows} is not divisible by the {parts} parts of mesh axes data x fsdp: "
+            "change it, or mesh.data or mesh.fsdp."
         )
 
 

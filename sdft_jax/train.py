@@ -19,14 +19,14 @@ from sdft_jax.config import Config, to_dict
 from sdft_jax.data import make_batches
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluate import evaluate
-from sdft_jax.models import Model, distance, load_model, save_pretrained
+from sdft_jax.models import Model, distance, load_model, read_config, save_pretrained
 from sdft_jax.optimizer import learning_rate, make_optimizer
 from sdft_jax.partition import join
 from sdft_jax.phases import speeds, time_sampling
 from sdft_jax.prepare import Prepared
 from sdft_jax.report import RolloutRow, Sink, jsonl_sink, open_sinks, read_jsonl, training_bar, write_rollouts
-from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.state import abstract_state, check_batch, init_state, sharding_of
+from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
+from sdft_jax.state import abstract_state, check_batch, check_rows, init_state, sharding_of
 from sdft_jax.types import Metrics, Params, TokenBatch, TrainState
 
 EVALUATIONS = "evaluations.jsonl"
@@ -62,18 +62,18 @@ def train(config: Config, prepared: Prepared, *, active: bool = True) -> Run:
         Interrupted: SIGTERM; the state has been saved.
     """
     sharding = Sharding(make_mesh(**dataclasses.asdict(config.mesh)), config.sharding)
-    check_batch(config, sharding)
     steps = total_steps(config, len(prepared.train))
-    checkpoint.claim(config.output, to_dict(config))
-    model, params = load(config, prepared, sharding)
     optimizer = make_optimizer(config.optimizer, steps)
-    step_fn = METHODS[config.train.method](
-        model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
-    )
     batches = make_batches(
         prepared.train, config.data, batch_size=config.train.batch_size, seed=config.train.seed,
         pad_id=prepared.pad_id, process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
+    _check(config, prepared, sharding)
+    checkpoint.claim(config.output, to_dict(config))
+    model, params = load(config, prepared, sharding)
+    step_fn = METHODS[config.train.method](
+        model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
+    )
     keep = config.checkpoint
     with checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager:
         restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
@@ -90,8 +90,18 @@ def train(config: Config, prepared: Prepared, *, active: bool = True) -> Run:
     params = join(state.params, state.frozen)
     exported = Path(config.output) / "model"
     save_pretrained(model, params, prepared.tokenizer, exported)
-    rows = tuple(read_jsonl(Path(config.output) / EVALUATIONS))
+    measured = Path(config.output) / EVALUATIONS
+    rows = tuple(read_jsonl(measured)) if active else ()
     return Run(model, params, int(state.step), rows, exported)
+
+
+def _check(config: Config, prepared: Prepared, sharding: Sharding) -> None:
+    """Refuse what the mesh cannot hold while the run directory is still as it was."""
+    check_batch(config, sharding)
+    model = Model(read_config(prepared.directory), sharding=sharding)
+    tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
+    if prepared.new or prepared.prior:
+        check_rows(config.eval.batch_size, "eval.batch_size", sharding)
 
 
 def total_steps(config: Config, rows: int) -> int:
@@ -127,11 +137,11 @@ class _Loop:
 def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
     """Step until done. A step's numbers are read after the next one is under way: the device never waits."""
     options, output, step = loop.config.train, Path(loop.config.output), int(state.step)
-    resumed, stopped = bool(meta["step"]), bool(meta.get("stopped"))
+    resumed, stopped = bool(meta["step"]), _good_enough(loop, meta)
     saved = step if resumed else 0
     with (
         open_sinks(loop.config.report, output, step, to_dict(loop.config), loop.active) as sink,
-        contextlib.closing(jsonl_sink(output / EVALUATIONS, step if resumed else -1)) as evaluations,
+        _evaluations(loop, step if resumed else -1) as evaluations,
         _termination() as terminated,
         training_bar(loop.steps, step, loop.active) as show,
     ):
@@ -152,18 +162,31 @@ def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
             if done or _due(step, options.eval_every):
                 pending.settle(saved)
                 meta = _evaluate(loop, state, step, evaluations)
-                stopped = bool(options.stop_at and meta["metrics"].get("accuracy", 0.0) >= options.stop_at)
+                stopped = _good_enough(loop, meta)
                 pending.restart()
             if done or stopped or _due(step, options.save_every):
                 pending.settle(saved)
-                saved = _save(loop, step, state, meta, stopped)
-        if terminated() and step < loop.steps and not stopped:
+                saved = _save(loop, step, state, meta)
+        if terminated():
             pending.settle(saved)
             if step != saved:
-                _save(loop, step, state, meta, stopped)
+                _save(loop, step, state, meta)
             checkpoint.wait(loop.manager)
             raise Interrupted(f"stopped by SIGTERM after step {step}; the same command goes on from there.")
     return state
+
+
+def _good_enough(loop: _Loop, meta: Mapping[str, Any]) -> bool:
+    """Whether the evaluation that `meta` holds, if any, reaches `train.stop_at`."""
+    goal = loop.config.train.stop_at
+    return goal is not None and meta["metrics"].get("accuracy", 0.0) >= goal
+
+
+def _evaluations(loop: _Loop, restored_step: int) -> contextlib.AbstractContextManager[Any]:
+    """Where rows of evaluations go; nowhere on all processes but 0."""
+    if not loop.active:
+        return contextlib.nullcontext()
+    return contextlib.closing(jsonl_sink(Path(loop.config.output) / EVALUATIONS, restored_step))
 
 
 def _due(step: int, every: int) -> bool:
@@ -199,6 +222,8 @@ class _Pending:
         seconds = time.monotonic() - self.since
         self.restart()
         scalars |= speeds(scalars, batch, seconds, sampling)
+        dropped = loop.prepared.dropped.total
+        scalars["dropped"] = dropped / (dropped + len(loop.prepared.train))
         scalars["learning_rate"] = float(learning_rate(loop.config.optimizer, loop.steps)(step - 1))
         self.show(step, scalars)
         if step % options.log_every == 0:
@@ -207,12 +232,8 @@ class _Pending:
             _write_rollouts(loop, step, batch, metrics)
 
 
-def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any], stopped: bool) -> int:
-    saved = {
-        "step": step,
-        "metrics": dict(meta["metrics"]) if meta["step"] == step else {},
-        "stopped": stopped,
-    }
+def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) -> int:
+    saved = {"step": step, "metrics": dict(meta["metrics"]) if meta["step"] == step else {}}
     checkpoint.save(loop.manager, step, state, loop.batches, saved)
     return step
 
@@ -251,9 +272,9 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, sink: Any) -> dict[str,
 
 
 def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int) -> dict[str, float]:
-    """The scalars on the host; stops the run where loss or gradient is not a number."""
+    """The scalars on the host; stops the run where loss, gradient or update is not finite."""
     scalars = {name: float(x) for name, x in jax.device_get(metrics.scalars).items()}
-    if np.isfinite([scalars["loss"], scalars["grad_norm"]]).all():
+    if np.isfinite([scalars[name] for name in ("loss", "grad_norm", "update_norm")]).all():
         return scalars
     bad = ~np.isfinite(np.asarray(metrics.divergence)).all(axis=1)
     rows = np.asarray(batch.row)[bad if bad.any() else slice(None)].tolist()
@@ -263,8 +284,9 @@ def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_sa
         else "nothing was saved yet"
     )
     raise SdftError(
-        f"step {step}: loss {scalars['loss']}, gradient norm {scalars['grad_norm']} at rows {rows} of "
-        f"{loop.config.data.path}; {good}: lower optimizer.learning_rate, or look at those rows."
+        f"step {step}: loss {scalars['loss']}, gradient norm {scalars['grad_norm']}, update norm "
+        f"{scalars['update_norm']} at rows {rows} of {loop.config.data.path}; {good}: "
+        "lower optimizer.learning_rate, or look at those rows."
     )
 
 

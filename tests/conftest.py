@@ -19,3 +19,62 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Shapes and number formats in these rooms' signatures are checked at every call (so while tracing).
+# types and state are left out: their dataclasses also hold shardings and shapes in place of arrays.
+CHECKED = ("chunked", "divergence", "gradients", "objective", "sampling", "teacher", "update")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook([f"sdft_jax.{room}" for room in CHECKED], "beartype.beartype")
+
+import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache as jax_cache  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory):
+    """What runs of the whole session, in this process and in others, share."""
+    return tmp_path_factory.mktemp("caches")
+
+
+@pytest.fixture(scope="module")
+def shared_compilations(caches):
+    """Within a module, programs that another run has compiled are read from disk."""
+    settings = {
+        "jax_compilation_cache_dir": str(caches / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        jax_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory):
+    """A Hugging Face directory with a random model and the mini world's tokenizer."""
+    from runs import write_model
+
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    write_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_directory, caches):
+    """Output of `sdft train` with a baseline beside it, never interrupted; tests copy what they change."""
+    from runs import write_config
+
+    from sdft_jax import cli
+
+    directory = tmp_path_factory.mktemp("finished")
+    config = write_config(
+        directory / "config.yaml", tiny_directory, directory / "run", "baseline=true", "train.phases_every=4"
+    )
+    assert cli.main(["train", config]) == 0
+    return directory / "run"

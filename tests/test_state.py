@@ -70,9 +70,11 @@ def test_values(made):
 
 def test_frozen_parameters_have_neither_moments_nor_teacher(made):
     _, state, _ = made
-    assert set(state.frozen) == {"embed", "layers"} and set(state.frozen["layers"]) == {"q"}
+    assert set(state.frozen) == {"embed", "layers"}
+    assert set(state.frozen["layers"]) == {"q"}
     for tree in (state.params, state.teacher, adam(state).mu):
-        assert "embed" not in tree and "q" not in tree["layers"]
+        assert "embed" not in tree
+        assert "q" not in tree["layers"]
 
 
 def dtypes(state):

@@ -61,7 +61,7 @@ def test_extreme_rates(rate, still):
 
 
 def test_bfloat16_ema_hardly_moves():
-    """The student drifts by 1e-5 a step for 100 steps; a float32 teacher follows, most of bfloat16's stays."""
+    """The student drifts by 1e-5 a step for 100 steps: a float32 teacher follows, a bfloat16 one stays."""
     drift = jax.tree.map(lambda x: 1e-5 * RNG.choice([-1, 1], x.shape), START)
     start = jax.tree.map(lambda x: np.float32(jnp.bfloat16(x)), START)
     students = [jax.tree.map(lambda x, d, n=n: x + n * d, start, drift) for n in range(1, 101)]

@@ -1,6 +1,7 @@
 """The update as a whole: alignment by hand, zero where it must be zero, the same on every mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +10,39 @@ import pytest
 from tiny import EOS, PAD, tiny_batch, tiny_model
 
 from sdft_jax.config import load_config
+from sdft_jax.divergence import divergence
 from sdft_jax.errors import SdftError
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.state import init_state
 from sdft_jax.types import Rollout
 from sdft_jax.update import _Rows, completion_hidden, distillation_loss, make_update
 
-COMMON = ("model.compute_dtype=float32", "train.batch_size=8", "sampling.max_new_tokens=6",
-          "optimizer.learning_rate=1e-3", "optimizer.warmup=0", "divergence.chunk=16", "teacher.rate=0.1")  # fmt: skip
+COMMON = (
+    "model.compute_dtype=float32",
+    "train.batch_size=8",
+    "sampling.max_new_tokens=6",
+    "optimizer.learning_rate=1e-3",
+    "optimizer.warmup=0",
+    "divergence.chunk=16",
+    "teacher.rate=0.1",
+)
 
 
-def setup(*overrides, mesh=None, steps=10):
+@functools.cache
+def compiled(*overrides, mesh=None):
+    """(config, model, initial state, update); tests of the same settings share one compilation."""
     config = load_config(None, [*COMMON, *overrides])
     sharding = None if mesh is None else Sharding(make_mesh(*mesh))
     model, params = tiny_model(sharding)
-    optimizer = make_optimizer(config.optimizer, steps)
-    state = init_state(model, params, optimizer, config)
-    return config, model, state, make_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)
+    optimizer = make_optimizer(config.optimizer, 10)
+    update = make_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)
+    return config, model, init_state(model, params, optimizer, config), update
+
+
+def setup(*overrides, mesh=None):
+    config, model, state, update = compiled(*overrides, mesh=mesh)
+    return config, model, jax.tree.map(jnp.copy, state), update  # an update donates its state
 
 
 def run(*overrides, mesh=None, steps=3):
@@ -40,7 +56,7 @@ def run(*overrides, mesh=None, steps=3):
 
 @pytest.fixture(scope="module")
 def single():
-    return run(mesh=(1, 1, 1))
+    return run()
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
@@ -65,8 +81,9 @@ def test_micro_batches_change_nothing(single):
 def test_compiles_once_per_bucket(single):
     assert single[2]._cache_size() == 1
     _, _, state, update = setup()
-    for prompt, teacher in [(6, 10), (6, 10), (8, 10), (6, 10), (8, 10)]:
+    for prompt, teacher in [(6, 10), (8, 10), (6, 10), (8, 10)]:
         state, _ = update(state, tiny_batch(prompt=prompt, teacher=teacher))
+    assert update is single[2]
     assert update._cache_size() == 2
 
 
@@ -98,12 +115,13 @@ def test_equal_prompts_and_weights_have_zero_loss():
 
 
 def test_ema_follows_the_optimizer_inside_the_update():
-    _, _, state, update = setup("teacher.rate=0.25")
+    config, _, state, update = setup()
+    assert config.teacher.rate == 0.1
     before = jax.device_get(state.teacher)
     state, _ = update(state, tiny_batch())
     after = jax.device_get(state)
     jax.tree.map(
-        lambda old, new, student: np.testing.assert_allclose(new, 0.75 * old + 0.25 * student, atol=1e-6),
+        lambda old, new, student: np.testing.assert_allclose(new, 0.9 * old + 0.1 * student, atol=1e-6),
         before, after.teacher, after.params,
     )  # fmt: skip
 
@@ -119,7 +137,8 @@ def test_frozen_parameters_do_not_move():
     _, _, state, update = setup("optimizer.freeze=[embed, layers/q]")
     before = jax.device_get(state.frozen)
     state, _ = update(state, tiny_batch())
-    assert set(before) == {"embed", "layers"} and "embed" not in state.params
+    assert set(before) == {"embed", "layers"}
+    assert "embed" not in state.params
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.frozen))
 
 
@@ -150,7 +169,7 @@ def test_alignment_on_a_case_worked_by_hand():
     config, model, _, _ = setup("divergence.alpha=1")
     _, params = tiny_model()
     batch = dataclasses.replace(
-        tiny_batch(rows=2),
+        jax.tree.map(jnp.asarray, tiny_batch(rows=2)),
         prompt=jnp.array([[PAD, 5, 6], [7, 8, 9]]),
         prompt_mask=jnp.array([[False, True, True], [True] * 3]),
         teacher_prompt=jnp.array([[20, 21, 22, 23, 24], [PAD, PAD, PAD, 25, 26]]),
@@ -159,11 +178,16 @@ def test_alignment_on_a_case_worked_by_hand():
     completion = jnp.array([[10, 11], [12, PAD]])
     mask = jnp.array([[True, True], [True, False]])
     weights = jnp.array([[1.0, 1.0], [1.0, 0.0]])
-    _, stats = distillation_loss(model, params, params, rows_of(batch, completion, mask, weights), config)
+    rows = rows_of(batch, completion, mask, weights)
+    _, stats = jax.jit(lambda params, rows: distillation_loss(model, params, params, rows, config))(
+        params, rows
+    )
+    logits = jax.jit(model.logits)
 
     def log_probs(*tokens):
-        tokens = jnp.array([tokens])
-        return np.float64(jax.nn.log_softmax(model.logits(params, tokens, tokens > 0)[0, -1]))
+        """After these tokens; right-padded, so that one shape serves all cases."""
+        padded = np.array([[*tokens, *[PAD] * (6 - len(tokens))]])
+        return np.float64(jax.nn.log_softmax(logits(params, padded, padded != PAD)[0, len(tokens) - 1]))
 
     cases = [
         (0, 0, log_probs(5, 6), log_probs(20, 21, 22, 23, 24)),
@@ -178,64 +202,81 @@ def test_alignment_on_a_case_worked_by_hand():
         assert stats.divergence[row, position] == pytest.approx(expected, abs=1e-4)
 
 
-def test_gradient_is_zero_on_prompt_padding_and_masked_tokens():
+def test_gradient_is_zero_on_masked_tokens():
     config, model, _, _ = setup()
     _, params = tiny_model()
-    batch = tiny_batch()
-    rng = np.random.default_rng(1)
-    completion = jnp.asarray(rng.integers(2, 32, size=(8, 6)), jnp.int32)
-    mask = jnp.asarray(np.arange(6)[None, :] < np.array([[6], [5], [4], [3], [2], [1], [0], [6]]))
-    weights = (mask & (jnp.arange(6)[None, :] >= 2)).astype(jnp.float32)
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
+    completion, mask, weights = ragged_completions()
+    head = model.head(params)
 
-    def loss(nudge):
-        hidden = completion_hidden(model, params, batch.prompt, batch.prompt_mask, completion, mask) + nudge
-        shifted = dataclasses.replace(batch)
-        del shifted
-        from sdft_jax.divergence import divergence
-        from sdft_jax.sharding import single_device
+    @jax.jit
+    def gradient(nudge):
+        def loss(nudge):
+            hidden = completion_hidden(model, params, batch.prompt, batch.prompt_mask, completion, mask)
+            taught = 0.5 * jax.lax.stop_gradient(hidden)
+            return divergence(hidden + nudge, head, taught, head, completion, weights,
+                              config.divergence, single_device())[0]  # fmt: skip
 
-        head = model.head(params)
-        return divergence(hidden, head, jax.lax.stop_gradient(hidden) * 0.5, head, completion, weights,
-                          config.divergence, single_device())[0]  # fmt: skip
+        return jax.grad(loss)(nudge)
 
-    gradient = np.asarray(jax.grad(loss)(jnp.zeros((8, 6, 32))))
-    used = np.asarray(weights) > 0
-    assert np.all(gradient[~used] == 0)
-    assert np.all(np.abs(gradient[used]).max(-1) > 0)
+    found, used = np.asarray(gradient(jnp.zeros((8, 6, 32)))), np.asarray(weights) > 0
+    assert np.all(found[~used] == 0)
+    assert np.all(np.abs(found[used]).max(-1) > 0)
 
-    def through_the_model(change):
-        """What stands in masked places must not matter at all."""
-        other = jnp.where(mask, completion, change)
-        rows = rows_of(batch, other, mask, weights)
-        student = jax.tree.map(lambda p: p * 0.9, params)
+
+def test_what_stands_in_padding_does_not_matter():
+    config, model, _, _ = setup()
+    _, params = tiny_model()
+    batch = jax.tree.map(jnp.asarray, tiny_batch())
+    completion, mask, weights = ragged_completions()
+    student = jax.tree.map(lambda p: p * 0.9, params)
+
+    @jax.jit
+    def gradients(token):
+        other = dataclasses.replace(
+            batch,
+            prompt=jnp.where(batch.prompt_mask, batch.prompt, token),
+            teacher_prompt=jnp.where(batch.teacher_mask, batch.teacher_prompt, token),
+        )
+        rows = rows_of(other, jnp.where(mask, completion, token), mask, weights)
         return jax.value_and_grad(lambda p: distillation_loss(model, p, params, rows, config)[0])(student)
 
-    for a, b in zip(
-        jax.tree.leaves(through_the_model(3)), jax.tree.leaves(through_the_model(17)), strict=True
-    ):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, gradients(3), gradients(17))
+
+
+def ragged_completions():
+    """(tokens, mask, weights) with 0 to 6 tokens a row, the first two of which carry no loss."""
+    tokens = np.random.default_rng(1).integers(2, 32, size=(8, 6)).astype(np.int32)
+    mask = np.arange(6)[None, :] < np.array([[6], [5], [4], [3], [2], [1], [0], [6]])
+    return (
+        jnp.asarray(tokens),
+        jnp.asarray(mask),
+        jnp.asarray(mask & (np.arange(6)[None, :] >= 2), jnp.float32),
+    )
 
 
 def test_empty_masks_give_zero_and_no_nan():
     _, _, state, update = setup("objective.skip_tokens=6")
     before = jax.device_get(state.params)
     state, metrics = update(state, tiny_batch())
-    assert metrics.scalars["loss"] == 0 and metrics.scalars["grad_norm"] == 0
+    assert metrics.scalars["loss"] == 0
+    assert metrics.scalars["grad_norm"] == 0
     assert all(np.isfinite(x) for x in jax.tree.leaves(jax.device_get(metrics.scalars)))
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
 
 
 def test_rollouts_differ_from_step_to_step():
-    _, _, state, update = setup("optimizer.learning_rate=0")
-    state, first = update(state, tiny_batch())
-    _, second = update(state, tiny_batch())
-    assert not np.array_equal(first.rollout.tokens, second.rollout.tokens)
+    """The same weights and prompts, at steps 0 and 1."""
+    _, _, state, update = setup()
+    later = dataclasses.replace(jax.tree.map(jnp.copy, state), step=jnp.int32(1))
+    first, second = (update(s, tiny_batch())[1].rollout.tokens for s in (state, later))
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize(
     ("overrides", "mesh", "message"),
     [
-        (["train.micro_batch=3"], (1, 1, 1), r"batch_size=8 .* micro_batch=3"),
+        (["train.micro_batch=3"], (1, 1, 1), r"batch_size=8 is not divisible by train\.micro_batch=3"),
         (["train.micro_batch=4"], (8, 1, 1), r"micro_batch=4 .* 8 parts"),
         (["train.batch_size=12"], (8, 1, 1), r"batch_size=12 .* 8 parts"),
     ],

@@ -4,6 +4,9 @@ The curriculum has two kinds of conversation. Without a demonstration, the model
 and guesses at nonces, which mean another operation each time. With a demonstration, it takes the meaning of
 the nonce from the expert. So the finished model is right about a new skill exactly when it is shown one, as
 a teacher in SDFT must be.
+
+The embedded base took 13 minutes on one half-busy core of a 2-core Xeon. On held-out lists: old skills 0.996,
+new skills with a demonstration 0.995; without one, each operation is thought of with probability 1/14.
 """
 
 import argparse

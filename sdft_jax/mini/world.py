@@ -90,7 +90,7 @@ NEW_SKILLS: tuple[Skill, ...] = (
     Skill("blax", "reverse", "letters"),
     Skill("drib", "ends", "digits"),
     Skill("glov", "rotate", "colours"),
-    Skill("gweem", "unrotate", "animals"),
+    Skill("gweem", "pairs", "animals"),
 )
 
 

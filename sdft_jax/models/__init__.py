@@ -3,7 +3,7 @@
 from sdft_jax.models.config import ModelConfig, config_from_dict, read_config
 from sdft_jax.models.decoder import REMAT_POLICIES, KVCache, Model
 from sdft_jax.models.families import FAMILIES
-from sdft_jax.models.reading import distance, load_model
+from sdft_jax.models.reading import distance, load_model, open_checkpoint
 from sdft_jax.models.writing import save_pretrained
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "config_from_dict",
     "distance",
     "load_model",
+    "open_checkpoint",
     "read_config",
     "save_pretrained",
 ]

@@ -116,4 +116,5 @@ def write_file(
         stream.write(_LENGTH.pack(len(text)) + text)
         for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
             assert (tensor.dtype, tensor.shape) == (dtype, shape)
-            np.ascontiguousarray(tensor).tofile(stream)
+            # Not tofile: its error on a full disk does not say that the disk is full.
+            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import os
 import shutil
@@ -82,6 +83,7 @@ def save_pretrained(
     writes = jax.process_index() == 0
     try:
         if writes:
+            _clear_leftovers(target)
             temporary.mkdir(parents=True)
             _write_side_files(model, tokenizer, temporary, dtype)
             _write_index(files, temporary)
@@ -95,6 +97,7 @@ def save_pretrained(
                     pass
         if writes:
             _replace(temporary, target)
+            _clear_leftovers(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if jax.process_count() > 1:
@@ -202,6 +205,13 @@ def _replace(temporary: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         temporary.rename(target)
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what an export that was killed has left beside `target`."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
+        if path.suffix == ".tmp" or (path.suffix == ".old" and target.exists()):
+            shutil.rmtree(path)
 
 
 def _write_json(file: Path, value: Any) -> None:

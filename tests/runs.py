@@ -1,0 +1,87 @@
+"""Whole runs small enough for tests: a random model with the mini world's tokenizer, and six steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import yaml
+
+from sdft_jax.config import Config, load_config, to_dict
+from sdft_jax.mini.tokenizer import build_tokenizer
+from sdft_jax.models import Model, config_from_dict, save_pretrained
+
+SETTINGS = (
+    "model.compute_dtype=float32", "model.remat=none", "mesh.fsdp=1",
+    "data.path=mini:blax", "data.limit=24", "data.max_prompt=64", "data.max_teacher_prompt=128",
+    "eval.path=mini:blax:heldout", "eval.prior=mini:old", "eval.task=mini", "eval.limit=8",
+    "eval.batch_size=8", "sampling.max_new_tokens=12", "optimizer.learning_rate=1e-3", "optimizer.warmup=0",
+    "train.steps=6", "train.batch_size=8", "train.save_every=2", "train.eval_every=3",
+    "train.rollouts_every=3", "train.phases_every=0",
+)  # fmt: skip
+TIMINGS = {"seconds", "tokens_per_second", "rollout_tokens_per_second", "learn_tokens_per_second"}
+
+
+def write_model(directory: Path) -> None:
+    """A checkpoint of 30,000 weights, large enough for its distributions not to be flat."""
+    tokenizer = build_tokenizer()
+    model = Model(
+        config_from_dict(
+            dict(
+                architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=len(tokenizer),
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=1, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-6,
+                rope_theta=1e4, tie_word_embeddings=False, hidden_act="silu",
+                eos_token_id=tokenizer.eos_token_id, torch_dtype="float32",
+            )
+        )
+    )  # fmt: skip
+    params = jax.tree.map(lambda p: p * 8.0 if np.ptp(p) else p, model.init(jax.random.key(0)))
+    save_pretrained(model, params, tokenizer, directory)
+
+
+def config_of(model: Path, output: Path, *overrides: str) -> Config:
+    return load_config(None, [f"model.path={model}", f"output={output}", *SETTINGS, *overrides])
+
+
+def write_config(path: Path, model: Path, output: Path, *overrides: str) -> str:
+    path.write_text(yaml.safe_dump(to_dict(config_of(model, output, *overrides))))
+    return str(path)
+
+
+def start(arguments: list[str], caches: Path) -> subprocess.Popen:
+    """A Python process with this one's platform, its compilations and bytecode shared with the others."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "PYTHONPYCACHEPREFIX": str(caches / "bytecode"),
+        "USE_TORCH": "0",  # transformers would import it
+    }
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read(path: Path) -> list[dict]:
+    """Rows of a JSONL file without timings."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
+
+
+def step_names(output: Path) -> list[int]:
+    return sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def content_of(directory: Path) -> dict[str, bytes]:
+    """All files below."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
