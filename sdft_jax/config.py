@@ -166,7 +166,8 @@ class OptimizerConfig:
     eps: NonNegative = 1e-8
     """AdamW's term in the denominator."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions for parameters that do not train, such as `embed` or `layers/mlp`."""
+    """Regular expressions, searched in paths such as layers/q, for parameters that do not train; `q$` is not
+    q_norm."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sdft_jax.config import SamplingConfig
+from sdft_jax.config import SamplingConfig, from_dict
 from sdft_jax.models import KVCache, Model
 from sdft_jax.sharding import constrain, for_decoding, tree_shardings
 from sdft_jax.types import Params, Rollout
@@ -55,10 +55,14 @@ def generate(
 
     Returns:
         Completions with mask and log-probabilities under the untruncated student at temperature 1.
+
+    Raises:
+        SdftError: a setting out of its range.
     """
-    sampling = SamplingConfig(
+    settings = dict(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
+    sampling = from_dict({"sampling": settings}, "generate").sampling
     return _generate(
         model, params, jnp.asarray(tokens), jnp.asarray(attention_mask, bool), row_keys(key, len(tokens)),
         sampling, tuple(int(i) for i in eos_ids), pad_id,

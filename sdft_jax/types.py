@@ -32,7 +32,7 @@ class TokenBatch:
     """The demonstration as a completion (with EOS), for methods that imitate it, such as SFT."""
     demonstration_mask: Bool[Array, "B N"]
     row: Int[Array, " B"]
-    """Index of the example in its source; names the row in messages and seeds its rollout."""
+    """Index of the example in its source; names the row in messages."""
     weight: Float[Array, " B"]
     """Sample weight; 0 for a row that only fills the batch."""
 

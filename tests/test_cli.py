@@ -70,7 +70,7 @@ OVERRIDES = {
     "eval.batch_size=6 mesh.fsdp=4": "eval.batch_size=6 is not divisible by the 4 parts of mesh axes",
     "mesh.fsdp=16": "mesh 1x16x1 needs 16 devices and there are 8: lower one of",
     "mesh.fsdp=-1 mesh.data=-1": "at most one of them is -1",
-    "train.batch_size=64 eval.batch_size=64 mesh.tensor=4": "of size 1 is not divisible by the 4 parts",
+    "mesh.tensor=4": "is not divisible by the 4 parts of mesh axis tensor",
     "data.overlong=error data.max_prompt=8": "more than data.max_prompt=8: raise data.max_prompt to",
     "data.overlong=error data.max_teacher_prompt=8": "more than data.max_teacher_prompt=8: raise",
     "data.max_prompt=8": "no row is left: 24 over data.max_prompt",

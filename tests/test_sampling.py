@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from tiny import EOS, ragged, tiny_model
 
 from sdft_jax.config import SamplingConfig
+from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, load_model
 from sdft_jax.sampling import _generate, generate, row_keys, sample, truncate
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
@@ -316,3 +317,9 @@ def test_same_on_a_mesh(tiny, endless):
     rollout = generate(model, params, tokens, mask, key=KEY, **SETTINGS)
     np.testing.assert_array_equal(rollout.tokens, endless.tokens)
     np.testing.assert_allclose(rollout.logprobs, endless.logprobs, atol=1e-4)
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(SdftError, match=r"sampling.top_p=0"):
+        generate(*tiny_model(), np.ones((1, 2), np.int32), np.ones((1, 2), bool), key=jax.random.key(0),
+                 max_new_tokens=1, top_p=0)  # fmt: skip
