@@ -320,6 +320,6 @@ def test_same_on_a_mesh(tiny, endless):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(SdftError, match=r"sampling.top_p=0"):
+    with pytest.raises(SdftError, match=r"sampling.top_p=0.0"):
         generate(*tiny_model(), np.ones((1, 2), np.int32), np.ones((1, 2), bool), key=jax.random.key(0),
-                 max_new_tokens=1, top_p=0)  # fmt: skip
+                 max_new_tokens=1, top_p=0.0)  # fmt: skip
