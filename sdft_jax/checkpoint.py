@@ -35,7 +35,7 @@ RESUMABLE = (
     "report", "checkpoint", "eval.batch_size", "train.log_every", "train.eval_every", "train.save_every",
     "train.rollouts_every", "train.rollouts_rows", "train.phases_every",
     # When to stop, and what else runs beside it. Not train.steps: the learning rate decays over them.
-    "train.stop_at", "baseline",
+    "train.stop_at", "baseline", "baseline_learning_rate",
 )  # fmt: skip
 """Keys (with all below them) in which a run and its resumption may differ."""
 

@@ -199,7 +199,7 @@ class TrainConfig:
     phases_every: Count = 100
     """Steps between timings of sampling by itself, from which the speed of each phase follows; 0 is never."""
     stop_at: Annotated[float, Field(gt=0)] | None = None
-    """Stop once the evaluated accuracy reaches this; None is never."""
+    """Stop once the accuracy on eval.path reaches this (then test on other rows); None is never."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -264,6 +264,8 @@ class Config:
     """Directory of the run: checkpoints, metrics, rollouts, plots and the exported model."""
     baseline: bool = False
     """Also train SFT on the same data, and report it beside SDFT."""
+    baseline_learning_rate: NonNegative | None = None
+    """SFT's own learning rate; None: the same."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)

@@ -44,12 +44,16 @@ def run(config: Config) -> Run:
 
 
 def _baseline(config: Config) -> Config:
-    """The same run by SFT: same data, model, steps and optimizer, no teacher."""
+    """The same run by SFT: same data, model and steps, no teacher."""
+    rate = config.baseline_learning_rate
     return dataclasses.replace(
         config,
         output=str(Path(config.output) / BASELINE),
         baseline=False,
         train=dataclasses.replace(config.train, method="sft"),
+        optimizer=dataclasses.replace(
+            config.optimizer, learning_rate=config.optimizer.learning_rate if rate is None else rate
+        ),
     )
 
 

@@ -53,12 +53,11 @@ def write_config(path: Path, model: Path, output: Path, *overrides: str) -> str:
 
 
 def start(arguments: list[str], caches: Path) -> subprocess.Popen:
-    """A Python process with this one's platform, its compilations and bytecode shared with the others."""
+    """A Python process with this one's platform and compilations shared with the others."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTHONPYCACHEPREFIX": str(caches / "bytecode"),
         "USE_TORCH": "0",  # transformers would import it
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)

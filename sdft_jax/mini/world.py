@@ -86,11 +86,12 @@ class Skill:
 
 OLD_SKILLS: tuple[Skill, ...] = tuple(Skill(op, op, alphabet) for alphabet in ALPHABETS for op in OPERATIONS)
 
+# Each means an operation that the base carries out without fault in that alphabet, under its known name.
 NEW_SKILLS: tuple[Skill, ...] = (
     Skill("blax", "reverse", "letters"),
     Skill("drib", "ends", "digits"),
     Skill("glov", "rotate", "colours"),
-    Skill("gweem", "pairs", "animals"),
+    Skill("gweem", "swap", "animals"),
 )
 
 
