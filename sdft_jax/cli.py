@@ -55,7 +55,7 @@ def train(arguments: argparse.Namespace) -> int:
     """`sdft train`."""
     config = load_config(arguments.config, arguments.overrides)
     from sdft_jax.experiment import run
-    from sdft_jax.train import Interrupted
+    from sdft_jax.training import Interrupted
 
     try:
         run(config)

@@ -12,17 +12,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from sdft_jax.errors import SdftError
+from sdft_jax.overrides import merge, parse_override, read_yaml
 from sdft_jax.presets import PRESETS
-from sdft_jax.sharding import Rules
+from sdft_jax.rules import Rules
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 _STRICT = ConfigDict(extra="forbid")
@@ -39,8 +40,9 @@ class ModelConfig:
     about 15 % of the weights then change in a step."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Activations and matrix products. Softmax, divergences and reductions are float32 regardless."""
-    remat: Literal["none", "full", "dots"] = "full"
-    """What the backward pass recomputes: nothing, each layer, or all but matrix products."""
+    remat: Literal["none", "full", "dots", "dots_no_batch", "hidden"] = "full"
+    """What the backward pass recomputes: nothing; each layer; all but matrix products; all but those without
+    batch dimensions; all but what attention read and the feed-forward's hidden activations."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -127,6 +129,13 @@ class DivergenceConfig:
     chunk: Positive = 1024
     """Tokens per device whose logits exist at one time."""
 
+    def __post_init__(self):
+        if self.support == "sampled" and self.alpha != 1:
+            raise SdftError(
+                f"divergence.support=sampled estimates the reverse KL only: set divergence.alpha=1 (it is "
+                f"{self.alpha}), or another divergence.support."
+            )
+
 
 @dataclass(frozen=True, config=_STRICT)
 class ObjectiveConfig:
@@ -159,9 +168,9 @@ class OptimizerConfig:
     """Largest global gradient norm; 0 is off."""
     weight_decay: NonNegative = 0.0
     """AdamW's decoupled decay."""
-    b1: Share = 0.9
+    b1: Decay = 0.9
     """AdamW's decay of the first moment."""
-    b2: Share = 0.999
+    b2: Decay = 0.999
     """AdamW's decay of the second moment."""
     eps: NonNegative = 1e-8
     """AdamW's term in the denominator."""
@@ -180,11 +189,11 @@ class TrainConfig:
     """Prompts per update, one completion each."""
     micro_batch: Positive | None = None
     """Rows whose activations exist at one time; None is the whole batch."""
-    epochs: NonNegative = 2.0
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Passes over the data; ignored when `steps` is set."""
     steps: Positive | None = None
     """Updates in all; None goes by `epochs`."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of data order and sampling."""
     log_every: Positive = 1
     """Steps between lines of metrics."""
@@ -198,7 +207,7 @@ class TrainConfig:
     """Rollouts in such a sample."""
     phases_every: Count = 100
     """Steps between timings of sampling by itself, from which the speed of each phase follows; 0 is never."""
-    stop_at: Annotated[float, Field(gt=0)] | None = None
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
     """Stop once the accuracy on eval.path reaches this (then test on other rows); None is never."""
 
 
@@ -210,8 +219,8 @@ class EvalConfig:
     """Held-out rows of the new skill; None measures nothing of it."""
     prior: str | None = None
     """Rows of old skills, which should not be forgotten."""
-    task: str = "exact"
-    """Scorer: exact, contains, choice, tooluse or mini."""
+    task: Literal["exact", "contains", "choice", "tooluse", "mini"] = "exact"
+    """How an answer is scored; each is documented in `tasks/`."""
     batch_size: Positive = 64
     """Prompts answered at one time."""
     limit: Positive | None = None
@@ -280,6 +289,12 @@ class Config:
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
 
+    def __post_init__(self):
+        if self.baseline and self.train.method == "sft":
+            raise SdftError(
+                "baseline=true trains SFT beside another method: set it to false, or train.method."
+            )
+
 
 _ADAPTER = TypeAdapter(Config)
 
@@ -289,13 +304,13 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
 
     Raises SdftError naming the file or override, the key and the remedy.
     """
-    tree = {} if path is None else _read_yaml(Path(path))
+    tree = {} if path is None else read_yaml(Path(path))
     for override in overrides:
-        tree = _merge(tree, _parse_override(override))
+        tree = merge(tree, parse_override(override))
     preset = tree.get("preset", "sdft")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise SdftError(f"preset={preset!r}: there is no such preset; choose one of {', '.join(PRESETS)}.")
-    return from_dict(_merge(PRESETS[preset], tree), str(path or "overrides"))
+    return from_dict(merge(PRESETS[preset], tree), str(path or "overrides"))
 
 
 def from_dict(tree: Mapping[str, Any], source: str) -> Config:
@@ -332,39 +347,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]
         nested = isinstance(value, dict) and key != "template_kwargs"
         pairs += _flatten(value, f"{prefix}{key}.") if nested else [(prefix + key, value)]
     return pairs
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SdftError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
-    if tree is not None and not isinstance(tree, dict):
-        raise SdftError(f"config {path}: expected keys and values, found {type(tree).__name__}.")
-    return tree or {}
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise SdftError(f"override {text!r}: write it as key=value, such as train.batch_size=16.")
-    try:
-        tree: Any = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
-        tree = value
-    for part in reversed(key.split(".")):
-        tree = {part: tree}
-    return tree
-
-
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
 
 
 def _refuse_unknown(section: Any, tree: Mapping[str, Any], source: str, prefix: str = "") -> None:

@@ -21,7 +21,6 @@ from jaxtyping import Array, Float, Int
 
 from sdft_jax.chunked import chunked_loss, gather, is_token, logsumexp, total
 from sdft_jax.config import DivergenceConfig
-from sdft_jax.errors import SdftError
 from sdft_jax.sharding import Sharding
 
 
@@ -67,15 +66,7 @@ def divergence(
 
     Returns:
         The scalar sum, and the per-token statistics.
-
-    Raises:
-        SdftError: the sampled-token estimator of anything but the reverse KL.
     """
-    if config.support == "sampled" and config.alpha != 1:
-        raise SdftError(
-            f"divergence.support=sampled estimates the reverse KL only: set divergence.alpha=1 "
-            f"(it is {config.alpha}), or another divergence.support."
-        )
     return chunked_loss(
         functools.partial(_chunk, config=config),
         (student_hidden, teacher_hidden),

@@ -14,8 +14,8 @@ from rich.console import Console
 from sdft_jax.config import Config, describe
 from sdft_jax.plots import plot_run
 from sdft_jax.prepare import Prepared, prepare
-from sdft_jax.report import hardware, summary_table
-from sdft_jax.train import METRICS, Run, total_steps, train
+from sdft_jax.report import METRICS, hardware, summary_table
+from sdft_jax.training import Run, total_steps, train
 
 BASELINE = "sft"
 """Directory of the baseline inside the run's."""
@@ -30,14 +30,13 @@ def run(config: Config) -> Run:
     active = jax.process_index() == 0
     prepared = prepare(config, active)
     beside = _baseline(config) if config.baseline else None
-    prepared_beside = prepare(beside, False) if beside else None
     if active:
         _introduce(console, config, prepared)
     runs: dict[str, Run] = {config.train.method: train(config, prepared, active=active)}
-    if beside and prepared_beside:
+    if beside:
         if active:
             console.print("[bold]SFT on the same demonstrations[/]")
-        runs[beside.train.method] = train(beside, prepared_beside, active=active)
+        runs[beside.train.method] = train(beside, prepared, active=active)
     if active:
         _conclude(console, config, runs)
     return runs[config.train.method]
@@ -104,12 +103,12 @@ def _table(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """One row before training, one for the teacher, one after each method."""
     rows: list[dict[str, Any]] = []
     start = next(iter(runs.values())).evaluations[:1]
-    if start:
+    if start and start[0].keys() - {"step"}:
         rows.append(_row("before", 0, start[0]))
         if "teacher" in start[0]:
             rows.append({"model": "before, demonstration in context", "new skill": start[0]["teacher"]})
     for method, done in runs.items():
-        if done.evaluations:
+        if rows:
             rows.append(_row(f"after {method.upper()}", done.step, done.evaluations[-1]))
     return rows
 
@@ -127,7 +126,7 @@ def _points(runs: Mapping[str, Run]) -> Sequence[Mapping[str, Any]]:
     """Evaluations as `plot_run` wants them."""
     points: list[dict[str, Any]] = []
     for method, done in runs.items():
-        for found in done.evaluations:
+        for found in (row for row in done.evaluations if "accuracy" in row or "prior" in row):
             both = {"new": found.get("accuracy"), "old": found.get("prior")}
             known = {key: value for key, value in both.items() if value is not None}
             points.append({"method": method.upper(), "step": found["step"], **known})

@@ -15,15 +15,15 @@ from rich.console import Console
 from sdft_jax.config import Config
 from sdft_jax.data import find_buckets, pad_batch
 from sdft_jax.errors import SdftError
-from sdft_jax.evaluate import Evaluation, decode, evaluate
-from sdft_jax.export import load_run
+from sdft_jax.evaluation import Evaluation, decode, evaluate
+from sdft_jax.export import load_run, run_config
 from sdft_jax.hub import model_directory
 from sdft_jax.models import Model, load_model
 from sdft_jax.prepare import prepare_eval
 from sdft_jax.prompts import Example, encode_all, eos_ids, load_tokenizer
 from sdft_jax.report import summary_table
 from sdft_jax.sampling import generate
-from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.sharding import sharding_from
 from sdft_jax.state import check_rows, sharding_of
 from sdft_jax.types import Params
 
@@ -35,11 +35,12 @@ def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
     """
     if out and not Path(out).absolute().parent.is_dir():
         raise SdftError(f"{out} cannot be written: its directory does not exist; make it, or give another.")
-    model, params, tokenizer, eos = _load(config)
-    check_rows(config.eval.batch_size, "eval.batch_size", sharding_of(model))
-    rows = prepare_eval(config.eval.path, config, tokenizer, eos, config.eval.teacher)
-    if rows is None:
+    if config.eval.path is None:
         raise SdftError("eval.path is not set: give a file to evaluate on.")
+    check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
+    directory, tokenizer, eos = _tokenizer(config)
+    rows = prepare_eval(config.eval.path, config, tokenizer, eos, config.eval.teacher)
+    model, params = _load(config, directory)
     roles = {"student": False} | ({"teacher": True} if config.eval.teacher else {})
     found = {
         role: evaluate(model, params, rows, tokenizer, eos, config, teacher=shown, description=role)
@@ -70,10 +71,11 @@ def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
 
 def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]]:
     """`n` completions of each prompt, sampled by `config.sampling`."""
-    model, params, tokenizer, eos = _load(config)
+    directory, tokenizer, eos = _tokenizer(config)
     examples = [Example(text, "", None, row, "prompt") for row, text in enumerate(prompts)]
     data = dataclasses.replace(config.data, overlong="error", prompt_buckets=(), teacher_buckets=())
     encoded, _ = encode_all(examples, tokenizer, data, eos=eos, teacher=False)
+    model, params = _load(config, directory)
     repeated = [row for row in encoded for _ in range(n)]
     parts = sharding_of(model).size("batch")
     filled = -(-len(repeated) // parts) * parts  # the mesh must divide them
@@ -87,16 +89,23 @@ def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
 
 
-def _load(config: Config) -> tuple[Model, Params, Any, tuple[int, ...]]:
-    """A model directory, or the newest checkpoint of a run directory."""
+def _is_run(path: str) -> bool:
+    return (Path(path) / "checkpoints").is_dir()
+
+
+def _tokenizer(config: Config) -> tuple[str, Any, tuple[int, ...]]:
+    """(directory, tokenizer, EOS) of a model, or of the model that a run has trained."""
     path = config.model.path
-    if (Path(path) / "checkpoints").is_dir():
-        model, params, _ = load_run(path)
-    else:
-        sharding = Sharding(make_mesh(**dataclasses.asdict(config.mesh)), config.sharding)
-        model, params = load_model(
-            model_directory(path), dtype=config.model.param_dtype, sharding=sharding,
-            compute_dtype=config.model.compute_dtype,
-        )  # fmt: skip
-    tokenizer = load_tokenizer(model.source)
-    return model, params, tokenizer, eos_ids(tokenizer, model.source)
+    directory = model_directory(run_config(path).model.path if _is_run(path) else path)
+    tokenizer = load_tokenizer(directory)
+    return directory, tokenizer, eos_ids(tokenizer, directory)
+
+
+def _load(config: Config, directory: str) -> tuple[Model, Params]:
+    """A model directory, or the newest checkpoint of a run directory."""
+    if _is_run(config.model.path):
+        return load_run(config.model.path, sharding=sharding_from(config))[:2]
+    return load_model(
+        directory, dtype=config.model.param_dtype, sharding=sharding_from(config),
+        compute_dtype=config.model.compute_dtype,
+    )  # fmt: skip

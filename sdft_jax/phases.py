@@ -14,7 +14,7 @@ from sdft_jax.config import Config
 from sdft_jax.models import Model
 from sdft_jax.partition import join
 from sdft_jax.prepare import Prepared
-from sdft_jax.sampling import _generate, row_keys
+from sdft_jax.sampling import compiled_sample, row_keys
 from sdft_jax.types import TokenBatch, TrainState
 
 
@@ -27,9 +27,9 @@ def time_sampling(
     keys = row_keys(jax.random.wrap_key_data(state.key), len(batch.prompt))
     params = join(state.params, state.frozen)
     arguments = (batch.prompt, batch.prompt_mask, keys, config.sampling, prepared.eos, prepared.pad_id)
-    jax.block_until_ready(_generate(model, params, *arguments))
+    jax.block_until_ready(compiled_sample(model, params, *arguments))
     begun = time.monotonic()
-    rollout = jax.block_until_ready(_generate(model, params, *arguments))
+    rollout = jax.block_until_ready(compiled_sample(model, params, *arguments))
     return time.monotonic() - begun, int(rollout.mask.sum())
 
 

@@ -36,6 +36,8 @@ from sdft_jax.errors import SdftError
 
 Item = TypeVar("Item")
 
+METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
 _LIVE: list[Progress] = []
 """The one display that rich can keep live on a terminal, if there is one now."""
 
@@ -46,6 +48,15 @@ class Sink:
 
     write: Callable[[int, Mapping[str, float]], None]
     close: Callable[[], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinks:
+    """Where a run's numbers go."""
+
+    write: Callable[[int, Mapping[str, float]], None]
+    """Metrics of a step."""
+    write_evaluation: Callable[[int, Mapping[str, float]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,34 +79,40 @@ def open_sinks(
     restored_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
     active: bool = True,
-) -> Iterator[Sink]:
-    """One sink that writes to all that the configuration asks for; closed with the context.
+) -> Iterator[Sinks]:
+    """Writes to all that the configuration asks for; closed with the context.
 
     Args:
-        config: which sinks besides `output`/metrics.jsonl.
+        config: which sinks besides metrics.jsonl and evaluations.jsonl in `output`.
         output: directory of the run, which exists.
-        restored_step: step that the run resumes from; what was written after it is dropped.
+        restored_step: step that the run resumes from, what was written after it is dropped; -1 for a new run.
         run_config: shown by W&B beside the run.
         active: False on all processes but 0.
 
     Raises:
         SdftError: W&B is asked for and not installed.
     """
-    sinks: list[Sink] = []
+    metrics: list[Sink] = []
+    evaluations: list[Sink] = []
     with contextlib.ExitStack() as stack:
 
-        def add(sink: Sink) -> None:
-            sinks.append(sink)
+        def add(sink: Sink, *lists: list[Sink]) -> None:
             stack.callback(sink.close)
+            for sinks in lists:
+                sinks.append(sink)
 
         directory = Path(output)
         if active:
-            add(jsonl_sink(directory / "metrics.jsonl", restored_step))
+            add(jsonl_sink(directory / METRICS, restored_step), metrics)
+            add(jsonl_sink(directory / EVALUATIONS, restored_step), evaluations)
         if active and config.tensorboard:
-            add(tensorboard_sink(directory / "tensorboard", restored_step))
+            add(tensorboard_sink(directory / "tensorboard", restored_step), metrics, evaluations)
         if active and config.wandb:
-            add(wandb_sink(config.wandb, directory, run_config or {}))
-        yield Sink(lambda step, metrics: _write_all(sinks, step, metrics), stack.close)
+            add(wandb_sink(config.wandb, directory, run_config or {}), metrics, evaluations)
+        yield Sinks(
+            lambda step, numbers: _write_all(metrics, step, numbers),
+            lambda step, numbers: _write_all(evaluations, step, numbers),
+        )
 
 
 def _write_all(sinks: Sequence[Sink], step: int, metrics: Mapping[str, float]) -> None:

@@ -34,7 +34,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    eos_ids: Sequence[int] = (),
+    eos_ids: int | Sequence[int] = (),
     pad_id: int = 0,
 ) -> Rollout:
     """Complete left-padded prompts; compiled once per shape and setting.
@@ -44,8 +44,8 @@ def generate(
         params: its parameters; laid out for decoding (compute dtype, whole along the width) before the loop.
         tokens: left-padded prompts.
         attention_mask: True on real tokens.
-        key: one PRNG key, folded with each row's index, or one key per row. The same key for a row gives
-            the same completion whatever the padding and the other rows.
+        key: one PRNG key, folded with each row's position, or one key per row. A row with the same key has
+            the same completion, whatever the padding and the other rows.
         max_new_tokens: N, the most tokens of a completion.
         temperature: 0 is greedy, and ignores the three truncations.
         top_k, top_p, min_p: truncations, applied after the temperature in this order, as in transformers;
@@ -63,20 +63,21 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
     )
     sampling = from_dict({"sampling": settings}, "generate").sampling
-    return _generate(
+    stops = (eos_ids,) if isinstance(eos_ids, int) else tuple(int(i) for i in eos_ids)
+    with model.matmul_precision():
+        return compiled_sample(
         model, params, jnp.asarray(tokens), jnp.asarray(attention_mask, bool), row_keys(key, len(tokens)),
-        sampling, tuple(int(i) for i in eos_ids), pad_id,
+        sampling, stops, pad_id,
     )  # fmt: skip
 
 
-def row_keys(key: Array, rows: int | Int[Array, " B"]) -> Key[Array, " B"]:
-    """One typed key per row, from one key and the rows' indices; keys that are per row already stay."""
+def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
+    """One typed key per row: `key` folded with each row's position, or `key` itself where it is per row."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     if key.ndim == 1:
         return key
-    indices = jnp.arange(rows) if isinstance(rows, int) else rows
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
 
 
 class _Loop(NamedTuple):
@@ -135,7 +136,9 @@ def sample(
     return jax.lax.while_loop(unfinished, body, emit(start, hidden[:, -1])).rollout
 
 
-_generate = functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_ids", "pad_id"))(sample)
+compiled_sample = functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_ids", "pad_id"))(
+    sample
+)
 
 
 def choose(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingConfig) -> Int[Array, " B"]:

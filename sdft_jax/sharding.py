@@ -16,48 +16,25 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
+from sdft_jax.rules import MESH_AXES, Rules, mesh_axes
 
-MESH_AXES = ("data", "fsdp", "tensor")
+__all__ = [
+    "MESH_AXES",
+    "Rules",
+    "Sharding",
+    "check_divisible",
+    "constrain",
+    "for_decoding",
+    "make_mesh",
+    "mesh_axes",
+    "partition_spec",
+    "single_device",
+    "tree_shardings",
+]
 
-MeshAxes = str | tuple[str, ...] | None
 LogicalAxes = tuple[str | None, ...]
-
-
-def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
-    """The mesh axes of one rule as a tuple."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else entry
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """Mesh axes over which each logical axis is split; None keeps it whole on every device."""
-
-    batch: MeshAxes = ("data", "fsdp")
-    """Rows of a batch, in activations and in the KV cache."""
-    sequence: MeshAxes = None
-    """Token positions of activations."""
-    embed: MeshAxes = "fsdp"
-    """Model width, in parameters."""
-    activation: MeshAxes = None
-    """Model width, in activations."""
-    heads: MeshAxes = "tensor"
-    """Query heads."""
-    kv_heads: MeshAxes = "tensor"
-    """Key and value heads."""
-    mlp: MeshAxes = "tensor"
-    """Hidden width of the feed-forward block."""
-    vocab: MeshAxes = "tensor"
-    """Rows of the embedding and of the head."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            for axis in mesh_axes(getattr(self, field.name)):
-                if axis not in MESH_AXES:
-                    known = ", ".join(MESH_AXES)
-                    raise SdftError(
-                        f"sharding.{field.name}: there is no mesh axis {axis!r}; they are {known}."
-                    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +42,14 @@ class Sharding:
     """A mesh and the rules on it. Hashable, so that it can be static in a jitted function."""
 
     mesh: Mesh
-    rules: Rules = Rules()
+    rules: Rules = dataclasses.field(default_factory=Rules)
+
+    def __post_init__(self):
+        if set(self.mesh.axis_names) != set(MESH_AXES):
+            raise SdftError(
+                f"the mesh has axes {', '.join(self.mesh.axis_names)}: make one with sdft_jax.make_mesh, "
+                f"whose axes are {', '.join(MESH_AXES)}."
+            )
 
     def named(self, *axes: str | None) -> NamedSharding:
         """Sharding of one array whose dimensions are these logical axes."""
@@ -111,6 +95,11 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
     else:
         grid = np.asarray(given[:total]).reshape(sizes)
     return Mesh(grid, MESH_AXES)
+
+
+def sharding_from(config: Config) -> Sharding:
+    """Mesh and rules of a configuration."""
+    return Sharding(make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), config.sharding)
 
 
 def single_device() -> Sharding:

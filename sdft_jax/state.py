@@ -88,8 +88,13 @@ def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformati
     check_batch(config, sharding)
     state = state_shardings(model, optimizer, config)
     rows = sharding.named("batch")
+
+    def precise(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Any]:
+        with model.matmul_precision():
+            return step(state, batch)
+
     return jax.jit(
-        step, in_shardings=(state, rows), out_shardings=(state, sharding.replicated), donate_argnums=0
+        precise, in_shardings=(state, rows), out_shardings=(state, sharding.replicated), donate_argnums=0
     )
 
 

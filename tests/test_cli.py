@@ -64,7 +64,7 @@ OVERRIDES = {
     "data.path=mini:zzz": "there is no such skill; write mini:SKILL",
     "data.template=file:nowhere.txt": "nowhere.txt cannot be read",
     "data.template=plain": "$demonstration is missing",
-    "eval.task=guess": "there is no such scorer; choose one of exact",
+    "eval.task=guess": "eval.task='guess': input should be 'exact', 'contains', 'choice'",
     "train.batch_size=6 mesh.fsdp=4": "train.batch_size=6 is not divisible by the 4 parts of mesh axes",
     "train.micro_batch=3": "train.batch_size=8 is not divisible by train.micro_batch=3: change one",
     "eval.batch_size=6 mesh.fsdp=4": "eval.batch_size=6 is not divisible by the 4 parts of mesh axes",
@@ -244,7 +244,7 @@ def test_evaluate_writes_every_answer(model, tmp_path, capsys):
 
 def test_evaluate_a_run_directory(finished, capsys):
     arguments = ["mini:blax:heldout", "--task", "mini", "eval.limit=4", "eval.batch_size=4",
-                 "eval.teacher=false", "sampling.max_new_tokens=4"]  # fmt: skip
+                 "eval.teacher=false", "sampling.max_new_tokens=4", "mesh.fsdp=2"]  # fmt: skip
     assert cli.main(["evaluate", str(finished), *arguments]) == 0
     assert "0/4" in capsys.readouterr().out
 

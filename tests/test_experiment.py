@@ -5,7 +5,7 @@ import json
 from runs import config_of, read
 
 from sdft_jax import experiment
-from sdft_jax.train import Run
+from sdft_jax.training import Run
 
 
 def test_summary_has_a_row_before_one_for_the_teacher_and_one_for_each_method(finished):

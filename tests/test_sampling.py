@@ -14,7 +14,7 @@ from tiny import EOS, ragged, tiny_model
 from sdft_jax.config import SamplingConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, load_model
-from sdft_jax.sampling import _generate, generate, row_keys, sample, truncate
+from sdft_jax.sampling import compiled_sample, generate, row_keys, sample, truncate
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 
 KEY = jax.random.key(0)
@@ -139,7 +139,7 @@ def test_vocabulary_is_ranked_for_top_k_and_top_p_only():
     arguments = (model, params, *ragged(np.random.default_rng(0), 2, 3), row_keys(KEY, 2))
 
     def ranks(**cut):
-        text = _generate.lower(*arguments, SamplingConfig(max_new_tokens=2, **cut), (EOS,), 0).as_text()
+        text = compiled_sample.lower(*arguments, SamplingConfig(max_new_tokens=2, **cut), (EOS,), 0).as_text()
         return "chlo.top_k" in text or "stablehlo.sort" in text
 
     assert not ranks(min_p=0.1)

@@ -5,6 +5,7 @@ Layers are stacked and run by one `lax.scan`, so that the program does not grow 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,10 @@ class Model:
         if self.remat not in REMAT_POLICIES:
             raise SdftError(f"remat '{self.remat}' is not one of {', '.join(REMAT_POLICIES)}.")
 
+    def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """While tracing: float32 products are float32 on TPU and GPU too, whose default is less."""
+        return jax.default_matmul_precision("float32" if self.compute_dtype == "float32" else None)
+
     def abstract_params(self, dtype: Any = jnp.float32) -> dict[str, Any]:
         """Shapes of the parameters."""
         sizes, layers = self.config.sizes, self.config.num_hidden_layers
@@ -118,9 +123,10 @@ class Model:
         self, params: Params, tokens: Int[Array, "B T"], attention_mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T V"]:
         """Next-token logits at every position, accumulated in float32."""
-        hidden = self.hidden_states(params, tokens, attention_mask)
-        head = self.head(params).astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+        with self.matmul_precision():
+            hidden = self.hidden_states(params, tokens, attention_mask)
+            head = self.head(params).astype(hidden.dtype)
+            return jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> KVCache:
         """An empty cache of `length` slots, in the compute dtype unless `dtype` says otherwise."""

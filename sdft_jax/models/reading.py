@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdft_jax.errors import SdftError
+from sdft_jax.hub import model_directory
 from sdft_jax.models.config import ModelConfig, read_config
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
@@ -36,10 +37,10 @@ def load_model(
     compute_dtype: Any = None,
     remat: str = "none",
 ) -> tuple[Model, Params]:
-    """Read a Hugging Face directory.
+    """Read a Hugging Face checkpoint.
 
     Args:
-        path: directory with config.json and safetensors files.
+        path: directory with config.json and safetensors files; a Hub name; or `mini`.
         dtype: of the parameters.
         mesh: devices to spread over, with the default rules; None for the default device.
         sharding: mesh and rules together, in place of `mesh`.
@@ -54,6 +55,7 @@ def load_model(
         SdftError: an unsupported model, a missing, truncated or corrupt file, missing, unexpected or
             misshapen tensors, or a mesh that does not divide the parameters.
     """
+    path = model_directory(os.fspath(path))
     config = read_config(path)
     if sharding is None and mesh is not None:
         sharding = Sharding(mesh)

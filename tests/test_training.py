@@ -13,12 +13,12 @@ import orbax.checkpoint as ocp
 import pytest
 from runs import config_of, read, start, step_names, write_config
 
-import sdft_jax.train as train_module
+import sdft_jax.training as train_module
 from sdft_jax import cli
 from sdft_jax.errors import SdftError
-from sdft_jax.evaluate import Evaluation
+from sdft_jax.evaluation import Evaluation
 from sdft_jax.prepare import prepare
-from sdft_jax.train import train
+from sdft_jax.training import train
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 

@@ -18,19 +18,24 @@ from sdft_jax.baselines import METHODS
 from sdft_jax.config import Config, to_dict
 from sdft_jax.data import make_batches
 from sdft_jax.errors import SdftError
-from sdft_jax.evaluate import evaluate
+from sdft_jax.evaluation import evaluate
 from sdft_jax.models import Model, distance, load_model, read_config, save_pretrained
 from sdft_jax.optimizer import learning_rate, make_optimizer
 from sdft_jax.partition import join
 from sdft_jax.phases import speeds, time_sampling
-from sdft_jax.prepare import Prepared
-from sdft_jax.report import RolloutRow, Sink, jsonl_sink, open_sinks, read_jsonl, training_bar, write_rollouts
-from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
+from sdft_jax.prepare import Prepared, prepare
+from sdft_jax.report import (
+    EVALUATIONS,
+    RolloutRow,
+    Sinks,
+    open_sinks,
+    read_jsonl,
+    training_bar,
+    write_rollouts,
+)
+from sdft_jax.sharding import Sharding, sharding_from, tree_shardings
 from sdft_jax.state import abstract_state, check_batch, check_rows, init_state, sharding_of
 from sdft_jax.types import Metrics, Params, TokenBatch, TrainState
-
-EVALUATIONS = "evaluations.jsonl"
-METRICS = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +54,20 @@ class Interrupted(Exception):
     """SIGTERM: the run has saved its state and can be resumed by the same command."""
 
 
-def train(config: Config, prepared: Prepared, *, active: bool = True) -> Run:
+def train(config: Config, prepared: Prepared | None = None, *, active: bool = True) -> Run:
     """Train by `config.train.method` until its steps are done, resuming where `config.output` left off.
 
     Args:
         config: the whole configuration.
-        prepared: tokens and tokenizer, from `prepare`.
+        prepared: tokens and tokenizer, from `prepare`; made here unless given.
         active: whether this process reports.
 
     Raises:
         SdftError: a mistake in configuration or data, a full disk, or numbers that are not finite.
         Interrupted: SIGTERM; the state has been saved.
     """
-    sharding = Sharding(make_mesh(**dataclasses.asdict(config.mesh)), config.sharding)
+    sharding = sharding_from(config)
+    prepared = prepared or prepare(config, active)
     steps = total_steps(config, len(prepared.train))
     optimizer = make_optimizer(config.optimizer, steps)
     batches = make_batches(
@@ -89,7 +95,7 @@ def train(config: Config, prepared: Prepared, *, active: bool = True) -> Run:
         state = _run(loop, state, meta)
     params = join(state.params, state.frozen)
     exported = Path(config.output) / "model"
-    save_pretrained(model, params, prepared.tokenizer, exported)
+    save_pretrained(model, params, None, exported)  # with the source's own tokenizer files
     measured = Path(config.output) / EVALUATIONS
     rows = tuple(read_jsonl(measured)) if active else ()
     return Run(model, params, int(state.step), rows, exported)
@@ -140,14 +146,15 @@ def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
     resumed, stopped = bool(meta["step"]), _good_enough(loop, meta)
     saved = step if resumed else 0
     with (
-        open_sinks(loop.config.report, output, step, to_dict(loop.config), loop.active) as sink,
-        _evaluations(loop, step if resumed else -1) as evaluations,
+        open_sinks(
+            loop.config.report, output, step if resumed else -1, to_dict(loop.config), loop.active
+        ) as sinks,
         _termination() as terminated,
         training_bar(loop.steps, step, loop.active) as show,
     ):
         if not resumed:
-            meta = _evaluate(loop, state, 0, evaluations)
-        pending = _Pending(loop, sink, show)
+            meta = _evaluate(loop, state, 0, sinks)
+        pending = _Pending(loop, sinks, show)
         while step < loop.steps and not stopped and not terminated():
             batch = _place(next(loop.batches), loop.model)
             step += 1
@@ -161,7 +168,7 @@ def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
             done = step == loop.steps
             if done or _due(step, options.eval_every):
                 pending.settle(saved)
-                meta = _evaluate(loop, state, step, evaluations)
+                meta = _evaluate(loop, state, step, sinks)
                 stopped = _good_enough(loop, meta)
                 pending.restart()
             if done or stopped or _due(step, options.save_every):
@@ -182,13 +189,6 @@ def _good_enough(loop: _Loop, meta: Mapping[str, Any]) -> bool:
     return goal is not None and meta["metrics"].get("accuracy", 0.0) >= goal
 
 
-def _evaluations(loop: _Loop, restored_step: int) -> contextlib.AbstractContextManager[Any]:
-    """Where rows of evaluations go; nowhere on all processes but 0."""
-    if not loop.active:
-        return contextlib.nullcontext()
-    return contextlib.closing(jsonl_sink(Path(loop.config.output) / EVALUATIONS, restored_step))
-
-
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -196,8 +196,8 @@ def _due(step: int, every: int) -> bool:
 class _Pending:
     """The step whose numbers have not been read yet, and the clock between steps."""
 
-    def __init__(self, loop: _Loop, sink: Sink, show: Callable[[int, Mapping[str, float]], None]):
-        self.loop, self.sink, self.show = loop, sink, show
+    def __init__(self, loop: _Loop, sinks: Sinks, show: Callable[[int, Mapping[str, float]], None]):
+        self.loop, self.sinks, self.show = loop, sinks, show
         self.waiting: tuple[Any, ...] | None = None
         self.restart()
 
@@ -227,7 +227,7 @@ class _Pending:
         scalars["learning_rate"] = float(learning_rate(loop.config.optimizer, loop.steps)(step - 1))
         self.show(step, scalars)
         if step % options.log_every == 0:
-            self.sink.write(step, scalars)
+            self.sinks.write(step, scalars)
         if _due(step, options.rollouts_every):
             _write_rollouts(loop, step, batch, metrics)
 
@@ -238,17 +238,18 @@ def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) ->
     return step
 
 
-def _evaluate(loop: _Loop, state: TrainState, step: int, sink: Any) -> dict[str, Any]:
-    """Measure both skills, write a row, and return it as a checkpoint's meta."""
+def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks) -> dict[str, Any]:
+    """Measure both skills and the distance from the base, write a row, return it as a checkpoint's meta."""
     config, prepared = loop.config, loop.prepared
     params = join(state.params, state.frozen)
     row: dict[str, float] = {}
     options: dict[str, Any] = {"active": loop.active}
     arguments = (prepared.tokenizer, prepared.eos, config)
     base = None
+    if step:
+        row["distance"] = distance(loop.model, params, prepared.directory)
     if step and (prepared.new or prepared.prior):
         base = load(config, prepared, sharding_of(loop.model))[1]
-        row["distance"] = distance(loop.model, params, prepared.directory)
     if prepared.new:
         new = evaluate(
             loop.model, params, prepared.new, *arguments, base=base, description="new skill", **options
@@ -267,7 +268,7 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, sink: Any) -> dict[str,
         row["prior"] = old.accuracy
         row |= {} if old.kl_to_base is None else {"kl_to_base": old.kl_to_base}
     if loop.active and row:
-        sink.write(step, row)
+        sinks.write_evaluation(step, row)
     return {"step": step, "metrics": row}
 
 

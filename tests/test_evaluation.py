@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from runs import config_of
 
-from sdft_jax import evaluate as module
-from sdft_jax.evaluate import evaluate
+from sdft_jax import evaluation as module
+from sdft_jax.evaluation import evaluate
 from sdft_jax.models import load_model
 from sdft_jax.prepare import prepare_eval
 from sdft_jax.prompts import eos_ids, load_tokenizer

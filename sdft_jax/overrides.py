@@ -1,0 +1,47 @@
+"""YAML files and `key=value` arguments as nested dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sdft_jax.errors import SdftError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Top-level keys and values of a file. Raises SdftError when it is missing or malformed."""
+    if not path.is_file():
+        raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SdftError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if tree is not None and not isinstance(tree, dict):
+        raise SdftError(f"config {path}: expected keys and values, found {type(tree).__name__}.")
+    return tree or {}
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`a.b=1` as {"a": {"b": 1}}; the value is read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise SdftError(f"override {text!r}: write it as key=value, such as train.batch_size=16.")
+    try:
+        tree: Any = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        tree = value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with what `top` sets, key by key at every depth."""
+    merged = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
