@@ -98,10 +98,10 @@ def _draw_skills(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:
                 steps, values = zip(*sorted(points), strict=True)
                 look = {"color": COLOURS[index], "marker": MARKERS[index], "markerfacecolor": fill}
                 axis.plot(steps, values, line, label=f"{method}, {skill}", **look)
-    for method, skill, value in _references(rows):
+    for value, label in _spread(_references(rows)):
         axis.axhline(value, color="#666666", linestyle="--", linewidth=1)
         place = {"xycoords": ("axes fraction", "data"), "xytext": (4, 0), "textcoords": "offset points"}
-        axis.annotate(f"{method}, {skill}", (1, value), fontsize=8.5, va="center", **place)
+        axis.annotate(label, (1, value), fontsize=8.5, va="center", **place)
     axis.set(title="Skills over training", xlabel="step", ylabel="accuracy (%)", ylim=(0, 102))
     _legend(axis)
 
@@ -148,6 +148,17 @@ def _references(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float
         for method, skill, value in found
         if method in REFERENCES and value is not None
     ]
+
+
+def _spread(references: Sequence[tuple[str, str, float]], least: float = 5.0) -> list[tuple[float, str]]:
+    """(accuracy, label) of each line; lines closer than `least` share one label, a line of text each."""
+    spread: list[tuple[float, str]] = []
+    for method, skill, value in sorted(references, key=lambda reference: reference[2]):
+        if spread and value - spread[-1][0] < least:
+            spread[-1] = (spread[-1][0], f"{method}, {skill}\n{spread[-1][1]}")
+        else:
+            spread.append((value, f"{method}, {skill}"))
+    return spread
 
 
 def _legend(axis: Any) -> None:
