@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ exit codes: 0 done, 2 a mistake that you can mend (one sentence says which), 143
 """
 TERMINATED = 143
 MISTAKE = 2
+
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not missed here
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -106,7 +106,7 @@ def _table(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     if start and start[0].keys() - {"step"}:
         rows.append(_row("before", 0, start[0]))
         if "teacher" in start[0]:
-            rows.append({"model": "before, demonstration in context", "new skill": start[0]["teacher"]})
+            rows.append({"model": "before, shown the demonstration", "new skill": start[0]["teacher"]})
     for method, done in runs.items():
         if rows:
             rows.append(_row(f"after {method.upper()}", done.step, done.evaluations[-1]))

@@ -11,7 +11,7 @@ from sdft_jax.training import Run
 def test_summary_has_a_row_before_one_for_the_teacher_and_one_for_each_method(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert [row["model"] for row in summary["rows"]] == [
-        "before", "before, demonstration in context", "after SDFT", "after SFT"
+        "before", "before, shown the demonstration", "after SDFT", "after SFT"
     ]  # fmt: skip
     before, teacher, sdft, sft = summary["rows"]
     assert (before["steps"], before["KL to base"]) == (0, 0.0)
