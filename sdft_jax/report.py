@@ -165,15 +165,20 @@ def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
     return Sink(write, writer.close)
 
 
-def wandb_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> Sink:
-    """A W&B run, continued when the run in `directory` is. Raises SdftError when W&B is not installed."""
+def require_wandb(project: str) -> Any:
+    """The wandb module. Raises SdftError when it is not installed."""
     try:
-        wandb = importlib.import_module("wandb")
+        return importlib.import_module("wandb")
     except ImportError:
         raise SdftError(
             f"report.wandb={project!r} needs W&B, which is not installed: pip install 'sdft_jax[wandb]', or "
             "leave report.wandb empty."
         ) from None
+
+
+def wandb_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> Sink:
+    """A W&B run, continued when the run in `directory` is. Raises SdftError when W&B is not installed."""
+    wandb = require_wandb(project)
     identity = directory / "wandb.id"
     if not identity.exists():
         identity.write_text(uuid.uuid4().hex[:12])

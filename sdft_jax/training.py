@@ -30,6 +30,7 @@ from sdft_jax.report import (
     Sinks,
     open_sinks,
     read_jsonl,
+    require_wandb,
     training_bar,
     write_rollouts,
 )
@@ -106,6 +107,8 @@ def _check(config: Config, prepared: Prepared, sharding: Sharding) -> None:
     check_batch(config, sharding)
     model = Model(read_config(prepared.directory), sharding=sharding)
     tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
+    if config.report.wandb:
+        require_wandb(config.report.wandb)
     if prepared.new or prepared.prior:
         check_rows(config.eval.batch_size, "eval.batch_size", sharding)
 
@@ -206,10 +209,10 @@ class _Pending:
         self.since = time.monotonic()
 
     def push(self, step: int, batch: TokenBatch, metrics: Metrics, sampling: Any, saved: int) -> None:
-        """Read the step before this one; this one at once if it is being timed."""
+        """Read the step before this one; this one at once if it is timed, or the host is the device."""
         self.settle(saved)
         self.waiting = (step, batch, metrics, sampling)
-        if sampling:
+        if sampling or jax.default_backend() == "cpu":
             self.settle(saved)
 
     def settle(self, saved: int) -> None:

@@ -154,6 +154,26 @@ def test_width_on_an_axis_without_tokens(inputs):
     assert_same(many, run(inputs, DivergenceConfig(), single_device()))
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(sequence="tensor"),
+        Rules(vocab="fsdp", embed=None),
+        Rules(vocab=("fsdp", "tensor"), embed="data"),
+    ],
+    ids=str,
+)
+def test_axes_that_split_both_tokens_and_vocabulary(inputs, rules):
+    """Devices that hold different tokens must not add up their parts of the vocabulary."""
+    inputs = {
+        name: x[:, :4] if name in ("student_hidden", "teacher_hidden", "targets", "weights") else x
+        for name, x in inputs.items()
+    }
+    one = run(inputs, DivergenceConfig(), single_device())
+    many = run(inputs, DivergenceConfig(), Sharding(make_mesh(1, 2, 2), rules))
+    assert_same(many, one)
+
+
 def test_statistics(inputs):
     stats, *_ = run(inputs, DivergenceConfig(temperature=2.0), single_device())
     s_logits = np.float64(inputs["student_hidden"]) @ inputs["student_head"].T

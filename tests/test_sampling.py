@@ -323,3 +323,11 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(SdftError, match=r"sampling.top_p=0.0"):
         generate(*tiny_model(), np.ones((1, 2), np.int32), np.ones((1, 2), bool), key=jax.random.key(0),
                  max_new_tokens=1, top_p=0.0)  # fmt: skip
+
+
+def test_one_eos_id_may_be_a_number():
+    model, params = tiny_model()
+    tokens, mask = np.full((2, 3), 5, np.int32), np.ones((2, 3), bool)
+    settings = dict(key=jax.random.key(0), max_new_tokens=4)
+    one, several = (generate(model, params, tokens, mask, eos_ids=eos, **settings) for eos in (EOS, [EOS]))
+    np.testing.assert_array_equal(one.mask, several.mask)

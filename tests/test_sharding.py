@@ -129,3 +129,8 @@ def test_constrain():
 
 def test_single_device():
     assert single_device().replicated.device_set == {jax.devices()[0]}
+
+
+def test_a_mesh_with_other_axes_is_refused():
+    with pytest.raises(SdftError, match=r"axes x: make one with sdft_jax\.make_mesh"):
+        Sharding(jax.make_mesh((4,), ("x",)))
