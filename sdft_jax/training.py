@@ -75,9 +75,12 @@ def train(config: Config, prepared: Prepared | None = None, *, active: bool = Tr
         prepared.train, config.data, batch_size=config.train.batch_size, seed=config.train.seed,
         pad_id=prepared.pad_id, process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    _check(config, prepared, sharding)
+    model = Model(
+        read_config(prepared.directory), config.model.compute_dtype, config.model.remat, sharding,
+        prepared.directory,
+    )  # fmt: skip
+    _check(config, prepared, model, sharding)
     checkpoint.claim(config.output, to_dict(config))
-    model, params = load(config, prepared, sharding)
     step_fn = METHODS[config.train.method](
         model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
     )
@@ -85,13 +88,13 @@ def train(config: Config, prepared: Prepared | None = None, *, active: bool = Tr
     with checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager:
         restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
         if restored is None:
-            state, meta = init_state(model, params, optimizer, config), {"step": 0, "metrics": {}}
+            base = load_base(config, prepared, sharding)
+            state, meta = init_state(model, base, optimizer, config), {"step": 0, "metrics": {}}
         else:
             for sentence in restored.skipped:
                 _say(sentence, active)
             _say(f"resuming from step {restored.step}", active)
             state, meta = restored.state, restored.meta
-        del params
         loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active)
         state = _run(loop, state, meta)
     params = join(state.params, state.frozen)
@@ -102,10 +105,9 @@ def train(config: Config, prepared: Prepared | None = None, *, active: bool = Tr
     return Run(model, params, int(state.step), rows, exported)
 
 
-def _check(config: Config, prepared: Prepared, sharding: Sharding) -> None:
+def _check(config: Config, prepared: Prepared, model: Model, sharding: Sharding) -> None:
     """Refuse what the mesh cannot hold while the run directory is still as it was."""
     check_batch(config, sharding)
-    model = Model(read_config(prepared.directory), sharding=sharding)
     tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
     if config.report.wandb:
         require_wandb(config.report.wandb)
@@ -118,15 +120,9 @@ def total_steps(config: Config, rows: int) -> int:
     return config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
 
 
-def load(config: Config, prepared: Prepared, sharding: Sharding) -> tuple[Model, Params]:
-    """The model and its parameters as the configuration wants them."""
-    return load_model(
-        prepared.directory,
-        dtype=config.model.param_dtype,
-        sharding=sharding,
-        compute_dtype=config.model.compute_dtype,
-        remat=config.model.remat,
-    )
+def load_base(config: Config, prepared: Prepared, sharding: Sharding) -> Params:
+    """Parameters of the model that training starts from."""
+    return load_model(prepared.directory, dtype=config.model.param_dtype, sharding=sharding)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +248,7 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks) -> dict[s
     if step:
         row["distance"] = distance(loop.model, params, prepared.directory)
     if step and (prepared.new or prepared.prior):
-        base = load(config, prepared, sharding_of(loop.model))[1]
+        base = load_base(config, prepared, sharding_of(loop.model))
     if prepared.new:
         new = evaluate(
             loop.model, params, prepared.new, *arguments, base=base, description="new skill", **options
