@@ -30,6 +30,7 @@ def main() -> None:
     directory = model_directory(a.model)
     model, params = load_model(directory)
     peer = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    peer.generation_config.eos_token_id = None  # both sides go on to the end
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, size=(a.batch, a.prompt))
     mask = np.ones_like(tokens, bool)
 
@@ -44,7 +45,7 @@ def main() -> None:
         with torch.no_grad():
             return peer.generate(
                 torch.as_tensor(tokens), attention_mask=torch.as_tensor(mask), max_new_tokens=a.new,
-                min_new_tokens=a.new, do_sample=False, pad_token_id=0,
+                do_sample=False, pad_token_id=0,
             )[:, a.prompt :]  # fmt: skip
 
     print(f"{hardware()}, torch {torch.__version__} on {torch.get_num_threads()} threads\n{vars(a)}")
