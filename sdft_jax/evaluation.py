@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdft_jax.config import Config, DivergenceConfig, SamplingConfig
+from sdft_jax.config import Config, DivergenceConfig
 from sdft_jax.data import find_buckets, pad_batch
 from sdft_jax.divergence import divergence
 from sdft_jax.models import Model
@@ -74,9 +74,7 @@ def evaluate(
         description: its text.
     """
     score = get_scorer(config.eval.task)
-    sampling = SamplingConfig(
-        max_new_tokens=config.eval.max_new_tokens or config.sampling.max_new_tokens, temperature=0.0
-    )
+    longest = config.eval.max_new_tokens or config.sampling.max_new_tokens
     completions: list[str] = []
     lengths: list[int] = []
     nats = tokens = 0.0
@@ -85,7 +83,7 @@ def evaluate(
         prompt = (batch.teacher_prompt, batch.teacher_mask) if teacher else (batch.prompt, batch.prompt_mask)
         rollout = generate(
             model, params, *prompt, key=jax.random.key(0), eos_ids=eos, pad_id=tokenizer.pad_token_id,
-            **_options(sampling),
+            max_new_tokens=longest, temperature=0.0,
         )  # fmt: skip
         if base is not None:
             total, number = _divergence_from(model, params, base, *prompt, rollout, batch.weight)
@@ -100,10 +98,6 @@ def evaluate(
 def decode(tokenizer: Any, ids: np.ndarray) -> str:
     """Text of a completion, as a scorer reads it."""
     return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
-
-
-def _options(sampling: SamplingConfig) -> dict[str, Any]:
-    return {"max_new_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
 
 
 def _batches(rows: EvalSet, config: Config, pad_id: int) -> Iterator[tuple[TokenBatch, int]]:

@@ -97,7 +97,6 @@ def _read_eval(path: str | None, config: Config, teacher: bool) -> list[Example]
 def _encode_eval(
     rows: list[Example], config: Config, tokenizer: Any, eos: Sequence[int], teacher: bool
 ) -> EvalSet:
-    data = dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
-    encoded, dropped = encode_all(rows, tokenizer, data, eos=eos, teacher=teacher)
+    encoded, dropped = encode_all(rows, tokenizer, config.data, eos=eos, teacher=teacher)
     by_row = {example.row: example for example in rows}
     return EvalSet(tuple(by_row[e.row] for e in encoded), tuple(encoded), dropped)

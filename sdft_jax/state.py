@@ -109,6 +109,11 @@ def check_batch(config: Config, sharding: Sharding) -> None:
     check_rows(micro, "train.micro_batch" if config.train.micro_batch else "train.batch_size", sharding)
 
 
+def micro_batches(config: Config) -> int:
+    """Into how many parts an update cuts its batch."""
+    return config.train.batch_size // (config.train.micro_batch or config.train.batch_size)
+
+
 def check_rows(rows: int, option: str, sharding: Sharding) -> None:
     """Refuse a number of rows, set by `option`, that the mesh does not divide."""
     parts = sharding.size("batch")

@@ -197,6 +197,7 @@ class _Pending:
 
     def __init__(self, loop: _Loop, sinks: Sinks, show: Callable[[int, Mapping[str, float]], None]):
         self.loop, self.sinks, self.show = loop, sinks, show
+        self.rate = learning_rate(loop.config.optimizer, loop.steps)
         self.waiting: tuple[Any, ...] | None = None
         self.restart()
 
@@ -223,7 +224,7 @@ class _Pending:
         scalars |= speeds(scalars, batch, seconds, sampling)
         dropped = loop.prepared.dropped.total
         scalars["dropped"] = dropped / (dropped + len(loop.prepared.train))
-        scalars["learning_rate"] = float(learning_rate(loop.config.optimizer, loop.steps)(step - 1))
+        scalars["learning_rate"] = float(self.rate(step - 1))
         self.show(step, scalars)
         if step % options.log_every == 0:
             self.sinks.write(step, scalars)

@@ -28,7 +28,7 @@ from sdft_jax.gradients import accumulate
 from sdft_jax.models import Model
 from sdft_jax.partition import join
 from sdft_jax.sampling import row_keys, sample
-from sdft_jax.state import Step, apply_gradients, compile_step, sharding_of
+from sdft_jax.state import Step, apply_gradients, compile_step, micro_batches, sharding_of
 from sdft_jax.teacher import teacher_params
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
 
@@ -63,7 +63,7 @@ def make_update(
         SdftError: a batch that the mesh or the micro-batch does not divide, before anything compiles.
     """
     eos_ids = tuple(eos_ids)
-    parts = config.train.batch_size // (config.train.micro_batch or config.train.batch_size)
+    parts = micro_batches(config)
 
     def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)

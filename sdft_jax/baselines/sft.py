@@ -14,7 +14,7 @@ from sdft_jax.config import Config
 from sdft_jax.gradients import accumulate
 from sdft_jax.models import Model
 from sdft_jax.partition import join
-from sdft_jax.state import Step, apply_gradients, compile_step, sharding_of
+from sdft_jax.state import Step, apply_gradients, compile_step, micro_batches, sharding_of
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
 from sdft_jax.update import completion_hidden
 
@@ -29,7 +29,7 @@ def make_sft_update(
 ) -> Step:
     """The jitted update `(TrainState, TokenBatch) -> (TrainState, Metrics)`; as `make_update`, off-policy."""
     del eos_ids, pad_id
-    parts = config.train.batch_size // (config.train.micro_batch or config.train.batch_size)
+    parts = micro_batches(config)
 
     def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
         shown = batch.demonstration_mask
