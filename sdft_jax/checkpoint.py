@@ -35,7 +35,7 @@ RESUMABLE = (
     "report", "checkpoint", "eval.batch_size", "train.log_every", "train.eval_every", "train.save_every",
     "train.rollouts_every", "train.rollouts_rows", "train.phases_every",
     # When to stop, and what else runs beside it. Not train.steps: the learning rate decays over them.
-    "train.stop_at", "baseline", "baseline_learning_rate",
+    "train.stop_at", "train.patience", "train.max_kl", "train.choose", "baseline", "baseline_learning_rate",
 )  # fmt: skip
 """Keys (with all below them) in which a run and its resumption may differ."""
 
@@ -82,7 +82,7 @@ def claim(output: Path, config: Mapping[str, Any], resumable_differences: Sequen
 def open_manager(output: Path, keep_last: int = 2, keep_best: int = 1) -> Iterator[ocp.CheckpointManager]:
     """Manager of `output`/checkpoints; leaving the context waits for the last save.
 
-    It keeps the `keep_last` newest checkpoints and, besides, the `keep_best` of highest accuracy. What a
+    It keeps the `keep_last` newest checkpoints and, besides, the `keep_best` of best score. What a
     killed process left half-written is removed.
 
     Raises:
@@ -108,7 +108,7 @@ def save(
 ) -> bool:
     """Start saving; returns once the arrays may be donated. False if `step` is already saved.
 
-    `meta` is JSON; its `meta["metrics"]["accuracy"]`, where present, decides what is kept as best.
+    `meta` is JSON; its `meta["metrics"]["score"]`, where there is one, decides what is kept as best.
 
     Raises:
         SdftError: this save or the one before met a full disk or missing permission. Older checkpoints
@@ -170,20 +170,19 @@ def newest(output: Path) -> epath.Path:
 
 
 def best(output: Path) -> epath.Path:
-    """Intact checkpoint of highest accuracy (the newest of equals), for `load`.
+    """Intact checkpoint of best score (the newest of equals), for `load`.
 
     Raises:
-        SdftError: there is none with an accuracy.
+        SdftError: there is none with a score.
     """
     directory = epath.Path(output).absolute() / _CHECKPOINTS
-    scores = {step: _accuracy(directory / str(step)) for step in _steps(directory)}
+    scores = {step: _score(directory / str(step)) for step in _steps(directory)}
     ranked = sorted((score, step) for step, score in scores.items() if score is not None)
     for _, step in reversed(ranked):
         if damage(directory / str(step)) is None:
             return directory / str(step)
     raise SdftError(
-        f"{output} has no intact checkpoint with an accuracy: set train.eval_every in the run, or use the "
-        "newest."
+        f"{output} has no intact checkpoint with a score: set train.eval_every in the run, or use the newest."
     )
 
 
@@ -222,8 +221,8 @@ class _KeepLastAndBest:
 
     def _score(self, info: PolicyCheckpointInfo) -> float | None:
         if info.metrics is None:
-            return _accuracy(self.directory / str(info.step))
-        return info.metrics.get("accuracy")
+            return _score(self.directory / str(info.step))
+        return info.metrics.get("score")
 
 
 def _claim(output: epath.Path, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
@@ -344,10 +343,10 @@ def _check_processes(data: epath.Path) -> None:
         )
 
 
-def _accuracy(checkpoint: epath.Path) -> float | None:
-    """Accuracy in the meta item, None where it has none or cannot be read."""
+def _score(checkpoint: epath.Path) -> float | None:
+    """Score in the meta item, None where it has none or cannot be read."""
     try:
-        return json.loads((checkpoint / "meta" / "metadata").read_text())["metrics"]["accuracy"]
+        return json.loads((checkpoint / "meta" / "metadata").read_text())["metrics"]["score"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

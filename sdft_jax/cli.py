@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdft_jax.config import load_config
+from sdft_jax.config import Config, load_config
 from sdft_jax.errors import SdftError
 from sdft_jax.options import as_help
 
@@ -24,6 +24,10 @@ examples:
       your own checkpoint and demonstrations; the same command resumes a run that was stopped
   sdft evaluate DIR FILE --task choice data.demonstration=answer
       accuracy of the model, and of the model with the demonstration in context
+  sdft continual configs/continual.yaml
+      three skills in turn, SDFT against SFT: what is learned, kept and forgotten
+  sdft lab skill --quick
+      one of the paper's experiments in small; sdft lab all for all of them
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
 
@@ -59,8 +63,35 @@ def train(arguments: argparse.Namespace) -> int:
     """`sdft train`."""
     config = load_config(arguments.config, arguments.overrides)
     from sdft_jax.experiment import run
+
+    return _until_terminated(run, config)
+
+
+def continual(arguments: argparse.Namespace) -> int:
+    """`sdft continual`."""
+    config = load_config(arguments.config, arguments.overrides)
+    from sdft_jax.sequence import run
+
+    return _until_terminated(run, config)
+
+
+def lab(arguments: argparse.Namespace) -> int:
+    """`sdft lab`."""
+    from sdft_jax.lab.run import run
+
+    run(
+        arguments.experiments, arguments.output, arguments.seeds, arguments.quick, arguments.workers,
+        arguments.publish,
+    )  # fmt: skip
+    return 0
+
+
+def _until_terminated(run: Callable[[Config], object], config: Config) -> int:
+    """The exit code of a run that saves itself on SIGTERM; what it compiles is kept for the next one."""
+    from sdft_jax.compilation import cache_compilations
     from sdft_jax.training import Interrupted
 
+    cache_compilations()
     try:
         run(config)
     except Interrupted as stop:
@@ -108,7 +139,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments; key=value may stand before and after options, which argparse alone does not allow."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and (arguments.command not in (train, evaluate) or any(text.startswith("-") for text in rest)):
+    if rest and (
+        arguments.command not in (train, continual, evaluate) or any(text.startswith("-") for text in rest)
+    ):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
@@ -136,6 +169,28 @@ def _parser() -> argparse.ArgumentParser:
     command = add("train", train, "train a model by SDFT (or a baseline), or resume a run")
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=16")
+
+    command = add(
+        "continual", continual, "train one model on stages in order, by any methods; measure what is kept"
+    )
+    command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/continual.yaml")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as continual.seeds=[0,1,2]")
+
+    from sdft_jax.lab.experiments import EXPERIMENTS
+
+    listed = "\n".join(f"  {name:<12} {what}" for name, (_, what) in EXPERIMENTS.items())
+    command = commands.add_parser(
+        "lab", help="the paper's experiments in small", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="The paper's experiments on embedded models; finished trials are kept and not run again.",
+        epilog=f"experiments:\n{listed}",
+    )  # fmt: skip
+    command.set_defaults(command=lab)
+    command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
+    command.add_argument("--quick", action="store_true", help="one seed, fewer steps: shows that it runs")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    command.add_argument("--output", default="runs/lab", help="directory of trials and reports (runs/lab)")
+    command.add_argument("--workers", type=int, help="processes; default: one for each core of a CPU")
+    command.add_argument("--publish", metavar="DIR", help="also write tables and pictures into DIR/README.md")
 
     command = add(
         "evaluate", evaluate, "accuracy of a model, and of the model with the demonstration in context"

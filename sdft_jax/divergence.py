@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdft_jax.chunked import chunked_loss, gather, is_token, logsumexp, total
-from sdft_jax.config import DivergenceConfig
+from sdft_jax.settings import DivergenceConfig
 from sdft_jax.sharding import Sharding
 
 

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sdft_jax.config import Config, DivergenceConfig
+from sdft_jax.config import Config
 from sdft_jax.data import find_buckets, pad_batch
 from sdft_jax.divergence import divergence
 from sdft_jax.models import Model
 from sdft_jax.prepare import EvalSet
 from sdft_jax.report import progress
 from sdft_jax.sampling import generate
+from sdft_jax.settings import DivergenceConfig
 from sdft_jax.state import sharding_of
 from sdft_jax.tasks import get_scorer
 from sdft_jax.types import Params, Rollout, TokenBatch
@@ -34,7 +35,8 @@ class Evaluation:
     lengths: tuple[int, ...]
     """Tokens of each completion."""
     kl_to_base: float | None
-    """KL(model || base) in nats per token on the model's own answers; None where no base was given."""
+    """KL(model || base) in nats per token on the model's own answers; None where no base was given. The base
+    always sees the plain prompt, so that a teacher's is the distance that the demonstration makes."""
 
     @property
     def accuracy(self) -> float:
@@ -86,13 +88,48 @@ def evaluate(
             max_new_tokens=longest, temperature=0.0,
         )  # fmt: skip
         if base is not None:
-            total, number = _divergence_from(model, params, base, *prompt, rollout, batch.weight)
+            plain = (batch.prompt, batch.prompt_mask)
+            total, number = _divergence_from(model, params, base, prompt, plain, rollout, batch.weight)
             nats, tokens = nats + float(total), tokens + float(number)
         ids, mask = np.asarray(rollout.tokens)[:count], np.asarray(rollout.mask)[:count]
         lengths += mask.sum(axis=1).tolist()
         completions += [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
     correct = tuple(score(text, row) for text, row in zip(completions, rows.examples, strict=True))
     return Evaluation(correct, tuple(completions), tuple(lengths), nats / tokens if tokens else None)
+
+
+def sample_verdicts(
+    model: Model,
+    params: Params,
+    rows: EvalSet,
+    tokenizer: Any,
+    eos: tuple[int, ...],
+    config: Config,
+    key: jax.Array,
+    n: int,
+) -> list[list[int]]:
+    """For each row, which of `n` answers sampled by `config.sampling` are right (1) and wrong (0)."""
+    score = get_scorer(config.eval.task)
+    options = dataclasses.asdict(config.sampling) | (
+        {"max_new_tokens": config.eval.max_new_tokens} if config.eval.max_new_tokens else {}
+    )
+    size = config.eval.batch_size
+    pairs = [(row, encoded) for row, encoded in enumerate(rows.encoded) for _ in range(n)]
+    verdicts: list[list[int]] = [[] for _ in rows.encoded]
+    buckets = find_buckets(
+        rows.encoded, dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
+    )
+    for start in progress(range(0, len(pairs), size), "sampling"):
+        part = pairs[start : start + size]
+        batch = pad_batch([encoded for _, encoded in part], buckets, tokenizer.pad_token_id, size=size)
+        rollout = generate(
+            model, params, batch.prompt, batch.prompt_mask, key=jax.random.fold_in(key, start), eos_ids=eos,
+            pad_id=tokenizer.pad_token_id, **options,
+        )  # fmt: skip
+        ids, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+        for (row, _), tokens, keep in zip(part, ids, mask, strict=False):
+            verdicts[row].append(int(score(decode(tokenizer, tokens[keep]), rows.examples[row])))
+    return verdicts
 
 
 def decode(tokenizer: Any, ids: np.ndarray) -> str:
@@ -115,15 +152,16 @@ def _divergence_from(
     model: Model,
     params: Params,
     base: Params,
-    prompt: Array,
-    prompt_mask: Array,
+    prompt: tuple[Array, Array],
+    base_prompt: tuple[Array, Array],
     rollout: Rollout,
     weight: Float[Array, " B"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(sum of KL(model || base) over the completions' tokens, number of tokens)."""
+    """(sum of KL(model || base) over the completions' tokens, number of tokens); prompts with their masks."""
     weights = rollout.mask * weight[:, None]
     hidden, base_hidden = (
-        completion_hidden(model, p, prompt, prompt_mask, rollout.tokens, rollout.mask) for p in (params, base)
+        completion_hidden(model, p, *x, rollout.tokens, rollout.mask)
+        for p, x in ((params, prompt), (base, base_prompt))
     )
     total, _ = divergence(
         hidden, model.head(params), base_hidden, model.head(base), rollout.tokens, weights,

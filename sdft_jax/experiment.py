@@ -64,7 +64,7 @@ def _introduce(console: Console, config: Config, prepared: Prepared) -> None:
         highlight=False,
     )
     console.print(f"on {hardware()}", highlight=False)
-    dropped = {"": prepared.dropped}
+    dropped = {"": prepared.dropped, "general prompts: ": prepared.general_dropped}
     dropped |= {f"{name}: ": rows.dropped for name, rows in _sets(prepared) if rows}
     for name, drop in dropped.items():
         if drop.total:
@@ -74,7 +74,7 @@ def _introduce(console: Console, config: Config, prepared: Prepared) -> None:
 
 
 def _sets(prepared: Prepared) -> list[tuple[str, Any]]:
-    return [("new skill", prepared.new), ("old skills", prepared.prior)]
+    return [("new skill", prepared.new), ("validation", prepared.validation), ("old skills", prepared.prior)]
 
 
 def _conclude(console: Console, config: Config, runs: Mapping[str, Run]) -> None:

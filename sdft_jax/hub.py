@@ -7,6 +7,8 @@ from pathlib import Path
 from sdft_jax.errors import SdftError
 
 MINI = Path(__file__).parent / "mini" / "base"
+BASES = MINI.parent / "bases"
+"""Further embedded models, one directory each."""
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 
@@ -18,6 +20,8 @@ def model_directory(path: str) -> str:
     """
     if path == "mini":
         return str(MINI)
+    if path.startswith("mini:"):
+        return _embedded(path.removeprefix("mini:"))
     if Path(path).is_dir():
         return path
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -35,3 +39,13 @@ def model_directory(path: str) -> str:
             f"model.path={path}: no such directory, and not to be had from the Hub ({reason}): "
             "check the name, or download it and give the directory."
         ) from error
+
+
+def _embedded(name: str) -> str:
+    known = sorted(directory.name for directory in BASES.iterdir() if directory.is_dir())
+    if name not in known:
+        raise SdftError(
+            f"model.path=mini:{name}: there is no such embedded model; use mini or one of "
+            f"{', '.join(f'mini:{name}' for name in known)}."
+        )
+    return str(BASES / name)

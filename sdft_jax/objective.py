@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sdft_jax.config import ObjectiveConfig
+from sdft_jax.settings import ObjectiveConfig
 from sdft_jax.types import Rollout
 
 

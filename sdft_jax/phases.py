@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 import jax
 
+from sdft_jax.baselines.reinvoke import has_demonstrations
 from sdft_jax.config import Config
+from sdft_jax.methods import METHODS
 from sdft_jax.models import Model
 from sdft_jax.partition import join
 from sdft_jax.prepare import Prepared
@@ -22,11 +24,15 @@ def time_sampling(
     model: Model, state: TrainState, batch: TokenBatch, config: Config, prepared: Prepared
 ) -> tuple[float, int]:
     """(seconds, completion tokens) of sampling this batch, compilation not counted; zeros if none."""
-    if config.train.method == "sft":
+    method = METHODS[config.train.method]
+    if method.samples is None or (method.general and has_demonstrations(batch)):
         return 0.0, 0
     keys = row_keys(jax.random.wrap_key_data(state.key), len(batch.prompt))
-    params = join(state.params, state.frozen)
-    arguments = (batch.prompt, batch.prompt_mask, keys, config.sampling, prepared.eos, prepared.pad_id)
+    params, prompt = state.params, (batch.prompt, batch.prompt_mask)
+    if method.samples == "teacher":
+        params, prompt = state.teacher, (batch.teacher_prompt, batch.teacher_mask)
+    params = join(params, state.frozen)
+    arguments = (*prompt, keys, config.sampling, prepared.eos, prepared.pad_id)
     jax.block_until_ready(compiled_sample(model, params, *arguments))
     begun = time.monotonic()
     rollout = jax.block_until_ready(compiled_sample(model, params, *arguments))
@@ -39,15 +45,18 @@ def speeds(
     """Tokens per second: of completions over the whole step, and, where sampling was timed, of each phase.
 
     `rollout_tokens_per_second` counts sampled tokens, `learn_tokens_per_second` the real tokens that student
-    and teacher score: prompts, and the completion once per role.
+    and teacher score: prompts, and the completion once per role. A teacher scores where there is a
+    `divergence`; without a prompt of its own, it reads the student's.
     """
     completion = scalars["completion_tokens"]
     found = {"seconds": seconds, "tokens_per_second": completion / seconds}
     if sampling is None:
         return found
     sampling_seconds, sampled = sampling
-    roles = 2 if sampled else 1
-    scored = float(batch.prompt_mask.sum() + (roles - 1) * batch.teacher_mask.sum()) + roles * completion
+    scored = float(batch.prompt_mask.sum()) + completion
+    if "divergence" in scalars:
+        taught = batch.teacher_mask if batch.teacher_mask.shape[1] else batch.prompt_mask
+        scored += float(taught.sum()) + completion
     if sampled:
         found["rollout_tokens_per_second"] = sampled / sampling_seconds
     if seconds > sampling_seconds:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sdft_jax.config import Config
-from sdft_jax.data import examples, read_rows
+from sdft_jax.data import examples, read_rows, texts
 from sdft_jax.errors import SdftError
 from sdft_jax.hub import model_directory
+from sdft_jax.methods import METHODS
 from sdft_jax.models import open_checkpoint, read_config
-from sdft_jax.prompts import Dropped, Encoded, Example, encode_all, eos_ids, load_template, load_tokenizer
+from sdft_jax.prompts import (
+    Dropped,
+    Encoded,
+    Example,
+    encode_all,
+    encode_texts,
+    eos_ids,
+    load_template,
+    load_tokenizer,
+)
 from sdft_jax.report import bar
 from sdft_jax.sharding import sharding_from
 from sdft_jax.tasks import validate
@@ -38,41 +48,91 @@ class Prepared:
     dropped: Dropped
     new: EvalSet | None
     prior: EvalSet | None
+    validation: EvalSet | None = None
+    """Rows of eval.validation, by which stopping and choosing go."""
+    general: tuple[Encoded, ...] = ()
+    """Prompts of data.general, for a method that trains on them too."""
+    general_dropped: Dropped = dataclasses.field(default_factory=Dropped)
 
 
 def prepare(config: Config, active: bool = True) -> Prepared:
     """Read and tokenise all that a run needs, the cheap and the local first.
 
-    Demonstrations become completions too where a method imitates them: then a row whose demonstration is
-    over the limit is dropped for all methods, so that they see the same rows.
+    Only what the method reads is asked of a row. Demonstrations become completions too where the method, or
+    the baseline beside it, imitates them: then a row whose demonstration is over the limit is dropped for
+    both, so that they see the same rows.
 
     Raises:
         SdftError: the culprit and the remedy.
     """
     sharding_from(config)
     load_template(config.data.template)
-    rows = examples(read_rows(config.data.path, config.data.split), config.data, config.data.path)
-    new = _read_eval(config.eval.path, config, config.eval.teacher)
+    shown = config.eval.teacher or config.train.method == "oracle"
+    rows, general = _read_train(config), _read_general(config)
+    new = _read_eval(config.eval.path, config, shown)
+    validation = _read_eval(config.eval.validation, config, shown)
     prior = _read_eval(config.eval.prior, config, teacher=False)
     directory = model_directory(config.model.path)
     open_checkpoint(directory, read_config(directory))
     tokenizer = load_tokenizer(directory)
     eos = eos_ids(tokenizer, directory)
-    imitates = config.baseline or config.train.method == "sft"
     with bar("tokenising", len(rows), active=active) as show:
-        encoded, dropped = encode_all(
-            rows, tokenizer, config.data, eos=eos, progress=lambda done, _: show(done, ""),
-            max_completion=config.sampling.max_new_tokens if imitates else None,
-        )  # fmt: skip
+        encoded, dropped = _encode_train(rows, config, tokenizer, eos, lambda done, _: show(done, ""))
+    prompts, prompts_dropped = (
+        encode_all(general, tokenizer, config.data, eos=eos, teacher=False) if general else ([], Dropped())
+    )
+
+    def encode_eval(found: list[Example] | None, teacher: bool) -> EvalSet | None:
+        return None if found is None else _encode_eval(found, config, tokenizer, eos, teacher)
+
     return Prepared(
         directory, tokenizer, eos, tokenizer.pad_token_id, tuple(encoded), dropped,
-        None if new is None else _encode_eval(new, config, tokenizer, eos, config.eval.teacher),
-        None if prior is None else _encode_eval(prior, config, tokenizer, eos, teacher=False),
+        new=encode_eval(new, shown), prior=encode_eval(prior, teacher=False),
+        validation=encode_eval(validation, shown), general=tuple(prompts), general_dropped=prompts_dropped,
     )  # fmt: skip
 
 
+def _imitates(config: Config) -> bool:
+    """Whether demonstrations become completions."""
+    return config.baseline or METHODS[config.train.method].completion == "demonstration"
+
+
+def _read_train(config: Config) -> list[Example]:
+    method, data = METHODS[config.train.method], config.data
+    rows = read_rows(data.path, data.split)
+    if method.completion == "text":
+        return texts(rows, data, data.path)
+    return examples(rows, data, data.path, demonstration=_imitates(config), context=method.context)
+
+
+def _encode_train(
+    rows: list[Example],
+    config: Config,
+    tokenizer: Any,
+    eos: Sequence[int],
+    progress: Callable[[int, int], None],
+) -> tuple[list[Encoded], Dropped]:
+    method = METHODS[config.train.method]
+    if method.completion == "text":
+        return encode_texts(rows, tokenizer, config.data, progress=progress)
+    longest = config.sampling.max_new_tokens if _imitates(config) else None
+    return encode_all(
+        rows, tokenizer, config.data, eos=eos, max_completion=longest, teacher=method.context,
+        progress=progress,
+    )  # fmt: skip
+
+
+def _read_general(config: Config) -> list[Example]:
+    """All prompts of data.general, where the method needs them."""
+    path = config.data.general
+    if path is None or not METHODS[config.train.method].general:
+        return []
+    data = dataclasses.replace(config.data, limit=None)
+    return examples(read_rows(path, data.split), data, path, demonstration=False)
+
+
 def prepare_eval(path: str, config: Config, tokenizer: Any, eos: Sequence[int], teacher: bool) -> EvalSet:
-    """The rows of an evaluation file; all need answers, and demonstrations where a teacher is measured."""
+    """The rows of an evaluation file; all need answers, and what a teacher is shown where one is measured."""
     return _encode_eval(read_eval(path, config, teacher), config, tokenizer, eos, teacher)
 
 
@@ -81,9 +141,9 @@ def read_eval(path: str, config: Config, teacher: bool) -> list[Example]:
     data = dataclasses.replace(config.data, limit=config.eval.limit)
     rows = read_rows(path, data.split)
     try:
-        found = examples(rows, data, path, demonstration=teacher, answer=True)
+        found = examples(rows, data, path, demonstration=False, context=teacher, answer=True)
     except SdftError as error:
-        if not teacher:
+        if not teacher or config.train.method == "oracle":
             raise
         raise SdftError(f"{error} Without demonstrations, set eval.teacher=false.") from None
     validate(config.eval.task, found)

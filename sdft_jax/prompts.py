@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Int32
 from jinja2 import TemplateError
 
-from sdft_jax.config import DataConfig
 from sdft_jax.errors import SdftError
+from sdft_jax.settings import DataConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,8 +37,10 @@ LIMITS = {
     "prompt": "data.max_prompt",
     "teacher_prompt": "data.max_teacher_prompt",
     "demonstration": "sampling.max_new_tokens",
+    "text": "data.max_teacher_prompt",
 }
-"""Which option limits which part of `Encoded`."""
+"""Which option limits which part of `Encoded`; a raw text, which stands where the demonstration does, has the
+limit of a teacher's prompt, which would hold it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +50,16 @@ class Example:
     prompt: tuple[Message, ...] | str
     """Chat messages that end with the user's, or the text of a single user turn."""
     demonstration: str
-    """Empty where it is not needed."""
+    """What is imitated: of method cpt the raw text; empty where it is not needed."""
     answer: Any
     """What the task scores against, as it stands in the row; None without one."""
     row: int
     """Index in the source, from 0."""
     source: str
+    context: str | None = None
+    """What the teacher is shown; None: the demonstration."""
+    skill: str | None = None
+    """Name of the skill that the row tests, from its field `skill`; None without one."""
 
     @property
     def where(self) -> str:
@@ -79,6 +85,7 @@ class Dropped:
     prompt: tuple[int, ...] = ()
     teacher_prompt: tuple[int, ...] = ()
     demonstration: tuple[int, ...] = ()
+    text: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -196,7 +203,8 @@ def teacher_messages(example: Example, template: string.Template) -> list[Messag
     Substitution is a single pass, so that a `$` in question or demonstration stays as it is.
     """
     *earlier, last = student_messages(example)
-    content = template.substitute(question=last["content"], demonstration=example.demonstration)
+    shown = example.demonstration if example.context is None else example.context
+    content = template.substitute(question=last["content"], demonstration=shown)
     return [*earlier, {**last, "content": content}]
 
 
@@ -263,20 +271,59 @@ def encode_all(
     over a limit when data.overlong is `error`, and when no row is left.
     """
     template = load_template(config.template)
-    limits = dict(
-        zip(LIMITS, (config.max_prompt, config.max_teacher_prompt, max_completion or 0), strict=True)
-    )
-    kept: list[Encoded] = []
-    dropped: dict[str, list[int]] = {part: [] for part in LIMITS}
-    for done, example in enumerate(examples, 1):
+    limits = {
+        "prompt": config.max_prompt,
+        "teacher_prompt": config.max_teacher_prompt,
+        "demonstration": max_completion or 0,
+    }
+
+    def measured(example: Example) -> tuple[Encoded, dict[str, int]]:
         encoded = encode(
             example, tokenizer, template, config.template_kwargs, eos, teacher, max_completion is not None
         )
-        over = next((part for part in LIMITS if len(getattr(encoded, part)) > limits[part]), None)
+        return encoded, {part: len(getattr(encoded, part)) for part in limits}
+
+    return _within_limits(examples, measured, limits, config, progress)
+
+
+def encode_texts(
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Encoded], Dropped]:
+    """Raw texts as completions of a prompt of one token, BOS or, where the tokenizer has none, EOS.
+
+    Limits, `progress` and errors are as in `encode_all`.
+    """
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    prompt, nothing = np.asarray([start], np.int32), np.zeros(0, np.int32)
+
+    def measured(example: Example) -> tuple[Encoded, dict[str, int]]:
+        text = tokenize(tokenizer, example.demonstration)
+        return Encoded(prompt, nothing, text, example.row), {"text": len(text)}
+
+    return _within_limits(examples, measured, {"text": config.max_teacher_prompt}, config, progress)
+
+
+def _within_limits(
+    examples: Sequence[Example],
+    measured: Callable[[Example], tuple[Encoded, dict[str, int]]],
+    limits: Mapping[str, int],
+    config: DataConfig,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[Encoded], Dropped]:
+    """The examples all of whose parts are within the limits, and the others; `measured` gives lengths."""
+    kept: list[Encoded] = []
+    dropped: dict[str, list[int]] = {part: [] for part in LIMITS}
+    for done, example in enumerate(examples, 1):
+        encoded, lengths = measured(example)
+        over = next((part for part in limits if lengths[part] > limits[part]), None)
         if over is None:
             kept.append(encoded)
         elif config.overlong == "error":
-            tokens = len(getattr(encoded, over))
+            tokens = lengths[over]
             raise SdftError(
                 f"{example.where}: {over} has {tokens} tokens, more than {LIMITS[over]}={limits[over]}: "
                 f"raise {LIMITS[over]} to {tokens} or more, or set data.overlong=drop."

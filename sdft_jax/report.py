@@ -31,12 +31,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sdft_jax.config import ReportConfig
 from sdft_jax.errors import SdftError
+from sdft_jax.settings import ReportConfig
 
 Item = TypeVar("Item")
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
+BRIEF = 2.0
+"""Seconds of work that is not worth a line of its own where there is no live bar."""
 
 _LIVE: list[Progress] = []
 """The one display that rich can keep live on a terminal, if there is one now."""
@@ -250,7 +253,7 @@ def _plain_lines(
     def show(completed: int, text: str) -> None:
         nonlocal wait
         elapsed = time.monotonic() - began
-        if elapsed < wait and completed != total:
+        if elapsed < wait and (completed != total or elapsed < BRIEF):
             return
         wait = max(elapsed * 1.1, elapsed + 10)
         left = elapsed / max(completed - start, 1) * (total - completed) if total else 0

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sdft_jax.config import SamplingConfig, from_dict
+from sdft_jax.config import from_dict
 from sdft_jax.models import KVCache, Model
+from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import constrain, for_decoding, tree_shardings
 from sdft_jax.types import Params, Rollout
 

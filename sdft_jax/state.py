@@ -13,8 +13,10 @@ import optax
 
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
+from sdft_jax.methods import METHODS
 from sdft_jax.models import Model
 from sdft_jax.partition import join, select, split
+from sdft_jax.settings import TeacherConfig
 from sdft_jax.sharding import Sharding, single_device, tree_shardings
 from sdft_jax.teacher import init_teacher, move_teacher
 from sdft_jax.types import Params, TokenBatch, TrainState
@@ -76,7 +78,8 @@ def apply_gradients(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    teacher = move_teacher(state.teacher, params, step, config.teacher) if needs_teacher(config) else {}
+    taught = needs_teacher(config)
+    teacher = move_teacher(state.teacher, params, step, teacher_config(config)) if taught else {}
     norms = {"grad_norm": _norm(gradients), "update_norm": _norm(updates)}
     moved = dataclasses.replace(state, step=step, params=params, teacher=teacher, opt_state=opt_state)
     return moved, norms
@@ -132,7 +135,7 @@ def _build(
         step=jnp.zeros((), jnp.int32),
         params=trainable,
         frozen=frozen,
-        teacher=init_teacher(trainable, config.teacher) if needs_teacher(config) else {},
+        teacher=init_teacher(trainable, teacher_config(config)) if needs_teacher(config) else {},
         opt_state=optimizer.init(trainable),
         key=key,
     )
@@ -145,8 +148,15 @@ def _shapes(model: Model, optimizer: optax.GradientTransformation, config: Confi
 
 
 def needs_teacher(config: Config) -> bool:
-    """Whether the method keeps teacher weights of its own."""
-    return config.train.method == "sdft"
+    """Whether the method has a teacher."""
+    return METHODS[config.train.method].teacher is not None
+
+
+def teacher_config(config: Config) -> TeacherConfig:
+    """The `teacher` section; where the method's teacher is the initial model, whatever its schedule says."""
+    if METHODS[config.train.method].teacher == "frozen":
+        return dataclasses.replace(config.teacher, schedule="frozen")
+    return config.teacher
 
 
 def sharding_of(model: Model) -> Sharding:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from sdft_jax.config import TeacherConfig
+from sdft_jax.settings import TeacherConfig
 from sdft_jax.types import Params
 
 

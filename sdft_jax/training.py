@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ import jax
 import numpy as np
 
 from sdft_jax import checkpoint
-from sdft_jax.baselines import METHODS
+from sdft_jax.assessment import Scores, assess, enough, score
+from sdft_jax.baselines import UPDATES, imitation_steps
 from sdft_jax.config import Config, to_dict
 from sdft_jax.data import make_batches
 from sdft_jax.errors import SdftError
-from sdft_jax.evaluation import evaluate
-from sdft_jax.models import Model, distance, load_model, read_config, save_pretrained
+from sdft_jax.hub import model_directory
+from sdft_jax.methods import METHODS
+from sdft_jax.models import Model, load_model, read_config, save_pretrained
 from sdft_jax.optimizer import learning_rate, make_optimizer
 from sdft_jax.partition import join
 from sdft_jax.phases import speeds, time_sampling
 from sdft_jax.prepare import Prepared, prepare
+from sdft_jax.prompts import Encoded
 from sdft_jax.report import (
     EVALUATIONS,
     RolloutRow,
@@ -51,17 +54,24 @@ class Run:
     exported: Path
 
 
+Watch = Callable[[Model, Params], Mapping[str, float]]
+"""(model, parameters) -> what else to measure at each evaluation; its numbers join the evaluation's row."""
+
+
 class Interrupted(Exception):
     """SIGTERM: the run has saved its state and can be resumed by the same command."""
 
 
-def train(config: Config, prepared: Prepared | None = None, *, active: bool = True) -> Run:
+def train(
+    config: Config, prepared: Prepared | None = None, *, active: bool = True, watch: Watch | None = None
+) -> Run:
     """Train by `config.train.method` until its steps are done, resuming where `config.output` left off.
 
     Args:
         config: the whole configuration.
         prepared: tokens and tokenizer, from `prepare`; made here unless given.
         active: whether this process reports.
+        watch: measures more at each evaluation.
 
     Raises:
         SdftError: a mistake in configuration or data, a full disk, or numbers that are not finite.
@@ -74,35 +84,47 @@ def train(config: Config, prepared: Prepared | None = None, *, active: bool = Tr
     batches = make_batches(
         prepared.train, config.data, batch_size=config.train.batch_size, seed=config.train.seed,
         pad_id=prepared.pad_id, process_index=jax.process_index(), process_count=jax.process_count(),
+        then=_afterwards(config, prepared, steps),
     )  # fmt: skip
+    base = model_directory(config.eval.base) if config.eval.base else prepared.directory
     model = Model(
-        read_config(prepared.directory), config.model.compute_dtype, config.model.remat, sharding,
-        prepared.directory,
+        read_config(prepared.directory), config.model.compute_dtype, config.model.remat, sharding, base
     )  # fmt: skip
     _check(config, prepared, model, sharding)
     checkpoint.claim(config.output, to_dict(config))
-    step_fn = METHODS[config.train.method](
+    step_fn = UPDATES[config.train.method](
         model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
     )
     keep = config.checkpoint
     with checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager:
         restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
         if restored is None:
-            base = load_base(config, prepared, sharding)
-            state, meta = init_state(model, base, optimizer, config), {"step": 0, "metrics": {}}
+            start = load_start(config, prepared, sharding)
+            state = init_state(model, start, optimizer, config)
+            meta: Mapping[str, Any] = {"step": 0, "metrics": {}, "scores": []}
         else:
             for sentence in restored.skipped:
                 _say(sentence, active)
             _say(f"resuming from step {restored.step}", active)
             state, meta = restored.state, restored.meta
-        loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active)
+        loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active, base, watch)
         state = _run(loop, state, meta)
-    params = join(state.params, state.frozen)
+    params: Params = join(state.params, state.frozen)
+    step = int(state.step)
+    if config.train.choose == "best":
+        params, step = _best(config, state, active)
     exported = Path(config.output) / "model"
     save_pretrained(model, params, None, exported)  # with the source's own tokenizer files
     measured = Path(config.output) / EVALUATIONS
     rows = tuple(read_jsonl(measured)) if active else ()
-    return Run(model, params, int(state.step), rows, exported)
+    return Run(model, params, step, rows, exported)
+
+
+def _afterwards(config: Config, prepared: Prepared, steps: int) -> tuple[Sequence[Encoded], int] | None:
+    """Rows of general use and the steps before their turn, for a method that has such a phase."""
+    if not METHODS[config.train.method].general:
+        return None
+    return prepared.general, imitation_steps(config, steps)
 
 
 def _check(config: Config, prepared: Prepared, model: Model, sharding: Sharding) -> None:
@@ -116,13 +138,25 @@ def _check(config: Config, prepared: Prepared, model: Model, sharding: Sharding)
 
 
 def total_steps(config: Config, rows: int) -> int:
-    """`train.steps`, or as many as `train.epochs` passes over the rows take."""
+    """`train.steps`, or as many as `train.epochs` passes over the rows take; none for the oracle."""
+    if config.train.method == "oracle":
+        return 0
     return config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
 
 
-def load_base(config: Config, prepared: Prepared, sharding: Sharding) -> Params:
+def load_start(config: Config, prepared: Prepared, sharding: Sharding) -> Params:
     """Parameters of the model that training starts from."""
     return load_model(prepared.directory, dtype=config.model.param_dtype, sharding=sharding)[1]
+
+
+def _best(config: Config, state: TrainState, active: bool) -> tuple[Params, int]:
+    """(parameters, step) of the checkpoint of highest score; the initial model counts as one."""
+    chosen = checkpoint.best(config.output)
+    _say(f"the model is that of step {chosen.name}, which has the best score", active)
+    parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts)
+    found = checkpoint.load(chosen, abstract)
+    return join(found["params"], found.get("frozen", {})), int(chosen.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +171,16 @@ class _Loop:
     manager: Any
     steps: int
     active: bool
+    base: str
+    """Directory of the model that distances are measured from."""
+    watch: Watch | None
 
 
-def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
+def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
     """Step until done. A step's numbers are read after the next one is under way: the device never waits."""
     options, output, step = loop.config.train, Path(loop.config.output), int(state.step)
-    resumed, stopped = bool(meta["step"]), _good_enough(loop, meta)
-    saved = step if resumed else 0
+    resumed, stopped = bool(step), enough(options, meta["scores"], meta["metrics"])
+    saved, best = step if resumed else 0, options.choose == "best"
     with (
         open_sinks(
             loop.config.report, output, step if resumed else -1, to_dict(loop.config), loop.active
@@ -152,7 +189,9 @@ def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
         training_bar(loop.steps, step, loop.active) as show,
     ):
         if not resumed:
-            meta = _evaluate(loop, state, 0, sinks)
+            meta = _evaluate(loop, state, 0, sinks, [])
+            if best:
+                _save(loop, 0, state, meta)
         pending = _Pending(loop, sinks, show)
         while step < loop.steps and not stopped and not terminated():
             batch = _place(next(loop.batches), loop.model)
@@ -165,12 +204,13 @@ def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
             state, metrics = loop.step_fn(state, batch)
             pending.push(step, batch, metrics, sampling, saved)
             done = step == loop.steps
-            if done or _due(step, options.eval_every):
+            evaluated = done or _due(step, options.eval_every)
+            if evaluated:
                 pending.settle(saved)
-                meta = _evaluate(loop, state, step, sinks)
-                stopped = _good_enough(loop, meta)
+                meta = _evaluate(loop, state, step, sinks, meta["scores"])
+                stopped = enough(options, meta["scores"], meta["metrics"])
                 pending.restart()
-            if done or stopped or _due(step, options.save_every):
+            if done or stopped or _due(step, options.save_every) or (best and evaluated):
                 pending.settle(saved)
                 saved = _save(loop, step, state, meta)
         if terminated():
@@ -180,12 +220,6 @@ def _run(loop: _Loop, state: TrainState, meta: dict[str, Any]) -> TrainState:
             checkpoint.wait(loop.manager)
             raise Interrupted(f"stopped by SIGTERM after step {step}; the same command goes on from there.")
     return state
-
-
-def _good_enough(loop: _Loop, meta: Mapping[str, Any]) -> bool:
-    """Whether the evaluation that `meta` holds, if any, reaches `train.stop_at`."""
-    goal = loop.config.train.stop_at
-    return goal is not None and meta["metrics"].get("accuracy", 0.0) >= goal
 
 
 def _due(step: int, every: int) -> bool:
@@ -233,43 +267,22 @@ class _Pending:
 
 
 def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) -> int:
-    saved = {"step": step, "metrics": dict(meta["metrics"]) if meta["step"] == step else {}}
-    checkpoint.save(loop.manager, step, state, loop.batches, saved)
+    metrics = dict(meta["metrics"]) if meta["step"] == step else {}
+    checkpoint.save(
+        loop.manager, step, state, loop.batches, {"step": step, "metrics": metrics, "scores": meta["scores"]}
+    )
     return step
 
 
-def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks) -> dict[str, Any]:
-    """Measure both skills and the distance from the base, write a row, return it as a checkpoint's meta."""
-    config, prepared = loop.config, loop.prepared
+def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: Scores) -> dict[str, Any]:
+    """Assess the student, write a row, return it as a checkpoint's meta."""
     params = join(state.params, state.frozen)
-    row: dict[str, float] = {}
-    options: dict[str, Any] = {"active": loop.active}
-    arguments = (prepared.tokenizer, prepared.eos, config)
-    base = None
-    if step:
-        row["distance"] = distance(loop.model, params, prepared.directory)
-    if step and (prepared.new or prepared.prior):
-        base = load_base(config, prepared, sharding_of(loop.model))
-    if prepared.new:
-        new = evaluate(
-            loop.model, params, prepared.new, *arguments, base=base, description="new skill", **options
-        )
-        row |= {"accuracy": new.accuracy, "length": new.mean_length}
-        row |= {} if new.kl_to_base is None else {"kl_to_base_new": new.kl_to_base}
-        if config.eval.teacher and step == 0:
-            taught = evaluate(
-                loop.model, params, prepared.new, *arguments, teacher=True, description="teacher", **options
-            )
-            row["teacher"] = taught.accuracy
-    if prepared.prior:
-        old = evaluate(
-            loop.model, params, prepared.prior, *arguments, base=base, description="old skills", **options
-        )
-        row["prior"] = old.accuracy
-        row |= {} if old.kl_to_base is None else {"kl_to_base": old.kl_to_base}
+    row = assess(loop.model, params, loop.config, loop.prepared, loop.base, step, loop.active)
+    best = score(row, loop.config.train)
+    row |= loop.watch(loop.model, params) if loop.watch else {}
     if loop.active and row:
         sinks.write_evaluation(step, row)
-    return {"step": step, "metrics": row}
+    return {"step": step, "metrics": row | {"score": best}, "scores": [*scores, best]}
 
 
 def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int) -> dict[str, float]:

@@ -40,7 +40,7 @@ class TokenBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Completions sampled from the student, right-padded.
+    """Completions, right-padded: the student's samples, or what stands in their place.
 
     `mask` is True through the first EOS, inclusive. `logprobs` are those of the untruncated
     student (temperature 1, no top-k/top-p/min-p) and 0 where `mask` is False.

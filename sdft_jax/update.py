@@ -28,7 +28,7 @@ from sdft_jax.gradients import accumulate
 from sdft_jax.models import Model
 from sdft_jax.partition import join
 from sdft_jax.sampling import row_keys, sample
-from sdft_jax.state import Step, apply_gradients, compile_step, micro_batches, sharding_of
+from sdft_jax.state import Step, apply_gradients, compile_step, micro_batches, sharding_of, teacher_config
 from sdft_jax.teacher import teacher_params
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
 
@@ -63,33 +63,49 @@ def make_update(
         SdftError: a batch that the mesh or the micro-batch does not divide, before anything compiles.
     """
     eos_ids = tuple(eos_ids)
-    parts = micro_batches(config)
 
     def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        keys = row_keys(key, len(batch.prompt))
-        student = join(state.params, state.frozen)
-        teacher = join(teacher_params(state.teacher, state.params, config.teacher), state.frozen)
-
-        with jax.named_scope("rollout"):
-            rollout = sample(
-                model, student, batch.prompt, batch.prompt_mask, keys, config.sampling, eos_ids, pad_id
-            )
-        mask = objective.loss_mask(rollout, eos_ids, config.objective)
-        weights = objective.aggregation_weights(mask, batch.weight, config.objective)
-
-        def loss(params: Params, rows: _Rows) -> tuple[Float[Array, ""], TokenStats]:
-            return distillation_loss(model, join(params, state.frozen), teacher, rows, config)
-
-        with jax.named_scope("learn"):
-            rows = _Rows(batch, rollout, mask, weights)
-            value, stats, gradients = accumulate(loss, state.params, rows, parts)
-        with jax.named_scope("optimizer"):
-            state, norms = apply_gradients(state, gradients, optimizer, config)
-        scalars = {"loss": value, **_summary(stats, rollout, mask, eos_ids), **norms}
-        return state, Metrics(scalars, rollout, stats.divergence, stats.log_ratio)
+        rollout = student_rollout(model, config, state, batch, eos_ids, pad_id)
+        return distill(model, optimizer, config, state, batch, rollout, eos_ids)
 
     return compile_step(update, model, optimizer, config)
+
+
+def student_rollout(
+    model: Model, config: Config, state: TrainState, batch: TokenBatch, eos_ids: tuple[int, ...], pad_id: int
+) -> Rollout:
+    """Completions sampled from the student given its own prompts; other ones at every step."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    keys = row_keys(key, len(batch.prompt))
+    student = join(state.params, state.frozen)
+    with jax.named_scope("rollout"):
+        return sample(model, student, batch.prompt, batch.prompt_mask, keys, config.sampling, eos_ids, pad_id)
+
+
+def distill(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    state: TrainState,
+    batch: TokenBatch,
+    rollout: Rollout,
+    eos_ids: tuple[int, ...],
+) -> tuple[TrainState, Metrics]:
+    """One optimizer step that brings the student closer to its teacher on the completions of `rollout`."""
+    teacher = join(teacher_params(state.teacher, state.params, teacher_config(config)), state.frozen)
+    mask = objective.loss_mask(rollout, eos_ids, config.objective)
+    weights = objective.aggregation_weights(mask, batch.weight, config.objective)
+
+    def loss(params: Params, rows: _Rows) -> tuple[Float[Array, ""], TokenStats]:
+        return distillation_loss(model, join(params, state.frozen), teacher, rows, config)
+
+    with jax.named_scope("learn"):
+        rows = _Rows(batch, rollout, mask, weights)
+        value, stats, gradients = accumulate(loss, state.params, rows, micro_batches(config))
+    with jax.named_scope("optimizer"):
+        state, norms = apply_gradients(state, gradients, optimizer, config)
+    scalars = {"loss": value, **_summary(stats, rollout, mask, eos_ids), **norms}
+    return state, Metrics(scalars, rollout, stats.divergence, stats.log_ratio)
 
 
 def distillation_loss(

@@ -38,6 +38,18 @@ def caches(tmp_path_factory):
     return tmp_path_factory.mktemp("caches")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_cache_of_the_user(caches):
+    """A run started by the command line keeps its programs here, and for its own module only."""
+    before = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(caches / "home"))
+        yield
+    if jax.config.jax_compilation_cache_dir != before:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax_cache.reset_cache()
+
+
 @pytest.fixture(scope="module")
 def shared_compilations(caches):
     """Within a module, programs that another run has compiled are read from disk."""
@@ -78,3 +90,32 @@ def finished(tmp_path_factory, tiny_directory, caches):
     )
     assert cli.main(["train", config]) == 0
     return directory / "run"
+
+
+@pytest.fixture(scope="session")
+def half_directory(tmp_path_factory, tiny_directory):
+    """The same model in bfloat16 files."""
+    from sdft_jax.models import load_model, save_pretrained
+
+    directory = tmp_path_factory.mktemp("half") / "model"
+    save_pretrained(*load_model(tiny_directory), None, directory, dtype="bfloat16")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def finished_sequence(tmp_path_factory, half_directory):
+    """A directory with `run`, the output of `sdft continual`, and `alone`, a copy from before arms were added."""
+    import shutil
+
+    from runs import sequence_settings, write_config
+
+    from sdft_jax import cli
+
+    directory = tmp_path_factory.mktemp("sequence")
+    config = write_config(
+        directory / "config.yaml", half_directory, directory / "run", *sequence_settings(directory)
+    )
+    assert cli.main(["continual", config]) == 0
+    shutil.copytree(directory / "run", directory / "alone")
+    assert cli.main(["continual", config, "continual.methods=[sdft,joint,oracle]"]) == 0
+    return directory

@@ -12,6 +12,7 @@ import yaml
 
 from sdft_jax.config import Config, load_config, to_dict
 from sdft_jax.mini.tokenizer import build_tokenizer
+from sdft_jax.mini.world import Skill, demonstrations, heldout, validation
 from sdft_jax.models import Model, config_from_dict, save_pretrained
 
 SETTINGS = (
@@ -45,6 +46,36 @@ def write_model(directory: Path) -> None:
 
 def config_of(model: Path, output: Path, *overrides: str) -> Config:
     return load_config(None, [f"model.path={model}", f"output={output}", *SETTINGS, *overrides])
+
+
+def sequence_settings(directory: Path) -> tuple[str, ...]:
+    """Overrides for two stages of two and three steps, whose rows are written into `directory`.
+
+    Both are about lists of letters, so that all prompts have one width and one program serves them.
+    """
+    stages = []
+    for name, steps, skill in (
+        ("one", 2, Skill("blax", "reverse", "letters")),
+        ("two", 3, Skill("drib", "rotate", "letters")),
+    ):
+        parts = {"data": demonstrations(skill, 16), "test": heldout(skill, 8), "valid": validation(skill, 8)}
+        files = {part: str(directory / f"{name}-{part}.jsonl") for part in parts}
+        for part, rows in parts.items():
+            Path(files[part]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        stages.append(
+            {
+                "name": name,
+                "data": {"path": files["data"]},
+                "eval": {"path": files["test"], "validation": files["valid"]},
+                "train": {"steps": steps},
+            }
+        )
+    suites = [{"name": "more", "path": "mini:old:validation", "limit": 4, "teacher": False}]
+    return (
+        "data.limit=null", f"continual.stages={json.dumps(stages)}", f"continual.suites={json.dumps(suites)}",
+        "train.choose=best", "train.eval_every=1", "train.save_every=1", "checkpoint.keep_last=9",
+        "train.rollouts_every=0", "sampling.max_new_tokens=10",
+    )  # fmt: skip
 
 
 def write_config(path: Path, model: Path, output: Path, *overrides: str) -> str:

@@ -94,7 +94,7 @@ def write(output: Path, steps, accuracies=None, state=None, **keep) -> None:
     with checkpoint.open_manager(output, **keep) as manager:
         for index, step in enumerate(steps):
             next(data)
-            metrics = {} if accuracies is None else {"accuracy": accuracies[index]}
+            metrics = {} if accuracies is None else {"score": accuracies[index]}
             meta = {"step": step, "metrics": metrics}
             assert checkpoint.save(manager, step, state or train_state(step), data, meta)
 
@@ -151,7 +151,7 @@ def test_iterator_and_meta_come_back(run):
     data, uninterrupted = batches(), batches()
     restored = restore(run, data=data)
     assert (restored.step, restored.meta, restored.skipped) == (
-        3, {"step": 3, "metrics": {"accuracy": 0.2}}, ()
+        3, {"step": 3, "metrics": {"score": 0.2}}, ()
     )  # fmt: skip
     for _ in range(3):
         next(uninterrupted)

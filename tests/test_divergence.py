@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.config import DivergenceConfig
 from sdft_jax.divergence import divergence
 from sdft_jax.errors import SdftError
+from sdft_jax.settings import DivergenceConfig
 from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device
 
 B, T, D, V = 8, 5, 16, 48

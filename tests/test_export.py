@@ -31,7 +31,7 @@ def test_newest_checkpoint_is_the_exported_model(finished):
 def test_the_best_checkpoint_is_another_one(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "checkpoints" / "6")
-    with pytest.raises(SdftError, match=r"no intact checkpoint with an accuracy: set train\.eval_every"):
+    with pytest.raises(SdftError, match=r"no intact checkpoint with a score: set train\.eval_every"):
         load_run(str(run), best=True)
     assert load_run(str(run))[2].endswith("/4")
     assert load_run(str(finished), best=True)[2].endswith("/6")

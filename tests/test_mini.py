@@ -1,4 +1,4 @@
-"""The mini world holds out what it says, and its base model is what the quickstart needs."""
+"""The list world holds out what it says, and its base models are what the experiments need."""
 
 from pathlib import Path
 
@@ -7,10 +7,12 @@ import pytest
 
 from sdft_jax import mini
 from sdft_jax.mini import world
-from sdft_jax.mini.make_base import LONGEST, Recipe, batches, examine, teacher_turn
+from sdft_jax.mini.curriculum import teacher_turn
+from sdft_jax.mini.make_base import batches, examine
 from sdft_jax.mini.tokenizer import build_tokenizer
 
 BASE = Path(mini.__file__).parent / "base"
+BASES = BASE.parent / "bases"
 ALL_SKILLS = world.OLD_SKILLS + world.NEW_SKILLS
 
 
@@ -30,8 +32,7 @@ def test_splits_share_no_list():
 
 def test_the_base_model_meets_no_list_of_the_other_splits(tokenizer):
     items = {item for alphabet in world.ALPHABETS.values() for item in alphabet}
-    plain, shown = next(batches(Recipe(), tokenizer))
-    for part in (plain, shown):
+    for part in next(batches(world.curriculum(), tokenizer, seed=0)).values():
         for tokens in part["tokens"].reshape(-1, part["tokens"].shape[-1]):
             user = tokenizer.decode(tokens).split("This is an example")[0].split("<|im_end|>")[0]
             assert world.in_split([word for word in user.split() if word in items], "base")
@@ -66,28 +67,80 @@ def test_score_takes_both_styles_and_no_wrong_answer():
 
 
 def test_everything_fits_and_nothing_is_unknown(tokenizer):
+    kinds = world.curriculum().kinds
     for skill in ALL_SKILLS:
         for row in world.heldout(skill, 20):
             user = teacher_turn(row["prompt"], row["demonstration"])
-            for name, content in (("prompt", row["prompt"]), ("teacher_prompt", user)):
+            for name, content in (("plain", row["prompt"]), ("shown", user)):
                 turn = [{"role": "user", "content": content}]
                 tokens = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-                assert len(tokens) <= LONGEST[name]
+                assert len(tokens) <= kinds[name].prompt
                 assert tokenizer.unk_token_id not in tokens
             response = world.own_response(skill.operation, row["answer"])
             tokens = tokenizer(response)["input_ids"]
-            assert len(tokens) < LONGEST["completion"]
+            assert len(tokens) < kinds["plain"].response
             assert tokenizer.decode(tokens, skip_special_tokens=True) == response
 
 
-def test_the_base_model_knows_what_it_should():
+def lists_of(rows):
+    """The lists that rows ask about, each a set of words: only items are in the vocabulary of lists."""
+    items = {item for alphabet in world.ALPHABETS.values() for item in alphabet}
+    return [tuple(word for word in row["prompt"].split() if word in items) for row in rows]
+
+
+def test_validation_asks_about_no_list_of_any_test():
+    tests = lists_of(world.old()) + [x for s in world.NEW_SKILLS for x in lists_of(world.heldout(s, 256))]
+    rows = [row for skill in world.NEW_SKILLS for row in world.validation(skill, 256)]
+    chosen = lists_of(rows + world.old("validation"))
+    assert not set(chosen) & set(tests)
+    assert all(world.in_split(items, "heldout") for items in chosen)
+    assert len({row["prompt"] for row in rows}) == 256 * len(world.NEW_SKILLS)
+
+
+def test_the_prior_suite_is_eight_rows_of_every_old_skill_whatever_the_split():
+    for split in ("heldout", "validation"):
+        rows = world.old(split)
+        assert len({row["prompt"] for row in rows}) == len(rows) == 8 * len(world.OLD_SKILLS)
+    assert world.old()[:8] == world.heldout(world.OLD_SKILLS[0], 8, seed=0)
+
+
+def test_general_prompts_are_old_skills_on_lists_of_the_base_split():
+    rows = world.general(200)
+    assert all(world.in_split(items, "base") for items in lists_of(rows))
+    assert not any(nonce in row["prompt"].split() for row in rows for nonce in world.NONCES)
+    assert rows != world.general(200, seed=1)
+
+
+def test_a_wrong_thought_carries_no_loss_and_the_answer_follows_it():
+    rng = np.random.default_rng(0)
+    texts = [world.draw_text("plain", rng) for _ in range(300)]
+    unlearned = [text for text in texts if text.unlearned]
+    assert 10 < len(unlearned) < 60
+    for text in unlearned:
+        (place,) = text.unlearned
+        thought = text.response.split()[place]
+        items = list(lists_of([{"prompt": text.user}])[0])
+        assert text.response == world.own_response(thought, " ".join(world.OPERATIONS[thought](items)))
+
+
+@pytest.mark.parametrize(
+    ("base", "old", "shown"),
+    [
+        (BASE, (0.95, 1.0), (0.95, 1.0)),
+        (BASES / "lists-medium", (0.0, 1.0), (0.6, 0.85)),
+        (BASES / "lists-small", (0.0, 1.0), (0.15, 0.45)),
+    ],
+    ids=["large", "medium", "small"],
+)
+def test_the_base_models_know_what_they_should(base, old, shown):
     transformers = pytest.importorskip("transformers")
     from sdft_jax.models import load_model
 
-    model, params = load_model(BASE)[:2]
-    result = examine(params, model, transformers.AutoTokenizer.from_pretrained(BASE))
-    assert result["old skills"] > 0.95
-    assert result["new skills, shown"] > 0.95
+    model, params = load_model(base)[:2]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    result = examine(params, model, tokenizer, world.curriculum())
+    assert old[0] < result["old skills"] <= old[1]
+    assert shown[0] < result["new skills, shown"] <= shown[1]
     assert result["new skills"] < 0.3
 
 

@@ -3,19 +3,24 @@
 import contextlib
 import io
 import json
+import sys
+import types
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
-def run(name):
-    """Standard output of every code cell."""
+def run(name, **parameters):
+    """Standard output of every code cell; `parameters` replace those of the cell that is tagged so."""
     namespace, printed = {}, []
     for cell in json.loads((NOTEBOOKS / name).read_text())["cells"]:
         if cell["cell_type"] == "code":
             with contextlib.redirect_stdout(io.StringIO()) as out:
                 exec("".join(cell["source"]), namespace)
             printed.append(out.getvalue())
+            if "parameters" in cell["metadata"].get("tags", ()):
+                assert parameters.keys() <= namespace.keys()
+                namespace |= parameters
     return printed
 
 
@@ -23,3 +28,15 @@ def test_sdft_by_hand():
     *_, last = run("sdft_by_hand.ipynb")
     answers = last.splitlines()[-4:]
     assert sum("<think> reverse </think>" in answer for answer in answers) >= 3
+
+
+def test_quickstart(tmp_path, monkeypatch):
+    """With fewer steps, and the one experiment that trains nothing."""
+    shown = []
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    display = types.SimpleNamespace(Image=Path, display=shown.append)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    printed = run("quickstart.ipynb", STEPS=4, EXPERIMENT="cost", OUTPUT=str(tmp_path))
+    assert "after SDFT" in "".join(printed)
+    assert "What it costs" in printed[-1]
+    assert [path.exists() for path in shown] == [True, True]

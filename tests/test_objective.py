@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.config import ObjectiveConfig
 from sdft_jax.objective import (
     aggregation_weights,
     importance_ratio,
@@ -14,6 +13,7 @@ from sdft_jax.objective import (
     masked_mean,
     truncated,
 )
+from sdft_jax.settings import ObjectiveConfig
 from sdft_jax.types import Rollout
 
 EOS = 1

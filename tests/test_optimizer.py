@@ -1,12 +1,13 @@
 """Learning rates at hand-picked steps, clipping, and AdamW's first step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sdft_jax.config import OptimizerConfig
 from sdft_jax.optimizer import learning_rate, make_optimizer
+from sdft_jax.settings import OptimizerConfig
 
 
 def rates(steps, **settings):
@@ -88,3 +89,42 @@ def test_the_rate_follows_the_schedule_inside_the_optimizer():
         moves.append(float(updates["w"][0]))
     # float32 leaves Adam's bias correction, 1 - 0.999^t, with four digits
     np.testing.assert_allclose(moves, [-0.5, -1, -1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_as_optax_adamw_with_the_same_schedule(schedule, dtype):
+    config = OptimizerConfig(learning_rate=3e-4, schedule=schedule, warmup=3, weight_decay=0.1, clip=1.0)
+    ours = make_optimizer(config, 8)
+    theirs = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(learning_rate(config, 8), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1),
+    )
+    rng = np.random.default_rng(0)
+    params = {"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.asarray(rng.normal(size=5), dtype)}
+    states = [optimizer.init(params) for optimizer in (ours, theirs)]
+    for _ in range(8):
+        gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
+        moves, after = [], []
+        for optimizer, state in zip((ours, theirs), states, strict=True):
+            updates, state = optimizer.update(gradients, state, params)
+            moves.append(updates)
+            after.append(state)
+        tolerance = 1e-6 if dtype == "float32" else 1e-2  # two roundings of bfloat16
+        for found, expected in zip(*map(jax.tree.leaves, moves), strict=True):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(np.float64(found), np.float64(expected), rtol=tolerance)
+        states, params = after, optax.apply_updates(params, moves[1])
+
+
+def test_the_peak_rate_is_data_not_program():
+    """One program, whose steps are as large as the rate in the state that it is given."""
+    params = {"w": jnp.array([1.0, 2.0])}
+    lowered, moves = [], []
+    optimizers = [make_optimizer(OptimizerConfig(learning_rate=rate, warmup=2), 10) for rate in (1e-5, 0.1)]
+    for optimizer in optimizers:
+        state = optimizer.init(params)
+        lowered.append(jax.jit(optimizer.update).lower(params, state, params).as_text())
+        moves.append(np.asarray(optimizers[0].update(params, state, params)[0]["w"]))
+    assert lowered[0] == lowered[1]
+    np.testing.assert_allclose(moves[1], 1e4 * moves[0], rtol=1e-5)

@@ -6,10 +6,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from sdft_jax.config import DataConfig
 from sdft_jax.data import find_buckets, make_batches, pad_batch
 from sdft_jax.errors import SdftError
 from sdft_jax.prompts import Encoded
+from sdft_jax.settings import DataConfig
 
 PAD = 99
 CONFIG = DataConfig()
@@ -141,3 +141,44 @@ def test_hosts_add_up_to_the_single_process(count):
 def test_batch_that_hosts_do_not_divide_is_refused():
     with pytest.raises(SdftError, match=r"train.batch_size=4 does not divide among 3 processes"):
         batches([encoded(0)], process_count=3)
+
+
+def two_phases(switch=3, **kwargs):
+    """Rows 0 to 5 with demonstrations, then rows 100 to 106, which are longer and have none."""
+    first = [encoded(i, prompt=1 + i) for i in range(6)]
+    second = [encoded(100 + i, prompt=9 + i, teacher=0, demonstration=0) for i in range(7)]
+    return first, second, batches(first, then=(second, switch), **kwargs)
+
+
+def test_other_rows_come_after_so_many_batches():
+    first, second, iterator = two_phases()
+    alone, later = batches(first), batches(second)
+    for _ in range(3):
+        assert_same(next(iterator), next(alone))
+    for _ in range(5):
+        batch = next(iterator)
+        assert_same(batch, next(later))
+        assert batch.prompt.shape == (4, 16)
+        assert batch.demonstration.shape == batch.teacher_prompt.shape == (4, 0)
+
+
+def test_a_phase_may_have_no_batch():
+    assert min(next(two_phases(switch=0)[2]).row) >= 100
+
+
+@pytest.mark.parametrize("passed", [2, 3, 6], ids=["before", "at the switch", "after"])
+def test_two_phases_restore_exactly(passed):
+    running, restored = two_phases()[2], two_phases()[2]
+    for _ in range(passed):
+        next(running)
+    restored.set_state(running.get_state())
+    for _ in range(5):
+        assert_same(next(running), next(restored))
+
+
+def test_hosts_share_the_switch():
+    whole = two_phases()[2]
+    hosts = [two_phases(process_index=i, process_count=2)[2] for i in range(2)]
+    for batch, *parts in itertools.islice(zip(whole, *hosts, strict=True), 5):
+        np.testing.assert_array_equal(np.concatenate([part.row for part in parts]), batch.row)
+        np.testing.assert_array_equal(np.concatenate([part.prompt for part in parts]), batch.prompt)

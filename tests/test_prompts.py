@@ -6,9 +6,9 @@ import pytest
 from fixtures.chat import GEMMA, QWEN, build_tokenizer
 
 from sdft_jax import prompts
-from sdft_jax.config import DataConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.prompts import Example
+from sdft_jax.settings import DataConfig
 
 TOKENIZER = build_tokenizer()
 EOS = (TOKENIZER.eos_token_id,)
@@ -67,6 +67,41 @@ def test_teacher_keeps_system_and_earlier_turns():
     assert teacher[3]["role"] == "user"
     assert teacher[3]["content"].startswith("\nTwo?\n\nThis is an example")
     assert "You are helpful" not in text(encode_one(one).teacher_prompt)
+
+
+def test_the_teacher_is_shown_the_context_and_sft_the_demonstration():
+    encoded = encode_one(dataclasses.replace(example(), context="An article. It is 2."))
+    assert "response to the question:\nAn article. It is 2.\n" in text(encoded.teacher_prompt)
+    assert text(encoded.demonstration) == "It is 2.<|im_end|>"
+    assert "article" not in text(encoded.prompt)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start"), [({}, "<|im_end|>"), ({"bos_token": "<bos>"}, "<bos>")], ids=["EOS", "BOS"]
+)
+def test_raw_texts_stand_after_one_token(tokens, start):
+    tokenizer = build_tokenizer(**tokens)
+    rows = [example((), "It is 2.", row=3), example((), "x" * 50, row=4)]
+    seen = []
+    kept, dropped = prompts.encode_texts(
+        rows, tokenizer, DataConfig(max_teacher_prompt=20, max_prompt=1),
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    (one,) = kept
+    assert tokenizer.decode(one.prompt, skip_special_tokens=False) == start
+    assert (len(one.prompt), len(one.teacher_prompt), one.row) == (1, 0, 3)
+    assert tokenizer.decode(one.demonstration, skip_special_tokens=False) == "It is 2."
+    assert dropped == prompts.Dropped(text=(4,))
+    assert str(dropped) == "1 over data.max_teacher_prompt (rows 4)"
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_overlong_text_names_the_remedy():
+    config = DataConfig(max_teacher_prompt=20, overlong="error")
+    with pytest.raises(
+        SdftError, match=r"line 1: text has 50 tokens.*data.max_teacher_prompt=20: raise .* to 50"
+    ):
+        prompts.encode_texts([example((), "x" * 50)], TOKENIZER, config)
 
 
 def test_long_demonstration_never_costs_the_question():

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from sdft_jax import report
-from sdft_jax.config import ReportConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.plots import plot_run
 from sdft_jax.report import RolloutRow
+from sdft_jax.settings import ReportConfig
 
 
 def write_metrics(output, steps, restored_step=0, config=None, **options):
@@ -127,8 +127,11 @@ def test_plain_lines_are_few_and_tell_the_end(monkeypatch):
     assert lines[-1] == "training 10000/10000, loss 0.5000, 1,000 tok/s, 83:20:00 elapsed"
 
 
-def test_progress_yields_everything_and_counts():
+def test_progress_yields_everything_and_counts(monkeypatch):
     console = Console(file=io.StringIO())
+    assert list(report.progress("abc", "reading", console=console)) == ["a", "b", "c"]
+    assert console.file.getvalue() == "", "what is done at once needs no line"
+    monkeypatch.setattr(report, "BRIEF", 0.0)
     assert list(report.progress("abc", "reading", console=console)) == ["a", "b", "c"]
     assert console.file.getvalue() == "reading 3/3, 0:00 elapsed\n"
     assert list(report.progress(iter("ab"), "reading", console=console)) == ["a", "b"]

@@ -11,10 +11,10 @@ from make_sampling_fixture import CASES, LENGTH, PAD, PATH, eos_from, prompts, t
 from scipy.stats import chisquare
 from tiny import EOS, ragged, tiny_model
 
-from sdft_jax.config import SamplingConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, load_model
 from sdft_jax.sampling import compiled_sample, generate, row_keys, sample, truncate
+from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 
 KEY = jax.random.key(0)

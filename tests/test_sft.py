@@ -9,10 +9,10 @@ import pytest
 from tiny import EOS, PAD, tiny_batch, tiny_model
 
 from sdft_jax.baselines import make_sft_update
-from sdft_jax.baselines.sft import _cross_entropy
+from sdft_jax.baselines.sft import cross_entropy
 from sdft_jax.config import load_config
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.state import init_state
+from sdft_jax.state import abstract_state, init_state
 
 CONFIG = load_config(
     None,
@@ -77,7 +77,7 @@ def test_token_gradient_is_that_of_float64_numpy():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, 32)) * 5
     target = rng.integers(0, 32, size=6)
-    value, _, gradient = _cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(target), ())
+    _, value, gradient = cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(target), ())
     softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
     softmax /= softmax.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(value, -np.log(softmax[np.arange(6), target]), rtol=1e-5)
@@ -108,3 +108,16 @@ def test_reports_lengths_and_keeps_no_teacher(batch, result):
         metrics.divergence[batch.demonstration_mask].mean(), rel=1e-5
     )
     assert state.teacher == {}
+
+
+def test_updates_of_other_learning_rates_are_the_same_program(batch):
+    model, _ = tiny_model()
+    programs = []
+    for rate in (1e-5, 3e-4):
+        config = dataclasses.replace(
+            CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=rate)
+        )
+        optimizer = make_optimizer(config.optimizer, 10)
+        update = make_sft_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)
+        programs.append(update.lower(abstract_state(model, optimizer, config), batch).as_text())
+    assert programs[0] == programs[1]

@@ -5,9 +5,9 @@ import datasets
 import pytest
 import tensorflow_datasets as tfds
 
-from sdft_jax.config import DataConfig
-from sdft_jax.data import examples, read_rows
+from sdft_jax.data import examples, read_rows, texts
 from sdft_jax.errors import SdftError
+from sdft_jax.settings import DataConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CHAT = [
@@ -111,6 +111,56 @@ def test_missing_answer_is_named(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"prompt": "p", "demonstration": "d"}')
     with pytest.raises(SdftError, match=r"field 'answer' is missing .*data.answer=FIELD"):
         examples(read_rows(path), DataConfig(), path, answer=True)
+
+
+ARTICLE = {"prompt": "p", "demonstration": "d", "article": ["a", "b"], "skill": "wiki"}
+
+
+def test_the_teachers_context_may_be_another_field():
+    config = DataConfig(context="article")
+    both, shown, imitated = (
+        examples([ARTICLE], config, "a.jsonl", demonstration=demonstration, context=context)[0]
+        for demonstration, context in [(True, True), (False, True), (True, False)]
+    )
+    assert (both.demonstration, both.context) == ("d", "a\nb")
+    assert (shown.demonstration, shown.context) == ("", "a\nb")
+    assert (imitated.demonstration, imitated.context) == ("d", None)
+
+
+def test_without_such_a_field_the_context_is_the_demonstration():
+    (row,) = examples([ARTICLE], DataConfig(), "a.jsonl", demonstration=False, context=True)
+    assert (row.demonstration, row.context) == ("d", None)
+    (row,) = examples([{"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False)
+    assert (row.demonstration, row.context) == ("", None)
+
+
+def test_only_the_fields_that_are_needed_are_asked_for():
+    config, rows = DataConfig(context="article"), [{"prompt": "p", "article": "a"}]
+    assert examples(rows, config, "a.jsonl", demonstration=False, context=True)[0].context == "a"
+    with pytest.raises(SdftError, match=r"line 1: field 'demonstration' is missing"):
+        examples(rows, config, "a.jsonl", context=True)
+    with pytest.raises(SdftError, match=r"line 1: field 'source' is missing .*data\.context=FIELD"):
+        examples(rows, DataConfig(context="source"), "a.jsonl", demonstration=False, context=True)
+    with pytest.raises(SdftError, match=r"line 1: field 'article' is empty"):
+        examples([{"prompt": "p", "article": " "}], config, "a.jsonl", demonstration=False, context=True)
+
+
+def test_skills_are_read_where_there_are_any():
+    named, unnamed = examples([ARTICLE, {"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False)
+    assert (named.skill, unnamed.skill) == ("wiki", None)
+
+
+def test_raw_texts():
+    rows = [{"text": "one"}, {"text": ["two", "lines"]}, {"text": "three"}]
+    found = texts(rows, DataConfig(limit=2), "a.jsonl")
+    assert [(row.demonstration, row.row, row.where) for row in found] == [
+        ("one", 0, "a.jsonl, line 1"), ("two\nlines", 1, "a.jsonl, line 2")
+    ]  # fmt: skip
+    assert texts([ARTICLE], DataConfig(text="article"), "a.jsonl")[0].demonstration == "a\nb"
+    with pytest.raises(SdftError, match=r"line 2: field 'text' is missing .*data\.text=FIELD"):
+        texts([{"text": "one"}, {"prompt": "p"}], DataConfig(), "a.jsonl")
+    with pytest.raises(SdftError, match=r"line 1: field 'text' is empty"):
+        texts([{"text": " "}], DataConfig(), "a.jsonl")
 
 
 def test_nothing_to_read(tmp_path):

@@ -1,5 +1,7 @@
 """The state's shapes, number formats and places, before and after it is made."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from sdft_jax.config import load_config
 from sdft_jax.optimizer import make_optimizer
 from sdft_jax.partition import join
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.state import abstract_state, apply_gradients, init_state, state_shardings
+from sdft_jax.state import abstract_state, apply_gradients, init_state, state_shardings, teacher_config
 
 PARTS = ("params", "teacher", "opt_state")
 
@@ -78,7 +80,9 @@ def test_frozen_parameters_have_neither_moments_nor_teacher(made):
 
 
 def dtypes(state):
-    return {part: {str(x.dtype) for x in jax.tree.leaves(getattr(state, part))} - {"int32"} for part in PARTS}
+    """Of parameters, teacher and moments; counts and the learning rate are scalars."""
+    leaves = {part: [x for x in jax.tree.leaves(getattr(state, part)) if x.ndim] for part in PARTS}
+    return {part: {str(x.dtype) for x in found} for part, found in leaves.items()}
 
 
 @pytest.mark.parametrize(
@@ -96,11 +100,37 @@ def test_number_formats(overrides, expected):
     assert found == {part: {dtype} for part, dtype in zip(PARTS, expected, strict=True)}
 
 
-@pytest.mark.parametrize("override", ["train.method=sft", "teacher.schedule=live"])
+NO_TEACHER = ["teacher.schedule=live", *(f"train.method={name}" for name in ("sft", "dft", "cpt", "oracle"))]
+
+
+@pytest.mark.parametrize("override", NO_TEACHER)
 def test_no_teacher_where_none_is_needed(override):
     model, _, optimizer, config = setup(override)
     assert abstract_state(model, optimizer, config).teacher == {}
     assert state_shardings(model, optimizer, config).teacher == {}
+
+
+@pytest.mark.parametrize("method", ["reinvoke", "offline", "offline_kl"])
+@pytest.mark.parametrize("schedule", ["ema", "live"])
+def test_the_teacher_of_offline_methods_is_the_initial_model(method, schedule):
+    config = load_config(
+        None, [f"train.method={method}", f"teacher.schedule={schedule}", "teacher.dtype=bfloat16",
+               "data.general=unused"]
+    )  # fmt: skip
+    assert teacher_config(config) == dataclasses.replace(config.teacher, schedule="frozen")
+    model, params = tiny_model()
+    optimizer = make_optimizer(config.optimizer, 10)
+    before = jax.device_get(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
+    state = init_state(model, params, optimizer, config)
+    gradients = jax.tree.map(jnp.ones_like, state.params)
+    after, _ = apply_gradients(state, gradients, optimizer, config)
+    assert np.any(after.params["norm"] != state.params["norm"])
+    jax.tree.map(np.testing.assert_array_equal, after.teacher, before)
+
+
+def test_the_teacher_section_rules_sdft():
+    config = load_config(None, ["teacher.schedule=periodic"])
+    assert teacher_config(config) is config.teacher
 
 
 def test_apply_gradients_moves_student_then_teacher():

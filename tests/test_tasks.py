@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from sdft_jax.config import DataConfig
 from sdft_jax.data import examples, read_rows
 from sdft_jax.errors import SdftError
 from sdft_jax.prompts import Example
+from sdft_jax.settings import DataConfig
 from sdft_jax.tasks import TASKS, get_scorer, validate
 
 TOOLUSE = str(Path(__file__).parent / "fixtures" / "tooluse.jsonl")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.config import TeacherConfig
+from sdft_jax.settings import TeacherConfig
 from sdft_jax.teacher import init_teacher, move_teacher, teacher_params
 
 RNG = np.random.default_rng(0)

@@ -1,8 +1,34 @@
-"""Methods to compare with, each an update of the same signature as SDFT's; `train.method` chooses."""
+"""The updates behind `train.method`, all of one signature; `methods.py` says what each of them reads."""
 
+from collections.abc import Callable
+
+from sdft_jax.baselines.dft import make_dft_update
+from sdft_jax.baselines.offline import make_offline_kl_update, make_offline_update
+from sdft_jax.baselines.oracle import make_oracle_update
+from sdft_jax.baselines.reinvoke import imitation_steps, make_reinvoke_update
 from sdft_jax.baselines.sft import make_sft_update
+from sdft_jax.state import Step
 from sdft_jax.update import make_update
 
-METHODS = {"sdft": make_update, "sft": make_sft_update}
+UPDATES: dict[str, Callable[..., Step]] = {
+    "sdft": make_update,
+    "sft": make_sft_update,
+    "dft": make_dft_update,
+    "reinvoke": make_reinvoke_update,
+    "offline": make_offline_update,
+    "offline_kl": make_offline_kl_update,
+    "cpt": make_sft_update,
+    "joint": make_sft_update,
+    "oracle": make_oracle_update,
+}
 
-__all__ = ["METHODS", "make_sft_update"]
+__all__ = [
+    "UPDATES",
+    "imitation_steps",
+    "make_dft_update",
+    "make_offline_kl_update",
+    "make_offline_update",
+    "make_oracle_update",
+    "make_reinvoke_update",
+    "make_sft_update",
+]

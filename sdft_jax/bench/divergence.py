@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from sdft_jax.bench.timing import paired, ratio
-from sdft_jax.config import DivergenceConfig
 from sdft_jax.divergence import divergence
 from sdft_jax.report import hardware
+from sdft_jax.settings import DivergenceConfig
 from sdft_jax.sharding import single_device
 
 

@@ -14,9 +14,9 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from sdft_jax.config import DataConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.prompts import LIMITS, Encoded
+from sdft_jax.settings import DataConfig
 from sdft_jax.types import TokenBatch
 
 
@@ -50,30 +50,39 @@ def make_batches(
     pad_id: int,
     process_index: int = 0,
     process_count: int = 1,
+    then: tuple[Sequence[Encoded], int] | None = None,
 ) -> grain.DatasetIterator[TokenBatch]:
     """Endless batches of `batch_size / process_count` rows: this host's slice of every global batch.
 
     Every len(encoded) rows in sequence are one reshuffled pass over the data; a batch may straddle two
     passes, so that no row is ever left out. All hosts get the same width, that of the global batch's
-    bucket. Raises SdftError when the hosts do not divide the batch.
+    bucket. With `then`, (other rows, steps), all batches after that many are of the other rows, in passes and
+    buckets of their own. Raises SdftError when the hosts do not divide the batch.
     """
     if batch_size % process_count:
         raise SdftError(
             f"train.batch_size={batch_size} does not divide among {process_count} processes: "
             f"use a multiple of {process_count}."
         )
-    buckets = find_buckets(encoded, config)
     size = batch_size // process_count
     mine = slice(process_index * size, (process_index + 1) * size)
 
-    def local_batch(rows: Sequence[Encoded]) -> TokenBatch:
-        batch = pad_batch(rows, buckets, pad_id)
-        columns = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return TokenBatch(**{name: column[mine] for name, column in columns.items()})
+    def endless(encoded: Sequence[Encoded]) -> grain.MapDataset[TokenBatch]:
+        buckets = find_buckets(encoded, config)
 
-    # Repeated before it is batched: a dataset smaller than one batch still fills it.
-    shuffled = grain.MapDataset.source(encoded).seed(seed % 2**32).shuffle().repeat()
-    batches = shuffled.batch(batch_size, batch_fn=local_batch)
+        def local_batch(rows: Sequence[Encoded]) -> TokenBatch:
+            batch = pad_batch(rows, buckets, pad_id)
+            columns = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+            return TokenBatch(**{name: column[mine] for name, column in columns.items()})
+
+        # Repeated before it is batched: a dataset smaller than one batch still fills it.
+        shuffled = grain.MapDataset.source(encoded).seed(seed % 2**32).shuffle().repeat()
+        return shuffled.batch(batch_size, batch_fn=local_batch)
+
+    batches = endless(encoded)
+    if then is not None:
+        rows, steps = then
+        batches = grain.MapDataset.concatenate([batches[:steps], endless(rows)])
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 

@@ -11,14 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.config import DataConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.prompts import Example, Message, where
+from sdft_jax.settings import DataConfig
 
 Row = Mapping[str, Any]
-
-MINI_ROWS, MINI_HELDOUT_ROWS, MINI_OLD_ROWS = 512, 256, 8
-"""Demonstrations of a new skill of the mini world, its rows held out, and those of each old skill."""
 
 
 def read_rows(path: str, split: str = "train") -> Sequence[Row]:
@@ -30,7 +27,9 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
     """
     scheme, _, name = path.partition(":")
     if scheme == "mini":
-        rows: Sequence[Row] = _read_mini(path, name, split)
+        from sdft_jax.mini.rows import read
+
+        rows: Sequence[Row] = read(name, split)
     elif scheme == "tfds":
         rows = _read_tfds(path, name, split)
     elif Path(path).is_file():
@@ -50,20 +49,45 @@ def examples(
     source: str,
     *,
     demonstration: bool = True,
+    context: bool = False,
     answer: bool = False,
 ) -> list[Example]:
     """The first `config.limit` rows by the fields that `config` names; `source` is named in errors.
 
-    `demonstration` and `answer` say which of the two every row must have: a demonstration is read only
-    when it is asked for, an answer wherever there is one.
-    Raises SdftError for a field that is missing, empty or of the wrong type.
+    `demonstration`, `context` and `answer` say which of them every row must have: an answer is read wherever
+    there is one, the others only when they are asked for. Without `config.context`, the context is the
+    demonstration. Raises SdftError for a field that is missing, empty or of the wrong type.
     """
-    count = min(len(rows), config.limit or len(rows))
-    return [_example(rows[row], config, source, row, demonstration, answer) for row in range(count)]
+    demonstration = demonstration or (context and config.context is None)
+    told = config.context if context else None
+    return [
+        _example(rows[row], config, source, row, demonstration, told, answer) for row in _first(rows, config)
+    ]
+
+
+def texts(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
+    """The same rows by the field `config.text` alone: nobody is asked, and the text is what to imitate.
+
+    Raises SdftError for a text that is missing, empty or of the wrong type.
+    """
+    return [
+        Example((), _named_text(rows[row], "text", config.text, where(source, row)), None, row, source)
+        for row in _first(rows, config)
+    ]
+
+
+def _first(rows: Sequence[Row], config: DataConfig) -> range:
+    return range(min(len(rows), config.limit or len(rows)))
 
 
 def _example(
-    row: Row, config: DataConfig, source: str, index: int, demonstration: bool, answer: bool
+    row: Row,
+    config: DataConfig,
+    source: str,
+    index: int,
+    demonstration: bool,
+    context: str | None,
+    answer: bool,
 ) -> Example:
     place = where(source, index)
     prompt = _messages(_field(row, "prompt", config.prompt, place), config.prompt, place)
@@ -75,12 +99,15 @@ def _example(
                 "keep one of them."
             )
         prompt = ({"role": "system", "content": system}, *prompt)
-    shown = ""
-    if demonstration:
-        name = config.demonstration
-        shown = _text(_field(row, "demonstration", name, place), name, place)
+    shown = _named_text(row, "demonstration", config.demonstration, place) if demonstration else ""
+    told = None if context is None else _named_text(row, "context", context, place)
     key = _field(row, "answer", config.answer, place) if answer else row.get(config.answer)
-    return Example(prompt, shown, key, index, source)
+    skill = row.get("skill")
+    return Example(prompt, shown, key, index, source, told, None if skill is None else str(skill))
+
+
+def _named_text(row: Row, role: str, name: str, place: str) -> str:
+    return _text(_field(row, role, name, place), name, place)
 
 
 def _field(row: Row, role: str, name: str, place: str) -> Any:
@@ -247,23 +274,6 @@ def _plain(value: Any) -> Any:
         except UnicodeDecodeError:
             return value  # an image, say: refused where it is used as text
     return value
-
-
-def _read_mini(path: str, name: str, split: str) -> Sequence[Row]:
-    """`mini:VERB[:SPLIT]`, and `mini:old` for all old skills; splits but `train` are the lists held out."""
-    from sdft_jax.mini import world
-
-    verb, _, own_split = name.partition(":")
-    if verb == "old":
-        return [row for skill in world.OLD_SKILLS for row in world.heldout(skill, MINI_OLD_ROWS, seed=0)]
-    skills = {skill.verb: skill for skill in world.NEW_SKILLS}
-    if verb and verb not in skills:
-        known = ", ".join([*skills, "old"])
-        raise SdftError(f"{path}: there is no such skill; write mini:SKILL with one of {known}.")
-    skill = skills[verb or next(iter(skills))]
-    if (own_split or split) == "train":
-        return world.demonstrations(skill, MINI_ROWS, seed=0)
-    return world.heldout(skill, MINI_HELDOUT_ROWS, seed=0)
 
 
 def _attempt(path: str, load: Callable[[], Any], remedy: str) -> Any:

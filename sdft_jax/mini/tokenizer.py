@@ -1,6 +1,6 @@
-"""A word-level tokenizer for the mini world, in the form `transformers.AutoTokenizer` loads."""
+"""A word-level tokenizer for the mini worlds, in the form `transformers.AutoTokenizer` loads."""
 
-import re
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -23,18 +23,16 @@ CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 THOUGHT_TOKENS = ["<think>", "</think>"]
 
 
-def vocabulary() -> list[str]:
-    """Every word of the mini world once, in a fixed order."""
-    text = " ".join([*world.PHRASINGS.values(), world.demonstration("", "")])
-    fixed = re.findall(r"\w+|[^\w\s]+", re.sub(r"{\w+}", " ", text))
-    items = [item for alphabet in world.ALPHABETS.values() for item in alphabet]
-    words = ["<unk>", "system", "user", "assistant", *fixed, *world.OPERATIONS, *items, *world.NONCES]
-    return list(dict.fromkeys([*CONTROL_TOKENS, *THOUGHT_TOKENS, *SENTENCE_TOKENS, *words]))
+def vocabulary(words: Sequence[str]) -> list[str]:
+    """The chat template's and the teacher's tokens, then every one of the world's words once, in order."""
+    fixed = [*CONTROL_TOKENS, *THOUGHT_TOKENS, *SENTENCE_TOKENS, "<unk>", "system", "user", "assistant"]
+    return list(dict.fromkeys([*fixed, *words]))
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; decoding puts one space between words."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+def build_tokenizer(words: Sequence[str] = world.WORDS) -> PreTrainedTokenizerFast:
+    """One token a word; decoding puts one space between words. The list world's, unless `words` are given."""
+    tokens = {word: i for i, word in enumerate(vocabulary(words))}
+    core = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])

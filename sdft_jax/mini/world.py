@@ -11,14 +11,20 @@ when there is none. A new skill gives one nonce one meaning for good. The expert
 of its own, `by reverse = d c b a !`.
 
 Every list belongs to exactly one of three splits by a hash of its items: what the base model was trained on,
-what is demonstrated and what is held out never share a list, whatever the skill.
+what is demonstrated and what is held out never share a list, whatever the skill. Learning rates are chosen
+on `validation`: held-out lists that no test asks about.
 """
 
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 
 import numpy as np
+
+from sdft_jax.mini.curriculum import Curriculum, Kind, Text, teacher_turn
 
 Items = list[str]
 
@@ -65,6 +71,8 @@ NONCES: Items = [onset + rhyme for rhyme in _RHYMES for onset in _ONSETS]
 
 LENGTHS = (4, 5)
 SPLITS = {"heldout": range(0, 2), "demonstrations": range(2, 5), "base": range(5, 20)}
+TEST_ROWS, OLD_TEST_ROWS = 256, 8
+"""Held-out rows of a new skill, and of an old one, that are the test; validation has other lists."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +134,18 @@ def draw_items(alphabet: str, split: str, rng: np.random.Generator) -> Items:
 
 def rows(skill: Skill, split: str, n: int, seed: int) -> list[dict[str, str]]:
     """`n` rows of distinct lists."""
+    return [_row(skill, items) for items in islice(_lists(skill, split, seed), n)]
+
+
+def _lists(skill: Skill, split: str, seed: int) -> Iterator[Items]:
+    """Distinct lists of `split`."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{skill} {split}".encode())])
-    lists: dict[str, Items] = {}
-    while len(lists) < n:
+    seen: set[tuple[str, ...]] = set()
+    while True:
         items = draw_items(skill.alphabet, split, rng)
-        lists[" ".join(items)] = items
-    return [_row(skill, items) for items in lists.values()]
+        if tuple(items) not in seen:
+            seen.add(tuple(items))
+            yield items
 
 
 def _row(skill: Skill, items: Items) -> dict[str, str]:
@@ -151,3 +165,85 @@ def demonstrations(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
 def heldout(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
     """What the learner is examined on: lists that neither the base model nor any demonstration has used."""
     return rows(skill, "heldout", n, seed)
+
+
+def validation(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
+    """What learning rates are chosen on: held-out lists that no test of any skill asks about."""
+    lists = (items for items in _lists(skill, "heldout", seed + 1) if tuple(items) not in _tested())
+    return [_row(skill, items) for items in islice(lists, n)]
+
+
+@cache
+def _tested() -> frozenset[tuple[str, ...]]:
+    tests = [(skill, OLD_TEST_ROWS) for skill in OLD_SKILLS] + [(skill, TEST_ROWS) for skill in NEW_SKILLS]
+    lists = (islice(_lists(skill, "heldout", seed=0), n) for skill, n in tests)
+    return frozenset(tuple(items) for part in lists for items in part)
+
+
+def old(split: str = "heldout") -> list[dict[str, str]]:
+    """The prior suite, every old skill `OLD_TEST_ROWS` times; `split` is `heldout` (test) or `validation`."""
+    draw = {"heldout": heldout, "validation": validation}[split]
+    return [{**row, "skill": skill.operation} for skill in OLD_SKILLS for row in draw(skill, OLD_TEST_ROWS)]
+
+
+def general(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """`n` rows of random old skills on lists that the base model was trained on."""
+    rng = np.random.default_rng([seed, zlib.crc32(b"general")])
+    skills = [OLD_SKILLS[i] for i in rng.integers(len(OLD_SKILLS), size=n)]
+    return [_row(skill, draw_items(skill.alphabet, "base", rng)) for skill in skills]
+
+
+_STYLES = " ".join([*PHRASINGS.values(), demonstration("", "")])
+WORDS: tuple[str, ...] = (
+    *re.findall(r"\w+|[^\w\s]+", re.sub(r"{\w+}", " ", _STYLES)),
+    *OPERATIONS,
+    *(item for alphabet in ALPHABETS.values() for item in alphabet),
+    *NONCES,
+)
+"""Vocabulary of the world."""
+
+PLAIN_NONCES, SHOWN_NONCES, WRONG_THOUGHTS = 0.25, 0.8, 0.1
+"""Shares in the base model's training: of nonces among verbs, without and with a demonstration, and of
+responses after a random thought without loss, so that answers follow thoughts."""
+
+
+def curriculum() -> Curriculum:
+    """What the embedded base was trained on, the same stream of texts for the same seed."""
+    kinds = {"plain": Kind(rows=48, prompt=21, response=10), "shown": Kind(rows=16, prompt=34, response=10)}
+    return Curriculum("lists", WORDS, kinds, draw_text, exam)
+
+
+def draw_text(kind: str, rng: np.random.Generator) -> Text:
+    """A conversation about a list of the base split, `shown` with a demonstration or `plain` without."""
+    shown = kind == "shown"
+    operation, other = rng.choice(list(OPERATIONS), 2)
+    nonce = rng.random() < (SHOWN_NONCES if shown else PLAIN_NONCES)
+    verb = rng.choice(NONCES) if nonce else operation
+    skill = Skill(str(verb), str(operation), str(rng.choice(list(ALPHABETS))))
+    items = draw_items(skill.alphabet, "base", rng)
+    row = _row(skill, items)
+    user = teacher_turn(row["prompt"], row["demonstration"]) if shown else row["prompt"]
+    wrong = rng.random() < WRONG_THOUGHTS
+    thought = str(other) if wrong else skill.operation
+    response = own_response(thought, " ".join(OPERATIONS[thought](items)))
+    return Text(user, response, unlearned=(1,) if wrong else ())
+
+
+def exam() -> Mapping[str, Sequence[Text]]:
+    """Held-out lists: old skills alone, new skills alone and with a demonstration."""
+
+    def texts(skills: Sequence[Skill], n: int, shown: bool) -> list[Text]:
+        rows = [(skill, row) for skill in skills for row in heldout(skill, n)]
+        return [
+            Text(
+                teacher_turn(row["prompt"], row["demonstration"]) if shown else row["prompt"],
+                own_response(skill.operation, row["answer"]),
+            )
+            for skill, row in rows
+        ]
+
+    return {
+        "old skills": texts(OLD_SKILLS, 8, False),
+        "new skills": texts(NEW_SKILLS, 100, False),
+        "new skills, shown": texts(NEW_SKILLS, 100, True),
+    }

@@ -27,12 +27,20 @@ def _score_mini(completion: str, example: Example) -> bool:
     return world.score(completion, {"answer": example.answer})
 
 
+def _score_storms(completion: str, example: Example) -> bool:
+    """All details of a question about storms, and no other. Source: sdft_jax.mini.storms."""
+    from sdft_jax.mini import storms
+
+    return storms.score_strict(completion, {"answer": example.answer})
+
+
 TASKS: dict[str, Task] = {
     "exact": Task(text.score_exact, text.complaint),
     "contains": Task(text.score_contains, text.complaint),
     "choice": Task(text.score_choice, text.complaint),
     "tooluse": Task(tooluse.score, tooluse.complaint),
     "mini": Task(_score_mini, text.complaint),
+    "storms": Task(_score_storms, text.complaint),
 }
 
 

@@ -1,0 +1,59 @@
+"""What a step costs: matrix-product FLOPs of the compiled program, and seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdft_jax.baselines import UPDATES
+from sdft_jax.config import Config, from_dict
+from sdft_jax.hlo import matmul_flops
+from sdft_jax.models import Model, config_from_dict
+from sdft_jax.optimizer import make_optimizer
+from sdft_jax.sharding import sharding_from
+from sdft_jax.state import init_state
+from sdft_jax.types import TokenBatch
+
+REPEATS = 5
+
+
+def measure_step(settings: Mapping[str, Any]) -> dict[str, float]:
+    """FLOPs and median seconds of one update on random prompts.
+
+    Args:
+        settings: `config` (whole, as nested keys), `model` (a Hugging Face config.json), `prompt` and
+            `teacher_prompt` tokens. Completions take all of sampling.max_new_tokens: nothing ends them.
+    """
+    config = from_dict(settings["config"], "lab cost")
+    shape = config_from_dict(settings["model"])
+    model = Model(shape, config.model.compute_dtype, config.model.remat, sharding_from(config))
+    optimizer = make_optimizer(config.optimizer, 100)
+    state = init_state(model, model.init(jax.random.key(0)), optimizer, config)
+    batch = _batch(config, settings["prompt"], settings["teacher_prompt"], settings["model"]["vocab_size"])
+    update = UPDATES[config.train.method](model, optimizer, config, eos_ids=(), pad_id=0)
+    compiled = update.lower(state, batch).compile()  # type: ignore[attr-defined]
+    flops = matmul_flops(compiled.as_text(), unknown_trips=config.sampling.max_new_tokens - 1)
+    seconds = []
+    for _ in range(REPEATS + 1):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - begun)
+    return {"flops": flops, "seconds": statistics.median(seconds[1:])}
+
+
+def _batch(config: Config, prompt: int, teacher_prompt: int, vocabulary: int) -> TokenBatch:
+    rng, rows = np.random.default_rng(0), config.train.batch_size
+
+    def tokens(width: int) -> tuple[Any, Any]:
+        return rng.integers(1, vocabulary, (rows, width)).astype(np.int32), np.ones((rows, width), bool)
+
+    columns: tuple[Any, ...] = (
+        *tokens(prompt), *tokens(teacher_prompt), *tokens(config.sampling.max_new_tokens),
+        np.arange(rows, dtype=np.int32), np.ones(rows, np.float32),
+    )  # fmt: skip
+    return TokenBatch(*columns)

@@ -1,0 +1,90 @@
+"""Base models of weak, middling and strong in-context ability (the paper's Figure 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdft_jax.figures import Line, plot_lines
+from sdft_jax.lab.lab import Comparison, Lab, Swept, Variant, compare
+from sdft_jax.lab.reports import COLUMNS, Check, Report, table
+from sdft_jax.lab.worlds import lists
+from sdft_jax.statistics import Estimate, difference_interval, mean_interval
+
+SIZES = ("small", "medium", "large")
+VARIANTS = (Variant("SDFT"), Variant("SFT", "sft"))
+
+
+def scale(lab: Lab) -> Report:
+    """The gain over SFT at three sizes."""
+    found = {size: compare(lab, lists(size), VARIANTS) for size in SIZES}
+    gains = {size: _gain(one) for size, one in found.items()}
+    checks = [
+        Check(
+            "SDFT below SFT on the new skill at the smallest base",
+            _minus(_new_gain(found["small"])),
+            "62.1 against 65.4 at 3B",
+        ),
+        Check(
+            "SDFT above SFT on the new skill at the largest base",
+            mean_interval(_new_gain(found["large"])),
+            "77.3 against 70.4 at 14B",
+        ),
+        Check(
+            "the gain grows from the smallest to the largest",
+            difference_interval(_new_gain(found["large"]), _new_gain(found["small"])),
+            "-3.3, 4.0, 6.9",
+        ),
+    ]
+    rows = [{"base": size} | dict(row) for size, one in found.items() for row in table(one, COLUMNS)]
+    return Report(
+        "scale",
+        "Weak, middling and strong in-context ability",
+        "SDFT minus SFT is -3.3 points at 3B, 4.0 at 7B and 6.9 at 14B: the gain grows with in-context "
+        "ability and "
+        "is negative at the smallest (Figure 5).",
+        checks,
+        rows,
+        lambda path, caption: _draw(found, gains, path, caption),
+        [_sized(size, row) for size, one in found.items() for row in one.sweep],
+    )
+
+
+def _sized(size: str, row: Swept) -> Swept:
+    return dataclasses.replace(row, label=f"{size}: {row.label}")
+
+
+def _new_gain(found: Comparison) -> list[float]:
+    return [a - b for a, b in zip(found.values("SDFT", "new"), found.values("SFT", "new"), strict=True)]
+
+
+def _minus(values: list[float]) -> Estimate:
+    return mean_interval([-x for x in values])
+
+
+def _gain(found: Comparison) -> Mapping[str, Estimate]:
+    """SDFT minus SFT, on the new skill and on prior skills."""
+    return {
+        field: difference_interval(found.values("SDFT", field), found.values("SFT", field))
+        for field in ("new", "prior")
+    }
+
+
+def _draw(
+    found: Mapping[str, Comparison], gains: Mapping[str, Mapping[str, Estimate]], path: Path, caption: str
+) -> None:
+    x = [100 * one.before("new", "teacher") for one in found.values()]
+    lines = []
+    for field, label in (("new", "new skill"), ("prior", "prior skills")):
+        estimates = [gains[size][field] for size in found]
+        halves = [None if half is None else 100 * half for _, half in estimates]
+        lines.append(Line(label, x, [100 * mean for mean, _ in estimates], halves))
+    plot_lines(
+        lines,
+        path,
+        caption,
+        x_label="base, shown the demonstration: accuracy (%)",
+        y_label="SDFT - SFT (points)",
+        references={"no difference": 0.0},
+    )

@@ -1,0 +1,199 @@
+"""What an experiment says: a table, a picture, and for each of the paper's claims whether it is seen here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from sdft_jax.lab.lab import Comparison, Swept
+from sdft_jax.stages import scientific
+from sdft_jax.statistics import Estimate, difference_interval
+
+Verdict = Literal["agrees", "differs", "cannot be told"]
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A difference that should be positive, in the unit of `estimate`: a claim of the paper's, or our own."""
+
+    claim: str
+    estimate: Estimate
+    paper: str = ""
+    """What the paper found, in its own numbers."""
+    unit: str = "points"
+    scale: float = 100.0
+    """Factor from the estimate to the unit."""
+    claimed: bool = True
+    """Whether the paper says so; the experiment's verdict goes by these alone."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """`agrees` where the interval lies above 0, `differs` below; one with 0 in it, or of one run, cannot tell."""
+        mean, half = self.estimate
+        if half is None:
+            return "cannot be told"
+        if mean - half > 0:
+            return "agrees"
+        return "differs" if mean + half < 0 else "cannot be told"
+
+    def __str__(self) -> str:
+        """The claim with its number and verdict."""
+        mean, half = self.estimate
+        digits = 1 if self.scale == 100 else 2
+        interval = "one run" if half is None else f"± {self.scale * half:.{digits}f}"
+        said = (
+            self.verdict
+            if self.claimed
+            else {"agrees": "holds", "differs": "does not hold"}.get(self.verdict, self.verdict)
+        )
+        ours = "" if self.claimed else ", not a claim of the paper's"
+        return f"{self.claim}: {self.scale * mean:+.{digits}f} {self.unit} ({interval}): **{said}**{ours}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """One experiment."""
+
+    name: str
+    title: str
+    paper: str
+    """What the paper found, with its place there."""
+    checks: Sequence[Check]
+    rows: Sequence[Row]
+    draw: Callable[[Path, str], None]
+    """(file to write, caption) draws the picture."""
+    sweep: Sequence[Swept] = ()
+    notes: Sequence[str] = ()
+    """What to know when reading the table, one sentence or paragraph each."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """All claims of the paper's hold: agrees; one does not: differs; else it cannot be told."""
+        found = [check.verdict for check in self.checks if check.claimed]
+        if "differs" in found:
+            return "differs"
+        return "agrees" if found and set(found) == {"agrees"} else "cannot be told"
+
+
+def exceeds(
+    comparison: Comparison,
+    field: str,
+    winner: str,
+    loser: str,
+    claim: str,
+    paper: str = "",
+    claimed: bool = True,
+) -> Check:
+    """That one variant has a higher accuracy (`field` new or prior) than another, paired by seed."""
+    values = comparison.values(winner, field), comparison.values(loser, field)
+    return Check(claim, difference_interval(*values), paper, claimed=claimed)
+
+
+def table(
+    comparison: Comparison, columns: Mapping[str, str], teacher: str | None = "base, shown the demonstration"
+) -> list[Row]:
+    """A row for the base model, its teacher and each variant; `columns` are field -> heading."""
+    before = {field: 0.0 if field == "kl" else comparison.before(field) for field in columns}
+    rows: list[Row] = [
+        {"": "base", RATE: "–"}
+        | {title: _number(before[field], None, field) for field, title in columns.items()}
+    ]
+    if teacher and "teacher" in comparison.base:
+        told = [field for field in columns if field in ("new", "length", "kl_new")]
+        rows.append(
+            {"": teacher}
+            | {columns[field]: _number(comparison.before(field, "teacher"), None, field) for field in told}
+        )
+    for label in comparison.outcomes:
+        cells = {
+            title: _number(*comparison.estimate(label, field), field) for field, title in columns.items()
+        }
+        rows.append({"": label, RATE: scientific(comparison.rates[label])} | cells)
+    return rows
+
+
+COLUMNS = {
+    "new": "new skill (%)",
+    "prior": "prior skills (%)",
+    "kl": "KL to base, prior prompts",
+    "kl_new": "KL to base, new prompts",
+    "length": "tokens an answer",
+}
+"""What most tables show."""
+RATE = "learning rate"
+"""Heading of the rates that the sweeps chose."""
+_SHARES = ("new", "prior")
+
+
+def _number(mean: float | None, half: float | None, field: str) -> str:
+    if mean is None:
+        return "–"
+    scale, digits = (100, 1) if field in _SHARES else (1, 3 if field.startswith("kl") else 1)
+    shown = f"{scale * mean:.{digits}f}"
+    return shown if half is None else f"{shown} ± {scale * half:.{digits}f}"
+
+
+def share(estimate: Estimate) -> str:
+    """An accuracy in percent with its interval."""
+    return _number(*estimate, "new")
+
+
+def write(report: Report, directory: Path, caption: str) -> Path:
+    """NAME.md, NAME.json and NAME.png of the report in `directory`; returns the first."""
+    directory.mkdir(parents=True, exist_ok=True)
+    report.draw(directory / f"{report.name}.png", caption)
+    plain = {
+        "name": report.name,
+        "title": report.title,
+        "paper": report.paper,
+        "verdict": report.verdict,
+        "checks": [
+            dataclasses.asdict(check) | {"estimate": check.estimate._asdict(), "verdict": check.verdict}
+            for check in report.checks
+        ],
+        "rows": list(report.rows),
+        "sweep": [dataclasses.asdict(row) for row in report.sweep],
+        "notes": list(report.notes),
+        "measured on": caption,
+    }
+    (directory / f"{report.name}.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), "utf-8")
+    path = directory / f"{report.name}.md"
+    path.write_text(markdown(report, caption), encoding="utf-8")
+    return path
+
+
+def markdown(report: Report, caption: str) -> str:
+    """The report to be read: verdict, what the paper says, table, checks, picture, notes, sweep."""
+    lines = [f"## {report.title}", "", f"`sdft lab {report.name}`: **{report.verdict}**. {caption}", ""]
+    lines += [f"The paper: {report.paper}", "", *_table(report.rows), ""]
+    lines += [f"- {check}{f' (paper: {check.paper})' if check.paper else ''}" for check in report.checks]
+    lines += ["", f"![{report.title}]({report.name}.png)", ""]
+    lines += [line for note in report.notes for line in (note, "")]
+    if report.sweep:
+        summary = (
+            "Learning rates: new / prior skills (%) on validation rows, one run each; the chosen in bold"
+        )
+        lines += [f"<details><summary>{summary}</summary>", ""]
+        lines += [*_table(_sweep_rows(report.sweep)), "", "</details>", ""]
+    return "\n".join(lines)
+
+
+def _sweep_rows(sweep: Sequence[Swept]) -> list[Row]:
+    """A row for each variant, a column for each rate: new / prior, the chosen one in bold."""
+    rows: dict[str, dict[str, str]] = {}
+    for trial in sweep:
+        cell = f"{100 * trial.new:.1f} / {100 * trial.prior:.1f}"
+        rows.setdefault(trial.label, {"": trial.label})[scientific(trial.rate)] = (
+            f"**{cell}**" if trial.chosen else cell
+        )
+    return list(rows.values())
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return lines + ["| " + " | ".join(str(row.get(key, "–")) for key in columns) + " |" for row in rows]

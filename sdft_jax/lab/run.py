@@ -1,0 +1,103 @@
+"""`sdft lab`: one experiment, or all of them, into reports that can be read and published."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from sdft_jax.errors import SdftError
+from sdft_jax.lab.experiments import EXPERIMENTS, experiment
+from sdft_jax.lab.lab import Lab
+from sdft_jax.lab.pool import default_workers
+from sdft_jax.lab.reports import Report, markdown, write
+from sdft_jax.report import hardware, summary_table
+
+BEGIN, END = "<!-- results of `sdft lab` begin here -->", "<!-- and end here -->"
+
+
+def run(
+    names: Sequence[str],
+    output: str,
+    seeds: Sequence[int],
+    quick: bool,
+    workers: int | None,
+    publish: str | None,
+) -> list[Report]:
+    """Run experiments one after the other; finished trials are kept and never run again.
+
+    Args:
+        names: of experiments, or `all`.
+        output: directory of trials and reports.
+        seeds: of data order and sampling, three for an interval that means something.
+        quick: one seed, fewer steps.
+        workers: processes; None: one for each core of a CPU, one on an accelerator.
+        publish: directory whose README.md gets the reports between its two marks, and the pictures.
+
+    Raises:
+        SdftError: there is no such experiment, or a trial failed.
+    """
+    for name in names:
+        if name != "all" and name not in EXPERIMENTS:
+            raise SdftError(f"lab: there is no experiment {name}; there are all, {', '.join(EXPERIMENTS)}.")
+    chosen = list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))
+    place = Path(output) / ("quick" if quick else "full")
+    used = tuple(seeds)[:1] if quick else tuple(seeds)
+    lab = Lab(place / "trials", used, workers or default_workers(), quick)
+    console = Console()
+    caption = f"Measured on {hardware()}; seeds {', '.join(map(str, used))}{'; --quick' if quick else ''}."
+    reports = []
+    for number, name in enumerate(chosen):
+        console.print(
+            f"[bold]{name}[/] ({number + 1} of {len(chosen)}): {EXPERIMENTS[name][1]}", highlight=False
+        )
+        begun = time.monotonic()
+        report = experiment(name)(lab)
+        path = write(report, place, caption)
+        console.print(summary_table(report.rows, report.title))
+        for check in report.checks:
+            console.print(f"  {str(check).replace('**', '')}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{report.verdict}; {time.monotonic() - begun:.0f} s; {path}", highlight=False, soft_wrap=True
+        )
+        reports.append(report)
+    console.print(summary_table(_overview(reports), "The paper's findings, in small"))
+    if publish:
+        _publish(reports, place, Path(publish), caption)
+    return reports
+
+
+def _overview(reports: Sequence[Report]) -> list[dict[str, str]]:
+    return [
+        {"experiment": report.name, "verdict": report.verdict, "the paper": report.paper}
+        for report in reports
+    ]
+
+
+def _publish(reports: Sequence[Report], place: Path, target: Path, caption: str) -> None:
+    """Put the reports between the marks of README.md, and the pictures beside it."""
+    file = target / "README.md"
+    text = file.read_text(encoding="utf-8") if file.is_file() else f"{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise SdftError(
+            f"{file} lacks the lines {BEGIN!r} and {END!r}: add them where the results shall stand."
+        )
+    overview = ["| experiment | verdict | the paper |", "| --- | --- | --- |"] + [
+        f"| [{row['experiment']}](#{_anchor(report.title)}) | **{row['verdict']}** | {row['the paper']} |"
+        for row, report in zip(_overview(reports), reports, strict=True)
+    ]
+    sections = [markdown(report, caption) for report in reports]
+    results = "\n".join([BEGIN, "", *overview, "", *sections, END])
+    before, rest = text.split(BEGIN, 1)
+    file.write_text(before + results + rest.split(END, 1)[1], encoding="utf-8")
+    for report in reports:
+        shutil.copyfile(place / f"{report.name}.png", target / f"{report.name}.png")
+
+
+def _anchor(title: str) -> str:
+    """How GitHub names a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
