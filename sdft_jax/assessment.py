@@ -79,7 +79,7 @@ def enough(options: TrainConfig, scores: Scores, row: Mapping[str, Any]) -> bool
     if options.max_kl is not None and row.get("kl_to_base", 0.0) > options.max_kl:
         return True
     counted = [-1.0 if score is None else score for score in scores]
-    if not counted:
+    if max(counted, default=-1.0) < 0:  # nothing to go by
         return False
     reached = options.stop_at is not None and counted[-1] >= options.stop_at
     since_best = len(counted) - 1 - counted.index(max(counted))

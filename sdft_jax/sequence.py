@@ -241,15 +241,24 @@ def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
             method: [_series(arm, task) for arm in arms if arm["method"] == method]
             for method in dict.fromkeys(arm["method"] for arm in arms)
         }
+        if not all(series for rows in seeds.values() for series in rows):
+            continue  # it was not evaluated during training
+        steps = {
+            method: sorted({step for series in rows for step, _ in series}) for method, rows in seeds.items()
+        }
         units = normalise(
-            {method: [[y for _, y in points] for points in rows] for method, rows in seeds.items()},
+            {method: [_on(steps[method], series) for series in rows] for method, rows in seeds.items()},
             arms[0]["accuracy"][0][number],
         )
         curves += [
-            TaskCurve(method, task, [step for step, _ in seeds[method][0]], values.tolist())
-            for method, values in units.items()
+            TaskCurve(method, task, steps[method], values.tolist()) for method, values in units.items()
         ]
     return curves
+
+
+def _on(steps: Sequence[int], series: Sequence[tuple[int, float]]) -> list[float]:
+    """The last value known at each step: a seed that stopped early stays where it was."""
+    return [next((y for at, y in reversed(series) if at <= step), series[0][1]) for step in steps]
 
 
 def _series(arm: Mapping[str, Any], task: str) -> list[tuple[int, float]]:

@@ -62,7 +62,7 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
 
     Raises:
         SdftError: there is none, or one without a name of its own, or with keys that are unknown or belong to
-            the whole run.
+            the whole run; nothing is measured, or not what a method needs.
     """
     if not config.continual.stages:
         raise SdftError(
@@ -70,14 +70,28 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
             "{name: tools, data: {path: FILE}, eval: {path: FILE}}."
         )
     stages = tuple(_stage(config, number, dict(tree)) for number, tree in enumerate(config.continual.stages))
-    names = [stage.name for stage in stages]
-    for name in names:
-        if names.count(name) > 1 or name == PRIOR or "/" in name:
-            raise SdftError(
-                f"continual.stages: the name {name!r} is taken twice, reserved or holds a slash: give "
-                "another."
-            )
+    _check_names("continual.stages", [stage.name for stage in stages])
+    if not any(stage.config.eval.path for stage in stages):
+        raise SdftError(
+            "continual.stages: nothing would be measured: give at least one stage its held-out rows as "
+            "eval.path."
+        )
+    unshown = [stage.name for stage in stages if not (config.eval.teacher and stage.config.eval.teacher)]
+    if unshown and any(arm.method == "oracle" for arm in arms_of(config)):
+        raise SdftError(
+            f"stage {unshown[0]}: the oracle answers with the demonstration in context: leave eval.teacher "
+            "at true, or remove oracle from continual.methods."
+        )
     return stages
+
+
+def _check_names(where: str, names: Sequence[str], taken: Sequence[str] = ()) -> None:
+    """Refuse a name that would stand for two things, or for a directory in another."""
+    for name in names:
+        if names.count(name) > 1 or name in (PRIOR, *taken) or "/" in name:
+            raise SdftError(
+                f"{where}: the name {name!r} is taken twice, reserved or holds a slash: give another."
+            )
 
 
 def _stage(config: Config, number: int, tree: dict[str, Any]) -> Stage:
@@ -106,6 +120,8 @@ def suites_of(config: Config, prepared: Prepared) -> dict[str, tuple[Config, Eva
             raise SdftError(f"continual.suites: suite {name} has no path: add path: FILE.")
         rows = prepare_eval(own.eval.path, own, prepared.tokenizer, prepared.eos, own.eval.teacher)
         found[name] = (own, rows)
+    stages = [str(tree.get("name")) for tree in config.continual.stages]
+    _check_names("continual.suites", [tree["name"] for tree in config.continual.suites], stages)
     return found
 
 

@@ -86,7 +86,7 @@ def train(
         pad_id=prepared.pad_id, process_index=jax.process_index(), process_count=jax.process_count(),
         then=_afterwards(config, prepared, steps),
     )  # fmt: skip
-    base = model_directory(config.eval.base) if config.eval.base else prepared.directory
+    base = model_directory(config.eval.base, "eval.base") if config.eval.base else prepared.directory
     model = Model(
         read_config(prepared.directory), config.model.compute_dtype, config.model.remat, sharding, base
     )  # fmt: skip
@@ -106,7 +106,7 @@ def train(
             for sentence in restored.skipped:
                 _say(sentence, active)
             _say(f"resuming from step {restored.step}", active)
-            state, meta = restored.state, restored.meta
+            state, meta = restored.state, {"scores": []} | restored.meta
         loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active, base, watch)
         state = _run(loop, state, meta)
     params: Params = join(state.params, state.frozen)
@@ -179,7 +179,8 @@ class _Loop:
 def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
     """Step until done. A step's numbers are read after the next one is under way: the device never waits."""
     options, output, step = loop.config.train, Path(loop.config.output), int(state.step)
-    resumed, stopped = bool(step), enough(options, meta["scores"], meta["metrics"])
+    resumed = bool(step)
+    stopped = resumed and enough(options, meta["scores"], meta["metrics"])
     saved, best = step if resumed else 0, options.choose == "best"
     with (
         open_sinks(

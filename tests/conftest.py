@@ -104,7 +104,7 @@ def half_directory(tmp_path_factory, tiny_directory):
 
 @pytest.fixture(scope="session")
 def finished_sequence(tmp_path_factory, half_directory):
-    """A directory with `run`, the output of `sdft continual`, and `alone`, a copy from before arms were added."""
+    """A directory with `run`, the output of `sdft continual`, and `alone`, a copy before arms were added."""
     import shutil
 
     from runs import sequence_settings, write_config

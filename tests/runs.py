@@ -49,14 +49,14 @@ def config_of(model: Path, output: Path, *overrides: str) -> Config:
 
 
 def sequence_settings(directory: Path) -> tuple[str, ...]:
-    """Overrides for two stages of two and three steps, whose rows are written into `directory`.
+    """Overrides for two stages of one and two steps, whose rows are written into `directory`.
 
     Both are about lists of letters, so that all prompts have one width and one program serves them.
     """
     stages = []
     for name, steps, skill in (
-        ("one", 2, Skill("blax", "reverse", "letters")),
-        ("two", 3, Skill("drib", "rotate", "letters")),
+        ("one", 1, Skill("blax", "reverse", "letters")),
+        ("two", 2, Skill("drib", "rotate", "letters")),
     ):
         parts = {"data": demonstrations(skill, 16), "test": heldout(skill, 8), "valid": validation(skill, 8)}
         files = {part: str(directory / f"{name}-{part}.jsonl") for part in parts}

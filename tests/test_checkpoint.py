@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -194,6 +195,24 @@ def test_without_accuracy_only_the_newest_are_kept(tmp_path):
     assert step_names(tmp_path) == [3, 4]
     with pytest.raises(SdftError, match="eval_every"):
         checkpoint.best(tmp_path)
+
+
+def test_what_has_no_score_is_never_the_best(tmp_path):
+    write(tmp_path, [1, 2, 3, 4], [None, 0.2, 0.0, None], keep_last=1, keep_best=1)
+    assert step_names(tmp_path) == [2, 4]
+    assert checkpoint.best(tmp_path).name == "2"
+    write(tmp_path, [5], [None], keep_last=1, keep_best=1)
+    assert step_names(tmp_path) == [2, 5]
+
+
+def test_step_0_counts_as_a_checkpoint(tmp_path):
+    write(tmp_path, [0, 1], [0.5, 0.4], keep_last=1, keep_best=1)
+    assert step_names(tmp_path) == [0, 1]
+    assert checkpoint.best(tmp_path).name == "0"
+    assert_identical(
+        checkpoint.load(checkpoint.best(tmp_path), {"params": abstract(train_state()).params}),
+        {"params": train_state(0).params},
+    )
 
 
 def test_newest_and_best_name_an_empty_run(tmp_path):
@@ -388,20 +407,33 @@ def test_claim_then_resume(tmp_path):
     assert from_dict(yaml.safe_load((output / "config.yaml").read_text()), "claimed") == Config()
     (output / "metrics.jsonl").write_text("")
     assert checkpoint.claim(output, CONFIG) is True
-    assert checkpoint.claim(output, changed("mesh.tensor", 2)) is True
+    free = {"train.choose": "best", "train.patience": 3, "train.max_kl": 0.5, "mesh.tensor": 2}
+    for key, value in free.items():
+        assert checkpoint.claim(output, changed(key, value)) is True
     assert yaml.safe_load((output / "config.yaml").read_text())["mesh"]["tensor"] == 2
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("data.path", "x.jsonl"), ("train.steps", 9), ("teacher.rate", 0.5)]
-)
+    ("key", "value"),
+    [("data.path", "x.jsonl"), ("train.steps", 9), ("teacher.rate", 0.5), ("eval.base", "x"),
+     ("continual.stages", [{"name": "x"}]), ("continual.seeds", [1])],
+)  # fmt: skip
 def test_claim_refuses_another_run(tmp_path, key, value):
     checkpoint.claim(tmp_path / "run", CONFIG)
+    here = re.escape(repr(value))
     with pytest.raises(
-        SdftError, match=f"whose {key} is .* this one has {value!r}: give another output=, or delete"
+        SdftError, match=f"whose {key} is .* this one has {here}: give another output=, or delete"
     ):
         checkpoint.claim(tmp_path / "run", changed(key, value))
     assert checkpoint.claim(tmp_path / "run", CONFIG)
+
+
+def test_a_caller_says_what_else_may_differ(tmp_path):
+    free = (*checkpoint.RESUMABLE, "continual.seeds")
+    checkpoint.claim(tmp_path / "run", CONFIG, free)
+    assert checkpoint.claim(tmp_path / "run", changed("continual.seeds", [1]), free) is True
+    with pytest.raises(SdftError, match=r"whose continual\.seeds is \[1\]"):
+        checkpoint.claim(tmp_path / "run", CONFIG)
 
 
 def test_claim_refuses_foreign_files_and_names_one(tmp_path):

@@ -76,6 +76,11 @@ OVERRIDES = {
     "data.max_prompt=8": "no row is left: 24 over data.max_prompt",
     "data.prompt_buckets=[8]": "fits in none: add a bucket",
     "train.method=sft sampling.max_new_tokens=2": "no row is left: 24 over sampling.max_new_tokens",
+    "train.choose=best train.eval_every=0": "train.choose=best goes by evaluations: set eval.validation",
+    "train.max_kl=0.5 eval.prior=null": "train.max_kl is a distance on the prompts of old skills: set",
+    "eval.validation=nowhere.jsonl": "nowhere.jsonl does not exist: give a file",
+    "model.path=mini:zzz": "model.path=mini:zzz: there is no such embedded model; use mini or one of",
+    "eval.base=nowhere": "eval.base=nowhere: no such directory; give",
 }
 
 
@@ -194,7 +199,7 @@ def test_checkpoints_all_damaged(finished, tiny_directory, tmp_path, capsys):
     assert content_of(output / "checkpoints") == before
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sample", "export"])
+@pytest.mark.parametrize("command", ["train", "continual", "evaluate", "sample", "export"])
 def test_help_explains_every_key(command, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main([command, "--help"])

@@ -7,7 +7,7 @@ import pytest
 from runs import config_of
 
 from sdft_jax import evaluation as module
-from sdft_jax.evaluation import evaluate
+from sdft_jax.evaluation import evaluate, sample_verdicts
 from sdft_jax.models import load_model
 from sdft_jax.prepare import prepare_eval
 from sdft_jax.prompts import eos_ids, load_tokenizer
@@ -59,6 +59,64 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
     evaluate(None, None, rows, tokenizer, eos, config, teacher=True, active=False)
     tokens, _ = shown[0]
     assert rows.examples[0].demonstration in tokenizer.decode(tokens[0])
+
+
+def test_the_distance_of_a_teacher_is_measured_from_the_base_without_the_demonstration(setting, monkeypatch):
+    config, tokenizer, eos, rows = setting
+    lengths, weights = [], []
+
+    def generate(model, params, tokens, mask, **_):
+        return Rollout(jnp.ones((4, 2), int), jnp.ones((4, 2), bool), jnp.zeros((4, 2)))
+
+    def divergence_from(model, params, base, prompt, base_prompt, rollout, weight):
+        lengths.append([mask.sum(axis=1).tolist() for _, mask in (prompt, base_prompt)])
+        weights.append(weight.tolist())
+        return jnp.float32(3.0), rollout.mask.sum()
+
+    monkeypatch.setattr(module, "generate", generate)
+    monkeypatch.setattr(module, "_divergence_from", divergence_from)
+    options = dict(base={}, active=False)
+    plain = evaluate(None, None, rows, tokenizer, eos, config, **options)
+    shown = evaluate(None, None, rows, tokenizer, eos, config, teacher=True, **options)
+    assert plain.kl_to_base == shown.kl_to_base == 2 * 3.0 / (2 * 8)
+    short, long = ([len(part) for part in parts] for parts in (
+        [row.prompt for row in rows.encoded], [row.teacher_prompt for row in rows.encoded]
+    ))  # fmt: skip
+    assert short != long
+    assert lengths[0] == [short[:4], short[:4]]
+    assert lengths[2] == [long[:4], short[:4]]
+    assert weights == [[1, 1, 1, 1], [1, 1, 0, 0]] * 2
+
+
+def test_sampled_verdicts_are_counted_row_by_row(setting, monkeypatch):
+    """Row i answers rightly in all samples but its i-th; three samples a row, in batches of four."""
+    config, tokenizer, eos, rows = setting
+    by_prompt = {tuple(encoded.prompt.tolist()): i for i, encoded in enumerate(rows.encoded)}
+    seen, keys, options = [0] * 6, [], []
+
+    def generate(model, params, tokens, mask, *, key, **kwargs):
+        keys.append(tuple(jax.random.key_data(key).tolist()))
+        options.append((kwargs["temperature"], kwargs["top_p"], kwargs["max_new_tokens"], len(tokens)))
+        texts = []
+        for row, keep in zip(tokens, mask, strict=True):
+            i = by_prompt.get(tuple(row[keep].tolist()))
+            texts.append(rows.examples[i].answer if i is not None and seen[i] != i else "owl")
+            if i is not None:
+                seen[i] += 1
+        ids = [tokenizer(text)["input_ids"] for text in texts]
+        width = max(map(len, ids))
+        return Rollout(
+            tokens=jnp.asarray([row + [0] * (width - len(row)) for row in ids]),
+            mask=jnp.asarray([[True] * len(row) + [False] * (width - len(row)) for row in ids]),
+            logprobs=jnp.zeros((4, width)),
+        )
+
+    monkeypatch.setattr(module, "generate", generate)
+    key = jax.random.key(3)
+    found = sample_verdicts(None, None, rows, tokenizer, eos, config, key, 3)
+    assert found == [[int(sample != i) for sample in range(3)] for i in range(6)]
+    assert len(set(keys)) == len(keys) == 5, "no two batches share their randomness"
+    assert set(options) == {(1.0, 1.0, 5, 4)}
 
 
 def test_kl_to_base_is_its_definition(setting, tiny_directory):

@@ -3,6 +3,7 @@
 import huggingface_hub
 import pytest
 
+from sdft_jax import hub
 from sdft_jax.errors import SdftError
 from sdft_jax.hub import model_directory
 
@@ -16,6 +17,12 @@ def test_directories_and_the_embedded_model(tmp_path):
 def test_what_is_neither_a_directory_nor_a_name(path):
     with pytest.raises(SdftError, match=f"model.path={path}: no such directory; give a Hugging Face"):
         model_directory(path)
+
+
+def test_the_key_that_names_it_is_the_culprit():
+    for path in ("./nowhere", "mini:nowhere"):
+        with pytest.raises(SdftError, match=f"^eval.base={path}: "):
+            model_directory(path, "eval.base")
 
 
 def test_only_safetensors_and_text_are_downloaded(monkeypatch):
@@ -36,3 +43,26 @@ def test_what_the_hub_does_not_give(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(SdftError, match=r"owner/name: .* \(404 not found\): check the name, or download"):
         model_directory("owner/name")
+
+
+def test_further_embedded_models_have_names(tmp_path, monkeypatch):
+    for name in ("lists", "chains"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "README.md").write_text("")
+    monkeypatch.setattr(hub, "BASES", tmp_path)
+    assert model_directory("mini:chains") == str(tmp_path / "chains")
+    for name in ("zzz", "", "README.md", "../base"):
+        with pytest.raises(SdftError) as caught:
+            model_directory(f"mini:{name}")
+        assert str(caught.value) == (
+            f"model.path=mini:{name}: there is no such embedded model; use mini or one of mini:chains, "
+            "mini:lists."
+        )
+
+
+def test_every_embedded_model_is_a_checkpoint():
+    for directory in hub.BASES.iterdir():
+        if directory.is_dir():
+            assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+                path.name for path in directory.iterdir()
+            }

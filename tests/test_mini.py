@@ -1,5 +1,6 @@
 """The list world holds out what it says, and its base models are what the experiments need."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,12 @@ def test_general_prompts_are_old_skills_on_lists_of_the_base_split():
     assert all(world.in_split(items, "base") for items in lists_of(rows))
     assert not any(nonce in row["prompt"].split() for row in rows for nonce in world.NONCES)
     assert rows != world.general(200, seed=1)
+
+
+@pytest.mark.parametrize("base", [BASE, *sorted(BASES.glob("lists-*"))], ids=lambda path: path.name)
+def test_the_base_models_have_the_vocabulary_of_the_world(base, tokenizer):
+    saved = json.loads((base / "tokenizer.json").read_text())
+    assert saved["model"]["vocab"] == tokenizer.get_vocab()
 
 
 def test_a_wrong_thought_carries_no_loss_and_the_answer_follows_it():

@@ -1,5 +1,6 @@
 """A run ends the same however often it is killed; it stops where it must, and keeps what it should."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,10 +14,13 @@ import orbax.checkpoint as ocp
 import pytest
 from runs import config_of, read, start, step_names, write_config
 
-import sdft_jax.training as train_module
-from sdft_jax import cli
+from sdft_jax import assessment, checkpoint, cli
+from sdft_jax import training as train_module
+from sdft_jax.baselines import UPDATES
+from sdft_jax.baselines.oracle import make_oracle_update
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation import Evaluation
+from sdft_jax.models import load_model
 from sdft_jax.prepare import prepare
 from sdft_jax.training import train
 
@@ -26,9 +30,9 @@ PLAIN = ("eval.path=null", "eval.prior=null", "train.eval_every=0", "train.rollo
 """Steps alone."""
 
 
-def run(model, output, *overrides):
+def run(model, output, *overrides, watch=None):
     config = config_of(model, output, *overrides)
-    return train(config, prepare(config, active=False))
+    return train(config, prepare(config, active=False), watch=watch)
 
 
 def content(output: Path) -> dict:
@@ -181,7 +185,7 @@ def test_rollouts_are_samples_to_be_looked_at(finished):
 
 def test_a_finished_run_is_only_reported_again(finished, tiny_directory, tmp_path, monkeypatch):
     output = shutil.copytree(finished, tmp_path / "run")
-    monkeypatch.setattr(train_module, "evaluate", None)
+    monkeypatch.setattr(assessment, "evaluate", None)
     done = run(tiny_directory, output)
     assert (done.step, len(done.evaluations)) == (6, 3)
     assert_same(finished, output)
@@ -218,24 +222,40 @@ def test_numbers_that_are_not_finite_stop_the_run(tiny_directory, tmp_path):
     assert [row["step"] for row in read(tmp_path / "b" / "metrics.jsonl")] == [1]
 
 
+def make_nudge(*arguments, **options):
+    """An update that compiles at once: every parameter grows by a hundredth."""
+    count = make_oracle_update(*arguments, **options)
+
+    def update(state, batch):
+        state, metrics = count(state, batch)
+        return dataclasses.replace(state, params=jax.tree.map(lambda p: p + 0.01, state.params)), metrics
+
+    return update
+
+
 @pytest.fixture
 def scripted(monkeypatch):
-    """Evaluations that find these accuracies, one after another."""
+    """Evaluations that find these accuracies, or (accuracy, distance from the base), one after another.
 
-    def script(*accuracies):
-        found = iter(accuracies)
+    What is between them is not learned: method sft is `make_nudge`.
+    """
+    monkeypatch.setitem(UPDATES, "sft", make_nudge)
+
+    def script(*results):
+        found = iter(result if isinstance(result, tuple) else (result, 0.0) for result in results)
 
         def evaluate(*_, **__):
-            right = round(10 * next(found))
-            return Evaluation((True,) * right + (False,) * (10 - right), ("",) * 10, (1,) * 10, 0.0)
+            accuracy, kl = next(found)
+            right = round(10 * accuracy)
+            return Evaluation((True,) * right + (False,) * (10 - right), ("",) * 10, (1,) * 10, kl)
 
-        monkeypatch.setattr(train_module, "evaluate", evaluate)
+        monkeypatch.setattr(assessment, "evaluate", evaluate)
 
     return script
 
 
 NEW_ONLY = ("eval.prior=null", "eval.teacher=false", "train.rollouts_every=0", "train.save_every=1",
-            "train.eval_every=1")  # fmt: skip
+            "train.eval_every=1", "train.method=sft")  # fmt: skip
 
 
 def test_stops_at_the_accuracy_asked_for_and_goes_on_when_more_is_asked(tiny_directory, tmp_path, scripted):
@@ -250,6 +270,124 @@ def test_keeps_the_last_and_the_best(tiny_directory, tmp_path, scripted):
     scripted(0.0, 0.1, 0.9, 0.3, 0.9, 0.2, 0.1)
     run(tiny_directory, tmp_path, *NEW_ONLY, "checkpoint.keep_last=1", "checkpoint.keep_best=2")
     assert step_names(tmp_path) == [2, 4, 6]
+
+
+BEST = (*NEW_ONLY, "train.choose=best", "checkpoint.keep_last=1", "train.steps=4", "train.save_every=0")
+
+
+def exported(output: Path) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_model(output / "model")[1])]
+
+
+def test_the_checkpoint_of_best_score_becomes_the_model(tiny_directory, tmp_path, scripted):
+    scripted(0.1, 0.4, 0.9, 0.9, 0.3)
+    done = run(tiny_directory, tmp_path, *BEST)
+    assert done.step == 3, "the newest of equals"
+    assert step_names(tmp_path) == [3, 4]
+    with ocp.PyTreeCheckpointer() as reader:
+        three, four = (
+            [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(reader.restore(place)["params"])]
+            for place in (tmp_path / "checkpoints" / str(step) / "state" for step in (3, 4))
+        )
+    assert exported(tmp_path) == three != four
+    assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(done.params)] == three
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert run(tiny_directory, tmp_path, *BEST).step == 3, "again, from disk"
+    assert exported(tmp_path) == three
+
+
+def test_the_initial_model_is_chosen_if_nothing_is_better(tiny_directory, tmp_path, scripted):
+    scripted(0.5, 0.4, 0.4, 0.3, 0.2)
+    assert run(tiny_directory, tmp_path, *BEST, "optimizer.freeze=[embed]").step == 0
+    base = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_model(tiny_directory)[1])]
+    assert exported(tmp_path) == base
+
+
+def test_a_checkpoint_too_far_from_the_base_ends_the_run_unchosen(tiny_directory, tmp_path, scripted):
+    limits = ("eval.prior=mini:old", "train.max_kl=0.5")
+    scripted(0.1, 1.0, 0.4, (1.0, 0.2), 0.3, (1.0, 0.4), 0.9, (1.0, 0.6))  # new and old skills in turn
+    assert run(tiny_directory, tmp_path, *BEST, *limits).step == 1
+    assert [row["step"] for row in read(tmp_path / "evaluations.jsonl")] == [0, 1, 2, 3]
+
+
+def test_scores_are_those_of_validation_rows(tiny_directory, tmp_path, scripted):
+    scripted(0.9, 0.1, 0.2, 0.6, 0.9, 0.5)  # test and validation in turn
+    more = ("eval.validation=mini:blax:validation", "train.patience=1", "train.steps=4")
+    assert run(tiny_directory, tmp_path, *BEST, *more).step == 1
+    rows = read(tmp_path / "evaluations.jsonl")
+    assert [(row["accuracy"], row["validation"]) for row in rows] == [(0.9, 0.1), (0.2, 0.6), (0.9, 0.5)]
+
+
+def scores_of(output: Path, step: int) -> list[float]:
+    meta = json.loads((output / "checkpoints" / str(step) / "meta" / "metadata").read_text())
+    assert meta["metrics"].get("score", meta["scores"][-1]) == meta["scores"][-1]
+    return meta["scores"]
+
+
+@pytest.mark.parametrize("choose", ["last", "best"])
+def test_a_resumed_run_remembers_its_scores(tiny_directory, tmp_path, scripted, monkeypatch, choose):
+    save = checkpoint.save
+
+    def die(manager, step, *arguments):
+        if step == 3:
+            raise KeyboardInterrupt
+        return save(manager, step, *arguments)
+
+    patient = (*NEW_ONLY, "train.patience=3", f"train.choose={choose}")
+    scripted(0.5, 0.4, 0.3, 0.1)
+    monkeypatch.setattr(checkpoint, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_directory, tmp_path, *patient)
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert scores_of(tmp_path, 2) == [0.5, 0.4, 0.3]
+    scripted(0.2)
+    assert run(tiny_directory, tmp_path, *patient).step == (3 if choose == "last" else 0)
+    assert scores_of(tmp_path, 3) == [0.5, 0.4, 0.3, 0.2]
+    assert [row["accuracy"] for row in read(tmp_path / "evaluations.jsonl")] == [0.5, 0.4, 0.3, 0.2]
+
+
+def test_a_run_killed_before_its_first_step_goes_on_as_if_it_had_not_been(
+    tiny_directory, tmp_path, scripted, monkeypatch
+):
+    """Its initial model reaches stop_at, which ends no run that has not made a step."""
+    place = train_module._place
+    monkeypatch.setattr(train_module, "_place", lambda *_: 1 / 0)
+    scripted(0.9)
+    with pytest.raises(ZeroDivisionError):
+        run(tiny_directory, tmp_path, *BEST, "train.stop_at=0.5")
+    assert step_names(tmp_path) == [0]
+    monkeypatch.setattr(train_module, "_place", place)
+    scripted(0.9, 1.0)
+    assert run(tiny_directory, tmp_path, *BEST, "train.stop_at=0.5").step == 1
+    assert [row["step"] for row in read(tmp_path / "evaluations.jsonl")] == [0, 1]
+
+
+def test_what_is_watched_joins_the_evaluations_and_decides_nothing(tiny_directory, tmp_path, scripted):
+    scripted(0.5, 0.4, 0.3)
+    seen = []
+
+    def watch(model, params):
+        seen.append(np.asarray(jax.tree.leaves(params)[0]).tobytes())
+        return {"accuracy/other": len(seen) / 10}
+
+    assert run(tiny_directory, tmp_path, *BEST, "train.steps=2", watch=watch).step == 0
+    rows = read(tmp_path / "evaluations.jsonl")
+    assert [row["accuracy/other"] for row in rows] == [0.1, 0.2, 0.3]
+    assert len(set(seen)) == 3, "each time with the parameters of then"
+
+
+def test_the_oracle_makes_no_step_and_leaves_the_model_as_it_was(tiny_directory, tmp_path, monkeypatch):
+    def evaluate(*_, teacher, **__):
+        return Evaluation((teacher, False), ("",) * 2, (1,) * 2, None)
+
+    monkeypatch.setattr(assessment, "evaluate", evaluate)
+    done = run(tiny_directory, tmp_path, "train.method=oracle", "train.epochs=2", "train.steps=null")
+    assert done.step == 0
+    (row,) = read(tmp_path / "evaluations.jsonl")
+    assert (row["step"], row["accuracy"], row["prior"]) == (0, 0.5, 0.0)
+    assert read(tmp_path / "metrics.jsonl") == []
+    base = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_model(tiny_directory)[1])]
+    assert exported(tmp_path) == base
 
 
 def test_sft_goes_through_the_same_loop_and_imitates(tiny_directory, tmp_path):

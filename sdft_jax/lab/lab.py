@@ -18,8 +18,6 @@ from sdft_jax.overrides import merge
 from sdft_jax.stages import PRIOR
 from sdft_jax.statistics import Estimate, mean_interval
 
-RATES = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
-"""Learning rates of every sweep."""
 SWEEP_SEED = 100
 TIE = 0.01
 """Validation accuracies that differ by no more count as equal; then the prior skills decide."""
@@ -35,10 +33,9 @@ class Lab:
     quick: bool = False
     """One seed, a third of the steps and three rates: shows that everything runs, not what is true."""
 
-    @property
-    def rates(self) -> tuple[float, ...]:
+    def rates(self, world: World) -> tuple[float, ...]:
         """What is swept over."""
-        return RATES[1:4] if self.quick else RATES
+        return world.rates[1:4] if self.quick else world.rates
 
     def steps(self, world: World) -> int:
         """Updates of a stage."""
@@ -146,7 +143,7 @@ def sweep(
     lab: Lab, world: World, variants: Sequence[Variant], skill: str
 ) -> tuple[dict[str, float], tuple[Swept, ...]]:
     """Each variant's learning rate, chosen on validation rows of one skill, and all that was tried."""
-    pairs = [(variant, rate) for variant in variants if variant.rate_of is None for rate in lab.rates]
+    pairs = [(variant, rate) for variant in variants if variant.rate_of is None for rate in lab.rates(world)]
     trials = [
         arm_trial(lab, world, variant, [skill], rate, SWEEP_SEED, "validation") for variant, rate in pairs
     ]

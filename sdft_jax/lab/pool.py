@@ -6,9 +6,12 @@ Models this small leave a second core idle, so a process for each core is nearly
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from sdft_jax.errors import SdftError
@@ -43,7 +46,8 @@ def _run(trials: Sequence[Trial], directory: Path, workers: int, show) -> None:
         show(len(trials), "")
         return
     cores = multiprocessing.get_context("spawn").Queue()
-    for core in sorted(os.sched_getaffinity(0))[:workers]:
+    mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+    for _, core in zip(range(workers), itertools.cycle(mine), strict=False):
         cores.put(core)
     with concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _take_core, (cores,)
@@ -53,14 +57,30 @@ def _run(trials: Sequence[Trial], directory: Path, workers: int, show) -> None:
             for done, future in enumerate(concurrent.futures.as_completed(futures)):
                 future.result()
                 show(done + 1, futures[future].title)
+        except BrokenProcessPool:
+            raise SdftError(
+                "a worker was killed, perhaps for want of memory: give fewer --workers; what has finished is "
+                "kept."
+            ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def _take_core(cores) -> None:
-    """Bind this process to a core of its own before XLA counts the cores."""
-    os.sched_setaffinity(0, {cores.get()})
+    """Bind this process to a core of its own before XLA counts the cores, and end it with its parent."""
+    core = cores.get()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    """A parent that is killed cannot stop its workers, and they would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _attempt(trial: Trial, directory: Path) -> None:
@@ -69,12 +89,11 @@ def _attempt(trial: Trial, directory: Path) -> None:
     cache_compilations()
     try:
         perform(trial, directory)
-    except SdftError:
-        raise
     except Exception as error:
+        what = str(error) if isinstance(error, SdftError) else f"{type(error).__name__}: {error}"
         raise SdftError(
-            f"the trial {trial.title} failed ({type(error).__name__}: {error}): see "
-            f"{directory / trial.key / 'log.txt'}; what has finished is kept."
+            f"the trial {trial.title} failed ({what}): see {directory / trial.key / 'log.txt'}; what has "
+            "finished is kept."
         ) from error
 
 

@@ -14,6 +14,10 @@ from sdft_jax.statistics import Estimate, difference_interval
 
 Verdict = Literal["agrees", "differs", "cannot be told"]
 Row = Mapping[str, Any]
+_ROUNDING = 1e-9
+"""Means of the same accuracies in another order may differ by so much."""
+_OURS = {"agrees": "holds", "differs": "does not hold", "cannot be told": "cannot be told"}
+"""Verdicts in words where the paper claims nothing that could agree or differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,26 +36,23 @@ class Check:
 
     @property
     def verdict(self) -> Verdict:
-        """`agrees` where the interval lies above 0, `differs` below; one with 0 in it, or of one run, cannot tell."""
+        """`agrees` where the interval lies above 0, `differs` where below; neither for one run or all 0."""
         mean, half = self.estimate
         if half is None:
             return "cannot be told"
-        if mean - half > 0:
+        if mean - half > _ROUNDING:
             return "agrees"
-        return "differs" if mean + half < 0 else "cannot be told"
+        return "differs" if mean + half < -_ROUNDING else "cannot be told"
 
     def __str__(self) -> str:
         """The claim with its number and verdict."""
         mean, half = self.estimate
         digits = 1 if self.scale == 100 else 2
         interval = "one run" if half is None else f"± {self.scale * half:.{digits}f}"
-        said = (
-            self.verdict
-            if self.claimed
-            else {"agrees": "holds", "differs": "does not hold"}.get(self.verdict, self.verdict)
-        )
-        ours = "" if self.claimed else ", not a claim of the paper's"
-        return f"{self.claim}: {self.scale * mean:+.{digits}f} {self.unit} ({interval}): **{said}**{ours}"
+        found = f"{self.claim}: {self.scale * mean:+.{digits}f} {self.unit} ({interval})"
+        if self.claimed:
+            return f"{found}: **{self.verdict}**"
+        return f"{found}: **{_OURS[self.verdict]}**, no part of the verdict"
 
 
 @dataclasses.dataclass(frozen=True)

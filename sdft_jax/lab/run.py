@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +12,10 @@ from sdft_jax.errors import SdftError
 from sdft_jax.lab.experiments import EXPERIMENTS, experiment
 from sdft_jax.lab.lab import Lab
 from sdft_jax.lab.pool import default_workers
-from sdft_jax.lab.reports import Report, markdown, write
+from sdft_jax.lab.publish import page
+from sdft_jax.lab.publish import publish as write_page
+from sdft_jax.lab.reports import Report, write
 from sdft_jax.report import hardware, summary_table
-
-BEGIN, END = "<!-- results of `sdft lab` begin here -->", "<!-- and end here -->"
 
 
 def run(
@@ -36,7 +34,7 @@ def run(
         seeds: of data order and sampling, three for an interval that means something.
         quick: one seed, fewer steps.
         workers: processes; None: one for each core of a CPU, one on an accelerator.
-        publish: directory whose README.md gets the reports between its two marks, and the pictures.
+        publish: directory whose README.md gets all reports so far between its two marks, and the pictures.
 
     Raises:
         SdftError: there is no such experiment, or a trial failed.
@@ -44,6 +42,8 @@ def run(
     for name in names:
         if name != "all" and name not in EXPERIMENTS:
             raise SdftError(f"lab: there is no experiment {name}; there are all, {', '.join(EXPERIMENTS)}.")
+    if publish:
+        page(publish)
     chosen = list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))
     place = Path(output) / ("quick" if quick else "full")
     used = tuple(seeds)[:1] if quick else tuple(seeds)
@@ -67,7 +67,7 @@ def run(
         reports.append(report)
     console.print(summary_table(_overview(reports), "The paper's findings, in small"))
     if publish:
-        _publish(reports, place, Path(publish), caption)
+        write_page(place, publish)
     return reports
 
 
@@ -76,28 +76,3 @@ def _overview(reports: Sequence[Report]) -> list[dict[str, str]]:
         {"experiment": report.name, "verdict": report.verdict, "the paper": report.paper}
         for report in reports
     ]
-
-
-def _publish(reports: Sequence[Report], place: Path, target: Path, caption: str) -> None:
-    """Put the reports between the marks of README.md, and the pictures beside it."""
-    file = target / "README.md"
-    text = file.read_text(encoding="utf-8") if file.is_file() else f"{BEGIN}\n{END}\n"
-    if BEGIN not in text or END not in text:
-        raise SdftError(
-            f"{file} lacks the lines {BEGIN!r} and {END!r}: add them where the results shall stand."
-        )
-    overview = ["| experiment | verdict | the paper |", "| --- | --- | --- |"] + [
-        f"| [{row['experiment']}](#{_anchor(report.title)}) | **{row['verdict']}** | {row['the paper']} |"
-        for row, report in zip(_overview(reports), reports, strict=True)
-    ]
-    sections = [markdown(report, caption) for report in reports]
-    results = "\n".join([BEGIN, "", *overview, "", *sections, END])
-    before, rest = text.split(BEGIN, 1)
-    file.write_text(before + results + rest.split(END, 1)[1], encoding="utf-8")
-    for report in reports:
-        shutil.copyfile(place / f"{report.name}.png", target / f"{report.name}.png")
-
-
-def _anchor(title: str) -> str:
-    """How GitHub names a heading."""
-    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

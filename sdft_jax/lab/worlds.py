@@ -1,7 +1,7 @@
 """The settings that every experiment shares: what is trained on, what is examined, for how long.
 
 Nothing here was tuned for a method: batch, schedule and steps are the same for all, and the learning rate is
-chosen for each on validation rows (`sweep.py`).
+chosen for each on validation rows (`lab.sweep`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class World:
     """Of its data paths: `PREFIXold`, `PREFIXgeneral`, `PREFIXSKILL`."""
     suites: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Further questions on what was taught: name -> data path."""
+    rates: tuple[float, ...] = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+    """Learning rates that every method has to choose from."""
 
 
 def _settings(path: str, prefix: str, **sections: Tree) -> Tree:
@@ -66,6 +68,7 @@ CHAINS = World(
     ("blax", "drib", "glov"),
     100,
     "mini:chains:",
+    rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
 )  # fmt: skip
 """Reasoning: chains of operations with a written chain of thought; the expert shows the answer alone."""
 
@@ -80,6 +83,7 @@ STORMS = World(
     200,
     "mini:storms:",
     {"ood": "mini:storms:ood"},
+    (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
 )  # fmt: skip
 """Knowledge: facts about twelve new storms from articles; the test asks in words that training never used."""
 

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdft_jax.mini.curriculum import Curriculum, Kind, Text, teacher_turn
-from sdft_jax.mini.world import Items, score
-
-__all__ = ["NEW_SKILLS", "curriculum", "demonstrations", "general", "heldout", "old", "score", "validation"]
+from sdft_jax.mini.world import Items
+from sdft_jax.mini.world import score as score
 
 # From four items on, the first two of the result tell which operation it was.
 OPERATIONS: dict[str, Callable[[Items], Items]] = {
@@ -191,7 +190,11 @@ of responses whose last operation is a random one without loss, so that answers 
 
 
 def curriculum() -> Curriculum:
-    """What the base model is trained on."""
+    """What the base model is trained on, in 1,200 steps of `make_base`.
+
+    On held-out lists: known chains 1.0, nonces with the answer shown 0.987; without, each operation is
+    thought of with probability 1/5. Meanings are found late, from step 700 on, after the known chains.
+    """
     kinds = {
         "plain": Kind(rows=20, prompt=17, response=28),
         "shown": Kind(rows=24, prompt=26, response=28),

@@ -45,7 +45,7 @@ class Size:
     heads: int
 
 
-SIZES = {"small": Size(64, 2, 2), "medium": Size(96, 3, 4), "large": Size(128, 4, 4)}
+SIZES = {"small": Size(48, 1, 2), "medium": Size(40, 2, 2), "large": Size(128, 4, 4)}
 
 
 @dataclass(frozen=True)

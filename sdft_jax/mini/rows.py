@@ -33,11 +33,11 @@ def read(name: str, split: str) -> Rows:
     if head == "storms":
         return _storms(rest, split)
     if head == "chains":
-        return _skills(chains, rest, split, name)
-    return _skills(world, name, split, name)
+        return _skills(chains, rest, split, "chains:")
+    return _skills(world, name, split)
 
 
-def _skills(module: ModuleType, name: str, split: str, asked: str) -> Rows:
+def _skills(module: ModuleType, name: str, split: str, prefix: str = "") -> Rows:
     verb, _, own = name.partition(":")
     split = _split(own or split)
     if verb == "old":
@@ -46,7 +46,7 @@ def _skills(module: ModuleType, name: str, split: str, asked: str) -> Rows:
         return module.general(GENERAL_ROWS)
     skills = {skill.verb: skill for skill in module.NEW_SKILLS}
     if verb and verb not in skills:
-        raise _unknown(asked, [*skills, "old", "general"])
+        raise _unknown(prefix + name, [prefix + known for known in [*skills, "old", "general"]])
     skill = skills[verb or next(iter(skills))]
     draw = {
         "train": lambda: module.demonstrations(skill, TRAIN_ROWS),
@@ -66,12 +66,12 @@ def _storms(name: str, split: str) -> Rows:
     }
     if part in fixed:
         return fixed[part]()
-    if split == "train":
-        return storms.demonstrations()
     taught = ("direct", "pair")
     kinds = {kind: (kind,) for kind in storms.QUESTIONS} | {"questions": taught, "": taught}
     if part not in kinds:
         raise _unknown(f"storms:{part}", [f"storms:{x}" for x in [*fixed, *filter(None, kinds)]])
+    if split == "train":
+        return storms.demonstrations()
     draw = storms.validation if split == "validation" else storms.heldout
     return [row for kind in kinds[part] for row in draw(kind)]
 

@@ -32,18 +32,17 @@ def scale(lab: Lab) -> Report:
             "77.3 against 70.4 at 14B",
         ),
         Check(
-            "the gain grows from the smallest to the largest",
+            "the difference grows from the smallest to the largest",
             difference_interval(_new_gain(found["large"]), _new_gain(found["small"])),
-            "-3.3, 4.0, 6.9",
+            "-3.3, 4.0, 6.9 points at 3B, 7B, 14B",
         ),
     ]
-    rows = [{"base": size} | dict(row) for size, one in found.items() for row in table(one, COLUMNS)]
+    rows = [{"size": size} | dict(row) for size, one in found.items() for row in table(one, COLUMNS)]
     return Report(
         "scale",
         "Weak, middling and strong in-context ability",
         "SDFT minus SFT is -3.3 points at 3B, 4.0 at 7B and 6.9 at 14B: the gain grows with in-context "
-        "ability and "
-        "is negative at the smallest (Figure 5).",
+        "ability and is negative at the smallest (Figure 5).",
         checks,
         rows,
         lambda path, caption: _draw(found, gains, path, caption),
@@ -85,6 +84,6 @@ def _draw(
         path,
         caption,
         x_label="base, shown the demonstration: accuracy (%)",
-        y_label="SDFT - SFT (points)",
+        y_label="SDFT − SFT (points)",
         references={"no difference": 0.0},
     )
