@@ -308,7 +308,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     Numbers have three digits behind the point; what is missing is a dash.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:

@@ -182,6 +182,8 @@ def _conclude(console: Console, config: Config, report: Mapping[str, Any]) -> No
         plot_sequence(curves, output / "accuracy.png", caption, stages=marks)
         pictures["accuracy over steps"] = output / "accuracy.png"
     console.print(summary_table([_table_row(arm) for arm in arms], "After the last stage, greedy"))
+    console.print()
+    console.print(summary_table(_matrix_rows(arms, chosen), "Accuracy after each stage, mean over seeds"))
     console.print(
         "BWT: mean change of earlier tasks since their own stage; -/+: prior items forgotten and gained "
         "since "
@@ -208,6 +210,23 @@ def _table_row(arm: Mapping[str, Any]) -> dict[str, Any]:
         if items := retention["prior_since_base"]:
             row["-/+"] = f"{items['forgotten']}/{items['gained']}"
     return row | {"KL": arm["kl_to_base"][-1]}
+
+
+def _matrix_rows(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The accuracy matrix of each method at its chosen learning rate: a row a stage, a column a task."""
+    rows: list[dict[str, Any]] = []
+    for method, rate in chosen.items():
+        members = [arm for arm in arms if (arm["method"], arm["learning_rate"]) == (method, rate)]
+        tasks, after = members[0]["tasks"], len(members[0]["accuracy"]) - 1
+        untrained = method == "oracle"  # every stage's row is the same
+        for number in range(0 if not rows else after if untrained else 1, after + 1):
+            means = [_mean([arm["accuracy"][number][task] for arm in members]) for task in range(len(tasks))]
+            prior = _mean([arm["prior"][number] for arm in members]) if members[0]["prior"] else None
+            name = (
+                "before" if not number else method if untrained or after == 1 else f"{method}, stage {number}"
+            )
+            rows.append({"": name} | dict(zip(tasks, means, strict=True)) | {"prior": prior})
+    return rows
 
 
 def points(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[Point]:

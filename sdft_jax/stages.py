@@ -163,11 +163,13 @@ def on_arm(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> Conf
 
 
 def joined(stages: Sequence[Stage]) -> Stage:
-    """One stage for all: its steps are those of all of them."""
+    """One stage for all: as many steps as all of them, to the end, since no stage's rows speak for all."""
     steps = [stage.config.train.steps for stage in stages]
     total = sum(step for step in steps if step) if all(steps) else None
     first = stages[0]
-    train = dataclasses.replace(first.config.train, steps=total)
+    train = dataclasses.replace(
+        first.config.train, steps=total, stop_at=None, patience=0, max_kl=None, choose="last"
+    )
     return Stage("joint", dataclasses.replace(first.config, train=train), {})
 
 

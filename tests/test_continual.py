@@ -95,7 +95,7 @@ def test_tasks_validation_suites_and_prior_skills_are_measured_after_each_stage(
 def test_joint_trains_once_on_all_rows_for_the_sum_of_the_steps(finished_sequence, half_directory):
     run = finished_sequence / "run"
     assert [path.name for path in (run / JOINT).iterdir()] == ["1-joint"]
-    assert step_names(run / JOINT / "1-joint") == [0, 1, 2, 3]
+    assert step_names(run / JOINT / "1-joint")[-1] == 3
     assert not (run / JOINT / "1-joint" / "handoff").exists()
     plan = plan_of(half_directory, finished_sequence, finished_sequence / "unused", ["joint"])
     seen = []

@@ -134,8 +134,8 @@ def test_a_wrong_thought_carries_no_loss_and_the_answer_follows_it():
     ("base", "old", "shown"),
     [
         (BASE, (0.95, 1.0), (0.95, 1.0)),
-        (BASES / "lists-medium", (0.0, 1.0), (0.6, 0.85)),
-        (BASES / "lists-small", (0.0, 1.0), (0.15, 0.45)),
+        (BASES / "lists-medium", (0.6, 0.65), (0.5, 0.55)),
+        (BASES / "lists-small", (0.1, 0.15), (0.25, 0.3)),
     ],
     ids=["large", "medium", "small"],
 )

@@ -5,8 +5,16 @@ guesses at the rest, and with one, where it takes what it lacks from the expert.
 right about a new task exactly when it is shown it, as a teacher in SDFT must be.
 
 The embedded base is `lists`, size large; it took 13 minutes on one half-busy core of a 2-core Xeon. On
-held-out lists: old skills 0.996, new skills with a demonstration 0.995; without one, each operation is
-thought of with probability 1/14.
+held-out lists, with the parameters beside:
+
+    lists             old skills 0.996, new skills shown 0.995    0.63 M
+    lists-medium      old skills 0.625, new skills shown 0.522    0.05 M    --size medium
+    lists-small       old skills 0.118, new skills shown 0.280    0.04 M    --size small
+    chains            old skills 1.000, new skills shown 0.987    0.61 M    --steps 1200
+
+Without a demonstration, every operation is equally likely to be thought of. Below the size of the embedded
+base the numbers are no smooth function of size: some sizes do not find the operations in 900 steps (two
+layers: width 36 has 0.234 and 0.822, width 44 has 0.038 and 0.002), others do (width 64: 0.987 and 1.000).
 """
 
 import argparse
