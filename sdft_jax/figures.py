@@ -148,8 +148,9 @@ def plot_pareto(
             dashed = {"color": GREY, "linestyle": "--", "linewidth": 1.4}
             axis.axhline(100 * teacher, label="demonstration in context", **dashed)
         axis.margins(0.12)
-        for limits, fix in ((axis.get_xlim(), axis.set_xlim), (axis.get_ylim(), axis.set_ylim)):
-            fix(max(limits[0], -4), min(limits[1], 104))
+        (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+        axis.set(xlim=(max(left, -4), min(right, 112)), ylim=(max(low, -4), min(high, 104)))
+        axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= min(right, 100)])
         axis.set(xlabel=f"{prior}, accuracy (%)", ylabel=f"{new}, accuracy (%)")
         axis.set_title("better ↗", loc="right", color="#777777", fontsize=12, fontweight="normal", pad=14)
         _put_below(figure, [axis], caption)

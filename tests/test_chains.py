@@ -1,5 +1,7 @@
 """The reasoning world: operations worked by hand, splits that share nothing, and a base that thinks."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +93,14 @@ def test_the_prior_suite_has_no_task_of_a_new_skill():
         assert all(chain.alphabet == "digits" for chain in suite if len(chain.verbs) > 1)
 
 
+def test_rows_of_the_prior_suite_name_their_skill():
+    counts = Counter(row["skill"] for row in chains.old())
+    assert counts == {"chains of 2": 120, "chains of 3": 120, **dict.fromkeys(chains.OPERATIONS, 16)}
+    for row in chains.old():
+        named = [word for word in row["prompt"].split() if word in chains.OPERATIONS]
+        assert row["skill"] == (named[0] if len(named) == 1 else f"chains of {len(named)}")
+
+
 def test_score_takes_both_styles_and_no_wrong_answer():
     chain = chains.chains(chains.NEW_SKILLS[0], "heldout", 2)[1]
     wrong = chains.Chain(chain.alphabet, chain.verbs, (*chain.operations[:-1], "curtail"), chain.items)
@@ -141,7 +151,9 @@ def test_the_base_model_thinks_and_finds_the_operation_in_the_answer():
     from sdft_jax.prompts import load_tokenizer
 
     model, params = load_model(BASE)[:2]
-    result = examine(params, model, load_tokenizer(str(BASE)), chains.curriculum())
+    exam = {name: texts[::3] for name, texts in chains.exam().items()}
+    curriculum = replace(chains.curriculum(), examine=lambda: exam)
+    result = examine(params, model, load_tokenizer(str(BASE)), curriculum)
     assert result["prior suite"] > 0.95
     assert result["new skills, known chains"] > 0.95
     assert result["new skills, nonce chains, shown"] > 0.9

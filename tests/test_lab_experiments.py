@@ -137,7 +137,7 @@ def test_knowledge_is_graded_three_ways_beside_the_oracle(reported):
     assert strict == pytest.approx(90, abs=0.6)
     assert lenient > strict
     assert cell(report, "oracle: article and answer in context", "out of distribution (%)") == "95.0"
-    assert cell(report, "base", "prior skills (%)") == "99.0"
+    assert cell(report, "base", "prior (%)") == "99.0"
 
 
 def test_artefacts_count_the_phrase(reported):

@@ -117,13 +117,13 @@ def test_table_of_a_comparison(monkeypatch, tmp_path):
     assert [row[""] for row in rows] == ["base", "base, shown the demonstration", "SDFT", "SFT"]
     # All rows have their cells in one order, so that the columns do.
     assert list(rows[0]) == list(rows[2]) == ["", "learning rate", *COLUMNS.values()]
-    assert rows[0]["prior skills (%)"] == "99.0"
+    assert rows[0]["prior (%)"] == "99.0"
     assert rows[1].keys() <= rows[0].keys()
-    assert rows[1]["new skill (%)"] == "98.0"
+    assert rows[1]["new (%)"] == "98.0"
     assert rows[2]["learning rate"] == "3e-5"
     new = mean_interval([x.new for x in found.outcomes["SDFT"]["blax"]])
-    assert rows[2]["new skill (%)"] == f"{100 * new.mean:.1f} ± {100 * new.half:.1f}"
-    assert rows[2]["tokens an answer"] == "11.4 ± 0.0"
+    assert rows[2]["new (%)"] == f"{100 * new.mean:.1f} ± {100 * new.half:.1f}"
+    assert rows[2]["tokens"] == "11.4 ± 0.0"
 
 
 def test_exceeds_pairs_seeds():

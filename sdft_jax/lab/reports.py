@@ -118,13 +118,14 @@ def table(
 
 
 COLUMNS = {
-    "new": "new skill (%)",
-    "prior": "prior skills (%)",
-    "kl": "KL to base, prior prompts",
-    "kl_new": "KL to base, new prompts",
-    "length": "tokens an answer",
+    "new": "new (%)",
+    "prior": "prior (%)",
+    "kl": "KL prior",
+    "kl_new": "KL new",
+    "length": "tokens",
 }
-"""What most tables show."""
+"""What most tables show: accuracy on the new skill and on prior ones, KL(model || base) in nats per token on
+the model's own answers to prior and to new prompts, tokens of an answer to the new skill."""
 RATE = "learning rate"
 """Heading of the rates that the sweeps chose."""
 _SHARES = ("new", "prior")

@@ -162,8 +162,15 @@ def old_chains(split: str) -> list[Chain]:
 
 
 def old(split: str = "heldout") -> list[dict[str, str]]:
-    """The prior suite, 320 rows; `split` is `heldout`, the test, or `validation`."""
-    return [chain.row for chain in old_chains(split)]
+    """The prior suite, 320 rows; `split` is `heldout`, the test, or `validation`.
+
+    `skill` of a row is the operation, or how many there are.
+    """
+
+    def name(chain: Chain) -> str:
+        return chain.verbs[0] if len(chain.verbs) == 1 else f"chains of {len(chain.verbs)}"
+
+    return [{**chain.row, "skill": name(chain)} for chain in old_chains(split)]
 
 
 def general(n: int, seed: int = 0) -> list[dict[str, str]]:

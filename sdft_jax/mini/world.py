@@ -181,7 +181,10 @@ def _tested() -> frozenset[tuple[str, ...]]:
 
 
 def old(split: str = "heldout") -> list[dict[str, str]]:
-    """The prior suite, every old skill `OLD_TEST_ROWS` times; `split` is `heldout` (test) or `validation`."""
+    """The prior suite, every old skill `OLD_TEST_ROWS` times; `split` is `heldout` (test) or `validation`.
+
+    `skill` of a row is its operation.
+    """
     draw = {"heldout": heldout, "validation": validation}[split]
     return [{**row, "skill": skill.operation} for skill in OLD_SKILLS for row in draw(skill, OLD_TEST_ROWS)]
 

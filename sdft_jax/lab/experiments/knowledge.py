@@ -24,7 +24,7 @@ PAPER_TABLE_1 = {
 }
 """Strict, lenient, out of distribution."""
 SCORES = ("strict", "lenient", "out of distribution")
-PRIOR_SKILLS = "prior skills (%)"
+PRIOR_SKILLS = "prior (%)"
 
 
 def knowledge(lab: Lab) -> Report:

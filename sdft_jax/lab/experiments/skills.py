@@ -63,9 +63,21 @@ def skill(lab: Lab) -> Report:
             f"The table is the test: means over the skills {', '.join(next(iter(found.outcomes.values())))} "
             f"and over {seeds_in_words(lab)}. The picture is the choice: the sweep on validation rows of "
             "the first skill, one run a point, large where the rate was chosen; its star and its dashed "
-            "line are the base model on the test."
+            "line are the base model on the test.",
+            *_idle(found),
         ],
     )
+
+
+def _idle(found: Comparison) -> list[str]:
+    """Why a method that learned nothing is not below SDFT on prior skills."""
+    if found.estimate("DFT", "new").mean > 0.01:
+        return []
+    return [
+        "DFT learned nothing at any rate, and so forgot nothing: it weights each token's loss by the token's "
+        "own "
+        "probability, and the first tokens of the expert's style have next to none under the base model."
+    ]
 
 
 def seeds_in_words(lab: Lab) -> str:
