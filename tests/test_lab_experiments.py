@@ -95,7 +95,7 @@ def test_the_verdict_on_a_skill_follows_who_wins(reported):
         ("reasoning", "SDFT above SFT on prior chains"),
         ("on-policy", "SDFT above offline KL on the new skill"),
         ("scale", "SDFT above SFT on the new skill at the largest base"),
-        ("pass-at-k", "SDFT above SFT at k=1"),
+        ("pass@k", "SDFT above SFT at k=1"),
         ("optimality", "the SDFT model nearer to the base than the SFT model"),
     ],
 )

@@ -19,7 +19,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "on-policy": ("ablations", "on-policy against offline, the same teacher (Figure 6)"),
     "divergence": ("ablations", "direction and support of the divergence"),
     "scale": ("scaling", "bases of weak, middling and strong in-context ability (Figure 5)"),
-    "pass-at-k": ("sampling", "gains at k samples"),
+    "pass@k": ("sampling", "gains at k samples"),
     "optimality": ("sampling", "teacher and SFT model: accuracy and distance from the base"),
     "artefacts": ("artefacts", "phrases of the teacher's that leak, and skipped first tokens"),
     "cost": ("cost", "FLOPs and seconds of a step against SFT's"),
@@ -30,4 +30,4 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
 def experiment(name: str) -> Callable[[Any], Any]:
     """The function behind a name, such as `on_policy` of `ablations`."""
     module = importlib.import_module(f"{__name__}.{EXPERIMENTS[name][0]}")
-    return getattr(module, name.replace("-", "_"))
+    return getattr(module, name.replace("-", "_").replace("@", "_at_"))

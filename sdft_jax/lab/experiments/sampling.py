@@ -55,7 +55,7 @@ def pass_at_k(lab: Lab) -> Report:
         for label, estimates in means.items()
     ]
     return Report(
-        "pass-at-k",
+        "pass@k",
         "pass@k",
         "SDFT is above SFT, and SFT above the base model, at every k up to 128: the gain is no mere "
         "sharpening.",

@@ -47,6 +47,15 @@ def scale(lab: Lab) -> Report:
         rows,
         lambda path, caption: _draw(found, gains, path, caption),
         [_sized(size, row) for size, one in found.items() for row in one.sweep],
+        [
+            "One base model of each size, made by the same recipe in the same number of steps. The two "
+            "smaller shapes "
+            "were picked out of twelve by how well they answer held-out questions with and without a "
+            "demonstration, "
+            "before any method was run; below the largest, ability is no smooth function of size. Both know "
+            "fewer of the "
+            "old skills too, so that their prior column says little about forgetting."
+        ],
     )
 
 
