@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
-BRIEF = 2.0
+BRIEF = 5.0
 """Seconds of work that is not worth a line of its own where there is no live bar."""
 
 _LIVE: list[Progress] = []
