@@ -176,21 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/continual.yaml")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="such as continual.seeds=[0,1,2]")
 
-    from sdft_jax.lab.experiments import EXPERIMENTS
-
-    listed = "\n".join(f"  {name:<12} {what}" for name, (_, what) in EXPERIMENTS.items())
-    command = commands.add_parser(
-        "lab", help="the paper's experiments in small", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="The paper's experiments on embedded models; finished trials are kept and not run again.",
-        epilog=f"experiments:\n{listed}",
-    )  # fmt: skip
-    command.set_defaults(command=lab)
-    command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
-    command.add_argument("--quick", action="store_true", help="one seed, fewer steps: shows that it runs")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    command.add_argument("--output", default="runs/lab", help="directory of trials and reports (runs/lab)")
-    command.add_argument("--workers", type=int, help="processes; default: one for each core of a CPU")
-    command.add_argument("--publish", metavar="DIR", help="also write tables and pictures into DIR/README.md")
+    _add_lab(commands)
 
     command = add(
         "evaluate", evaluate, "accuracy of a model, and of the model with the demonstration in context"
@@ -221,6 +207,25 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source"
     )
     return parser
+
+
+def _add_lab(commands: argparse._SubParsersAction) -> None:
+    """`sdft lab`, which takes no configuration."""
+    from sdft_jax.lab.experiments import EXPERIMENTS
+
+    listed = "\n".join(f"  {name:<12} {what}" for name, (_, what) in EXPERIMENTS.items())
+    command = commands.add_parser(
+        "lab", help="the paper's experiments in small", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="The paper's experiments on embedded models; finished trials are kept and not run again.",
+        epilog=f"experiments:\n{listed}",
+    )  # fmt: skip
+    command.set_defaults(command=lab)
+    command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
+    command.add_argument("--quick", action="store_true", help="one seed, fewer steps: shows that it runs")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    command.add_argument("--output", default="runs/lab", help="directory of trials and reports (runs/lab)")
+    command.add_argument("--workers", type=int, help="processes; default: one for each core of a CPU")
+    command.add_argument("--publish", metavar="DIR", help="also write tables and pictures into DIR/README.md")
 
 
 if __name__ == "__main__":
