@@ -186,9 +186,8 @@ def _conclude(console: Console, config: Config, report: Mapping[str, Any]) -> No
     console.print(summary_table(_matrix_rows(arms, chosen), "Accuracy after each stage, mean over seeds"))
     console.print(
         "BWT: mean change of earlier tasks since their own stage; -/+: prior items forgotten and gained "
-        "since "
-        "the base (McNemar's test of them is in the JSON); KL: KL(model || base) on prior prompts, nats a "
-        "token.",
+        "since the base (McNemar's test of them is in the JSON); KL: KL(model || base) on prior prompts, "
+        "nats a token.",
         highlight=False,
     )
     for what, path in ({"everything": output / "continual.json"} | pictures).items():

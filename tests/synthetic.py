@@ -9,7 +9,7 @@ import json
 import math
 
 from sdft_jax.lab import lab
-from sdft_jax.lab.experiments import cost, sampling, skills
+from sdft_jax.lab.experiments import cost
 from sdft_jax.mini import storms
 from sdft_jax.stages import PRIOR
 
@@ -37,7 +37,7 @@ def fake_runs(monkeypatch, sdft_wins=True):
         # What was stored was written as JSON: lists for tuples, text for keys.
         return [json.loads(json.dumps(result_of(trial, sdft_wins))) for trial in trials]
 
-    for module in (lab, skills, sampling, cost):
+    for module in (lab, cost):
         monkeypatch.setattr(module, "run_trials", run_trials)
     return seen
 

@@ -193,6 +193,28 @@ def compare(
     return Comparison(world, base, rates, swept, outcomes)
 
 
+def each_seed(
+    lab: Lab,
+    world: World,
+    variants: Sequence[Variant],
+    rates: Mapping[str, float],
+    skills: Sequence[str],
+    description: str,
+    **extra: Any,
+) -> tuple[Result, dict[str, list[Result]]]:
+    """What the base model gives on these skills, and by label what every seed of each variant does."""
+    keys = [(variant, seed) for variant in variants for seed in lab.seeds]
+    trials = [
+        arm_trial(lab, world, variant, skills, rates[variant.label], seed, **extra) for variant, seed in keys
+    ]
+    bases = [base_trial(lab, world, skills, **extra)]
+    base, *results = run_trials([*bases, *trials], lab.directory, lab.workers, description)
+    found: dict[str, list[Result]] = {}
+    for (variant, _), result in zip(keys, results, strict=True):
+        found.setdefault(variant.label, []).append(result)
+    return base, found
+
+
 def outcome(result: Result, skill: str) -> Outcome:
     """The state after the last stage, seen from one skill."""
     measured = result["measured"][-1]

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from sdft_jax.figures import Bar, Line
 from sdft_jax.lab.lab import Comparison, Swept
 from sdft_jax.stages import scientific
-from sdft_jax.statistics import Estimate, difference_interval
+from sdft_jax.statistics import Estimate, difference_interval, mean_interval
 
 Verdict = Literal["agrees", "differs", "cannot be told"]
 Row = Mapping[str, Any]
@@ -142,6 +143,23 @@ def _number(mean: float | None, half: float | None, field: str) -> str:
 def share(estimate: Estimate) -> str:
     """An accuracy in percent with its interval."""
     return _number(*estimate, "new")
+
+
+def percent_bar(group: str, method: str, values: Sequence[float], paper: float | None = None) -> Bar:
+    """The mean over seeds of shares in [0, 1], in percent with its interval."""
+    mean, half = _percent(mean_interval(values))
+    return Bar(group, method, mean, half, paper)
+
+
+def percent_line(label: str, x: Sequence[float], estimates: Sequence[Estimate], panel: str = "") -> Line:
+    """Estimates of shares in [0, 1], in percent with their intervals."""
+    means, halves = zip(*map(_percent, estimates), strict=True)
+    return Line(label, x, means, halves, panel)
+
+
+def _percent(estimate: Estimate) -> tuple[float, float | None]:
+    mean, half = estimate
+    return 100 * mean, None if half is None else 100 * half
 
 
 def write(report: Report, directory: Path, caption: str) -> Path:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.figures import Bar, Line, plot_bars, plot_lines
+from sdft_jax.figures import Bar, plot_bars, plot_lines
 from sdft_jax.lab.lab import Comparison, Lab, Variant, compare
-from sdft_jax.lab.reports import COLUMNS, Report, exceeds, table
+from sdft_jax.lab.reports import COLUMNS, Report, exceeds, percent_bar, percent_line, table
 from sdft_jax.lab.worlds import lists
 
 EMA_RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -72,19 +71,14 @@ def _draw_teacher(found: Comparison, path: Path, caption: str) -> None:
     lines = []
     for field, title in (("new", "new skill"), ("prior", "prior skills")):
         estimates = [found.estimate(f"EMA {rate:g}", field) for rate in rates]
-        lines.append(_line("EMA", title, rates, estimates))
+        lines.append(percent_line("EMA", rates, estimates, title))
         low = [rate for rate in rates if f"EMA {rate:g}, bfloat16" in found.outcomes]
         estimates = [found.estimate(f"EMA {rate:g}, bfloat16", field) for rate in low]
-        lines.append(_line("EMA, bfloat16", title, low, estimates))
+        lines.append(percent_line("EMA, bfloat16", low, estimates, title))
         for label in ("frozen", "live", "periodic, every 20"):
             flat = found.estimate(label, field)
-            lines.append(_line(label, title, (rates[0], rates[-1]), [flat, flat]))
+            lines.append(percent_line(label, (rates[0], rates[-1]), [flat, flat], title))
     plot_lines(lines, path, caption, x_label="rate of the EMA", y_label="accuracy (%)", log_x=True)
-
-
-def _line(label: str, panel: str, x: Sequence[float], estimates: Sequence[Any]) -> Line:
-    halves = [None if half is None else 100 * half for _, half in estimates]
-    return Line(label, x, [100 * mean for mean, _ in estimates], halves, panel)
 
 
 def on_policy(lab: Lab) -> Report:
@@ -174,6 +168,5 @@ def bars(found: Comparison) -> list[Bar]:
     drawn = []
     for label in found.outcomes:
         for field, name in (("new", "new skill"), ("prior", "prior skills")):
-            mean, half = found.estimate(label, field)
-            drawn.append(Bar(label, name, 100 * mean, None if half is None else 100 * half))
+            drawn.append(percent_bar(label, name, found.values(label, field)))
     return drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sdft_jax.figures import Bar, plot_bars
 from sdft_jax.lab.experiments.knowledge import PRIOR_SKILLS, TASK
 from sdft_jax.lab.lab import Comparison, Lab, Variant, compare
-from sdft_jax.lab.reports import RATE, Check, Report, share
+from sdft_jax.lab.reports import RATE, Check, Report, percent_bar, share
 from sdft_jax.lab.worlds import STORMS
 from sdft_jax.mini.storms import CITATION, CITED, cites_text
 from sdft_jax.stages import scientific
@@ -97,6 +97,5 @@ def _bars(found: Comparison, cited: dict[str, list[float]]) -> list[Bar]:
     bars = []
     for label, pair in shares.items():
         for name, values in zip(("cites a text", "new facts right"), pair, strict=True):
-            mean, half = mean_interval(values)
-            bars.append(Bar(label, name, 100 * mean, None if half is None else 100 * half))
+            bars.append(percent_bar(label, name, values))
     return bars

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdft_jax.figures import Bar, plot_bars
 from sdft_jax.lab.lab import Comparison, Lab, Variant, compare
-from sdft_jax.lab.reports import RATE, Check, Report, share
+from sdft_jax.lab.reports import RATE, Check, Report, percent_bar, share
 from sdft_jax.lab.worlds import STORMS
 from sdft_jax.mini import storms
 from sdft_jax.stages import scientific
@@ -171,7 +171,6 @@ def _bars(
     bars = []
     for label, seeds in groups.items():
         for column, name in enumerate(SCORES):
-            mean, half = mean_interval([row[column] for row in seeds])
             said = PAPER_TABLE_1[label][column] if paper else None
-            bars.append(Bar(label, name, 100 * mean, None if half is None else 100 * half, said))
+            bars.append(percent_bar(label, name, [row[column] for row in seeds], said))
     return bars

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sdft_jax.figures import Bar, plot_bars
 from sdft_jax.lab.lab import Lab, Variant, compare
-from sdft_jax.lab.reports import COLUMNS, Check, Report, exceeds, table
+from sdft_jax.lab.reports import COLUMNS, Check, Report, exceeds, percent_bar, table
 from sdft_jax.lab.worlds import CHAINS
 from sdft_jax.statistics import mean_interval
 
@@ -45,8 +45,7 @@ def reasoning(lab: Lab) -> Report:
             ("accuracy (%)", found.values(label, "new")),
             ("length (% of the base's)", ratio[label]),
         ):
-            mean, half = mean_interval(values)
-            bars.append(Bar(label, name, 100 * mean, None if half is None else 100 * half))
+            bars.append(percent_bar(label, name, values))
     return Report(
         "reasoning",
         "Demonstrations without the thought",

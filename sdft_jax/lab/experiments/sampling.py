@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from sdft_jax.figures import Line, plot_lines
 from sdft_jax.lab.experiments.skills import SDFT, SFT
-from sdft_jax.lab.lab import Comparison, Lab, Variant, arm_trial, base_trial, compare, sweep
-from sdft_jax.lab.pool import run_trials
-from sdft_jax.lab.reports import COLUMNS, Check, Report, share, table
+from sdft_jax.lab.lab import Comparison, Lab, compare, each_seed, sweep
+from sdft_jax.lab.reports import COLUMNS, Check, Report, percent_line, share, table
 from sdft_jax.lab.worlds import lists
-from sdft_jax.statistics import Estimate, difference_interval, mean_interval, mean_pass_at_k
+from sdft_jax.statistics import difference_interval, mean_interval, mean_pass_at_k
 
 KS = (1, 2, 4, 8, 16, 32, 64, 128)
 PAPER_PASS_AT_K = {
@@ -25,18 +24,11 @@ def pass_at_k(lab: Lab) -> Report:
     world, drawn = lists(), {"n": max(KS), "prompts": 32 if lab.quick else 64}
     skill = world.skills[0]
     rates, swept = sweep(lab, world, [SDFT, SFT], skill)
-    keys: list[tuple[Variant, int]] = [(variant, seed) for variant in (SDFT, SFT) for seed in lab.seeds]
-    trials = [
-        arm_trial(lab, world, variant, [skill], rates[variant.label], seed, pass_at_k=drawn)
-        for variant, seed in keys
-    ]
-    base, *results = run_trials(
-        [base_trial(lab, world, [skill], pass_at_k=drawn), *trials], lab.directory, lab.workers, "pass@k"
-    )
-    curves: dict[str, list[list[float]]] = {}
-    for (variant, _), result in zip(keys, results, strict=True):
-        curves.setdefault(variant.label, []).append(_curve(result["verdicts"]))
-    curves["base"] = [_curve(base["verdicts"])]
+    base, found = each_seed(lab, world, [SDFT, SFT], rates, [skill], "pass@k", pass_at_k=drawn)
+    curves = {
+        label: [_curve(result["verdicts"]) for result in seeds]
+        for label, seeds in (found | {"base": [base]}).items()
+    }
     means = {
         label: [mean_interval(column) for column in zip(*seeds, strict=True)]
         for label, seeds in curves.items()
@@ -62,7 +54,7 @@ def pass_at_k(lab: Lab) -> Report:
         checks,
         rows,
         lambda path, caption: plot_lines(
-            [_line(label, estimates) for label, estimates in means.items()],
+            [percent_line(label, KS, estimates) for label, estimates in means.items()],
             path,
             caption,
             x_label="k",
@@ -80,11 +72,6 @@ def pass_at_k(lab: Lab) -> Report:
 def _curve(verdicts: Sequence[Sequence[int]]) -> list[float]:
     right = [[bool(x) for x in row] for row in verdicts]
     return [mean_pass_at_k(right, k) for k in KS]
-
-
-def _line(label: str, estimates: Sequence[Estimate]) -> Line:
-    halves = [None if half is None else 100 * half for _, half in estimates]
-    return Line(label, [float(k) for k in KS], [100 * mean for mean, _ in estimates], halves)
 
 
 def _gained(found: Comparison) -> list[int]:

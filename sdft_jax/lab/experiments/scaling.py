@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdft_jax.figures import Line, plot_lines
+from sdft_jax.figures import plot_lines
 from sdft_jax.lab.lab import Comparison, Lab, Swept, Variant, compare
-from sdft_jax.lab.reports import COLUMNS, Check, Report, table
+from sdft_jax.lab.reports import COLUMNS, Check, Report, percent_line, table
 from sdft_jax.lab.worlds import lists
 from sdft_jax.statistics import Estimate, difference_interval, mean_interval
 
@@ -49,12 +49,10 @@ def scale(lab: Lab) -> Report:
         [_sized(size, row) for size, one in found.items() for row in one.sweep],
         [
             "One base model of each size, made by the same recipe in the same number of steps. The two "
-            "smaller shapes "
-            "were picked out of twelve by how well they answer held-out questions with and without a "
-            "demonstration, "
-            "before any method was run; below the largest, ability is no smooth function of size. Both know "
-            "fewer of the "
-            "old skills too, so that their prior column says little about forgetting."
+            "smaller shapes were picked out of twelve by how well they answer held-out questions with and "
+            "without a demonstration, before any method was run; below the largest, ability is no smooth "
+            "function of size. Both know fewer of the old skills too, so that their prior column says "
+            "little about forgetting."
         ],
     )
 
@@ -86,8 +84,7 @@ def _draw(
     lines = []
     for field, label in (("new", "new skill"), ("prior", "prior skills")):
         estimates = [gains[size][field] for size in found]
-        halves = [None if half is None else 100 * half for _, half in estimates]
-        lines.append(Line(label, x, [100 * mean for mean, _ in estimates], halves))
+        lines.append(percent_line(label, x, estimates))
     plot_lines(
         lines,
         path,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from sdft_jax.figures import Point, TaskCurve, plot_pareto, plot_sequence
-from sdft_jax.lab.lab import Comparison, Lab, Variant, arm_trial, base_trial, compare, sweep
-from sdft_jax.lab.pool import run_trials
+from sdft_jax.lab.lab import Comparison, Lab, Variant, compare, each_seed, sweep
 from sdft_jax.lab.reports import COLUMNS, RATE, Check, Report, exceeds, share, table
-from sdft_jax.lab.worlds import World, lists
-from sdft_jax.retention import backward_transfer, normalise
+from sdft_jax.lab.worlds import lists
+from sdft_jax.retention import backward_transfer
+from sdft_jax.sequence import sequence_curves
 from sdft_jax.stages import PRIOR, scientific
 from sdft_jax.statistics import difference_interval, mean_interval
 
@@ -74,9 +75,9 @@ def _idle(found: Comparison) -> list[str]:
     if found.estimate("DFT", "new").mean > 0.01:
         return []
     return [
-        "DFT learned nothing at any rate, and so forgot nothing: it weights each token's loss by the token's "
-        "own "
-        "probability, and the first tokens of the expert's style have next to none under the base model."
+        "DFT learned nothing at any rate, and so forgot nothing: it weights each token's loss by the "
+        "token's own probability, and the first tokens of the expert's style have next to none under the "
+        "base model."
     ]
 
 
@@ -98,7 +99,11 @@ def sequential(lab: Lab) -> Report:
     skills = world.skills[: 2 if lab.quick else None]
     variants = [SDFT, SFT, Variant("joint SFT", "joint", rate_of="SFT")]
     rates, swept = sweep(lab, world, variants, skills[0])
-    before, found = _in_turn(lab, world, variants, rates, skills)
+    # All tasks are measured twice in a stage; of joint there are no stages to draw.
+    watched = {"train": {"eval_every": max(lab.steps(world) // 2, 1)}}
+    drawn = [v if v.method == "joint" else dataclasses.replace(v, changes=watched) for v in variants]
+    base, found = each_seed(lab, world, drawn, rates, skills, "sequential")
+    before = base["measured"]["student"]
     means = {label: [_mean_accuracy(x, skills) for x in seeds] for label, seeds in found.items()}
     transfer = {label: [_transfer(before, x, skills) for x in found[label]] for label in ("SDFT", "SFT")}
     prior = {label: [x["measured"][-1][PRIOR]["accuracy"] for x in seeds] for label, seeds in found.items()}
@@ -141,26 +146,6 @@ def sequential(lab: Lab) -> Report:
     )
 
 
-def _in_turn(
-    lab: Lab, world: World, variants: Sequence[Variant], rates: Mapping[str, float], skills: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """What was measured before, and for each variant what each seed gave; all tasks twice in a stage."""
-    watched = {"train": {"eval_every": max(lab.steps(world) // 2, 1)}}
-    keys = [
-        (Variant(variant.label, variant.method, {} if variant.method == "joint" else watched), seed)
-        for variant in variants
-        for seed in lab.seeds
-    ]
-    trials = [arm_trial(lab, world, variant, skills, rates[variant.label], seed) for variant, seed in keys]
-    base, *results = run_trials(
-        [base_trial(lab, world, skills), *trials], lab.directory, lab.workers, "sequential"
-    )
-    found: dict[str, list[dict[str, Any]]] = {}
-    for (variant, _), result in zip(keys, results, strict=True):
-        found.setdefault(variant.label, []).append(result)
-    return base["measured"]["student"], found
-
-
 def share_of(values: Sequence[float]) -> str:
     """Mean in percent with its interval."""
     return share(mean_interval(values))
@@ -180,17 +165,12 @@ def _transfer(before: dict[str, Any], result: dict[str, Any], skills: Sequence[s
 def _curves(
     found: dict[str, list[dict[str, Any]]], before: dict[str, Any], skills: Sequence[str]
 ) -> list[TaskCurve]:
-    curves = []
-    for name in skills:
-        series = {
-            label: [_series(result["curve"], name) for result in seeds] for label, seeds in found.items()
-        }
-        values = {label: [[y for _, y in points] for points in seeds] for label, seeds in series.items()}
-        for label, units in normalise(values, before[name]["accuracy"]).items():
-            steps = [float(x) for x, _ in series[label][0]]
-            curves.append(TaskCurve(label, name, steps, units.tolist()))
-    return curves
-
-
-def _series(curve: Sequence[dict[str, Any]], task: str) -> list[tuple[int, float]]:
-    return sorted({row["step"]: row["tasks"][task] for row in curve if task in row["tasks"]}.items())
+    """Every skill over the steps of all stages, as `sdft continual` draws it."""
+    start = [before[name]["accuracy"] for name in skills]
+    return sequence_curves(
+        [
+            {"method": label, "tasks": skills, "accuracy": [start], "curve": result["curve"]}
+            for label, seeds in found.items()
+            for result in seeds
+        ]
+    )
