@@ -18,7 +18,7 @@ from sdft_jax.config import Config
 from sdft_jax.evaluation import Evaluation, evaluate
 from sdft_jax.hub import model_directory
 from sdft_jax.models import Model, load_model, save_pretrained
-from sdft_jax.prepare import EvalSet, Prepared
+from sdft_jax.prepare import EvalSet, Prepared, refuse_examined, trained_prompts
 from sdft_jax.sharding import sharding_from
 from sdft_jax.stages import (
     PRIOR,
@@ -74,7 +74,19 @@ def make_plan(config: Config, methods: Sequence[str], active: bool) -> Plan:
     """Read and tokenise everything. Raises SdftError for what is wrong with the data of any stage."""
     stages = stages_of(config)
     prepared = prepare_all(stages, methods, active)
-    return Plan(config, stages, prepared, active, suites_of(config, prepared[methods[0]][0]))
+    plan = Plan(config, stages, prepared, active, suites_of(config, prepared[methods[0]][0]))
+    _refuse_overlap(plan)
+    return plan
+
+
+def _refuse_overlap(plan: Plan) -> None:
+    """No stage may train on what another stage's evaluation, a suite or the prior suite asks."""
+    for method, stages in plan.prepared.items():
+        for stage, tokens in zip(plan.stages, stages, strict=True):
+            trained = trained_prompts(method, stage.config.data, tokens)
+            for name, (config, rows) in plan.rows.items():
+                path = config.eval.validation if name.startswith(VALIDATION) else config.eval.path
+                refuse_examined(trained, config.eval, config.eval.prior if name == PRIOR else path, rows)
 
 
 def measure_base(plan: Plan) -> dict[str, Measured]:

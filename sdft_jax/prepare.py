@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdft_jax.config import Config
@@ -12,6 +12,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.hub import model_directory
 from sdft_jax.methods import METHODS
 from sdft_jax.models import open_checkpoint, read_config
+from sdft_jax.overlap import refuse_overlap
 from sdft_jax.prompts import (
     Dropped,
     Encoded,
@@ -23,6 +24,7 @@ from sdft_jax.prompts import (
     load_tokenizer,
 )
 from sdft_jax.report import bar
+from sdft_jax.settings import DataConfig, EvalConfig
 from sdft_jax.sharding import sharding_from
 from sdft_jax.tasks import validate
 
@@ -85,11 +87,31 @@ def prepare(config: Config, active: bool = True) -> Prepared:
     def encode_eval(found: list[Example] | None, teacher: bool) -> EvalSet | None:
         return None if found is None else _encode_eval(found, config, tokenizer, eos, teacher)
 
-    return Prepared(
+    prepared = Prepared(
         directory, tokenizer, eos, tokenizer.pad_token_id, tuple(encoded), dropped,
         new=encode_eval(new, shown), prior=encode_eval(prior, teacher=False),
         validation=encode_eval(validation, shown), general=tuple(prompts), general_dropped=prompts_dropped,
     )  # fmt: skip
+    trained, options = trained_prompts(config.train.method, config.data, prepared), config.eval
+    refuse_examined(trained, options, options.path, prepared.new)
+    refuse_examined(trained, options, options.validation, prepared.validation)
+    refuse_examined(trained, options, options.prior, prepared.prior)
+    return prepared
+
+
+def trained_prompts(method: str, data: DataConfig, prepared: Prepared) -> dict[str, tuple[Encoded, ...]]:
+    """Source -> rows whose prompts the method trains on; nothing with the oracle."""
+    if method == "oracle":
+        return {}
+    return {data.path: prepared.train} | ({data.general: prepared.general} if data.general else {})
+
+
+def refuse_examined(
+    trained: Mapping[str, Sequence[Encoded]], options: EvalConfig, path: str | None, rows: EvalSet | None
+) -> None:
+    """Refuse an evaluation of prompts that are trained on, unless `eval.overlap` allows it."""
+    if rows is not None and options.overlap == "error":
+        refuse_overlap(trained, str(path), rows.encoded)
 
 
 def _imitates(config: Config) -> bool:

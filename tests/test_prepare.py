@@ -82,7 +82,9 @@ def test_general_prompts_have_no_limit_but_their_length(tiny_directory, knowledg
 
 
 def test_evaluation_needs_the_context_alone(tiny_directory, knowledge):
-    overrides = (f"eval.path={knowledge['train']}", f"eval.validation={knowledge['train']}")
+    overrides = (
+        f"eval.path={knowledge['train']}", f"eval.validation={knowledge['train']}", "eval.overlap=allow",
+    )  # fmt: skip
     prepared = prepare(config_of(tiny_directory, "unused", *overrides, "eval.teacher=false"), active=False)
     assert [len(row.teacher_prompt) for row in prepared.validation.encoded] == [0] * 3
     context = ("data.context=article", f"data.path={knowledge['train']}")
