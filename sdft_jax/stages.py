@@ -61,8 +61,8 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     """The stages of a configuration.
 
     Raises:
-        SdftError: there is none, or one without a name of its own, or with keys that are unknown or belong to
-            the whole run; nothing is measured, or not what a method needs.
+        SdftError: there is none, or one without a name or data of its own, or with keys that are unknown or
+            belong to the whole run; nothing is measured, or not what a method needs.
     """
     if not config.continual.stages:
         raise SdftError(
@@ -82,6 +82,11 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
             f"stage {unshown[0]}: the oracle answers with the demonstration in context: leave eval.teacher "
             "at true, or remove oracle from continual.methods."
         )
+    for stage in stages:
+        if "data" not in stage.changes:
+            raise SdftError(
+                f"continual.stages: stage {stage.name} has no data of its own: add data: {{path: FILE}}."
+            )
     return stages
 
 
