@@ -6,88 +6,216 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
-_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _OP = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_SHAPE = re.compile(r"^\w+\[([\d,]*)\]")
+_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
 _DOT = re.compile(r"^(\w+\[[\d,]*\])\S* dot\((?:\w+\[[\d,]*\]\S* )?%?([\w.\-]+),")
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_COMPARE = re.compile(r"compare\((?:\S+ )?%?([\w.\-]+), (?:\S+ )?%?([\w.\-]+)\), direction=LT")
+_CONSTANT = re.compile(r"^s32\[\]\S* constant\((-?\d+)\)")
+_ADD = re.compile(r"^s32\[\]\S* add\((?:\S+ )?%?([\w.\-]+), (?:\S+ )?%?([\w.\-]+)\)")
+_COLLECTIVE = re.compile(
+    r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute|ragged-all-to-all)(-start)?\("
+)
+_SCOPE = re.compile(r'op_name="([^"]*)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_GROUP_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Op:
+class Op:
+    """One line of a program."""
+
     name: str
     text: str
+    """What stands after the equals sign."""
 
     @property
-    def is_while(self) -> bool:
-        return " while(" in self.text
+    def scope(self) -> str:
+        """Where in the source's named scopes it comes from, such as `jit(update)/rollout/mul`."""
+        found = _SCOPE.search(self.text)
+        return found[1] if found else ""
 
-    @property
-    def is_conditional(self) -> bool:
-        return " conditional(" in self.text
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices, with all its repetitions."""
+
+    kind: str
+    scope: str
+    times: float
+    bytes: float
+    """That a device receives, over all repetitions."""
 
 
 def matmul_flops(text: str, unknown_trips: float = 1.0) -> float:
-    """Floating-point operations of all matrix products in a compiled program (2 a multiply-add).
+    """Floating-point operations of all matrix products in a program (2 a multiply-add).
 
     Args:
-        text: `compiled.as_text()`.
-        unknown_trips: trips of loops whose number the compiler does not know, such as a decode loop that may
-            end early.
+        text: `compiled.as_text()`, or that of a lowered program.
+        unknown_trips: trips of loops whose number the text does not tell.
 
-    Of a conditional the costlier branch counts.
+    A loop that may end early counts as if it did not. Of a conditional the costlier branch counts.
     """
+    return _total(text, lambda op, shapes: Counter({"": _dot(op, shapes)}), unknown_trips)[""]
+
+
+def estimated_cycles(text: str, unknown_trips: float = 1.0) -> dict[str, float]:
+    """The TPU compiler's own cycle estimates, by scope; kernels and waiting for other chips have none."""
+
+    def cost(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Counter:
+        found = _CYCLES.search(op.text)
+        return Counter({op.scope: float(found[1])}) if found else Counter()
+
+    return dict(_total(text, cost, unknown_trips))
+
+
+def collectives(text: str, unknown_trips: float = 1.0) -> list[Collective]:
+    """Every exchange between devices; one that goes on beside computations counts where it begins."""
+
+    def cost(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Counter:
+        found = _COLLECTIVE.search(op.text)
+        if found is None:
+            return Counter()
+        size = _received(found[1], _bytes(op.text.split(found[0])[0], bool(found[2])), _group(op.text))
+        return Counter({(found[1], op.scope, size): 1.0})
+
+    found = _total(text, cost, unknown_trips)
+    return [Collective(kind, scope, times, times * size) for (kind, scope, size), times in found.items()]
+
+
+def _total(
+    text: str,
+    cost: Callable[[Op, Mapping[str, tuple[int, ...]]], Counter],
+    unknown_trips: float,
+) -> Counter:
+    """Costs of all operations, each times how often it runs."""
     computations = _computations(text)
     entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
 
     @functools.cache
-    def count(name: str) -> float:
+    def count(name: str) -> Counter:
         ops = computations[name][1]
         shapes = {op.name: _dimensions(op.text) for op in ops}
-        return sum(_dot(op, shapes) + _called(op) for op in ops)
+        return _sum(x for op in ops for x in (cost(op, shapes), called(op)))
 
-    def _called(op: _Op) -> float:
+    def called(op: Op) -> Counter:
         branches = [
             name.strip().lstrip("%") for found in _BRANCHES.findall(op.text) for name in found.split(",")
         ]
-        called = [count(name) for name in [*_CALLED.findall(op.text), *branches] if name in computations]
-        if op.is_conditional:
-            return max(called, default=0.0)
-        if op.is_while:
-            known = _TRIPS.search(op.text)
-            return sum(called) * (float(known[1]) if known else unknown_trips)
-        return sum(called)
+        names = [*_CALLED.findall(op.text), *branches]
+        found = [count(name) for name in names if name in computations and not _is_piece(op.name, name)]
+        if " conditional(" in op.text:
+            return functools.reduce(lambda a, b: a | b, found, Counter())
+        if " while(" not in op.text:
+            return _sum(found)
+        trips = _trips(op, computations)
+        times = unknown_trips if trips is None else trips
+        return Counter({key: times * value for key, value in _sum(found).items()})
 
     return count(entry)
 
 
-def _computations(text: str) -> Mapping[str, tuple[bool, list[_Op]]]:
+def _sum(counters: Iterable[Counter]) -> Counter:
+    total: Counter = Counter()
+    for counter in counters:
+        total.update(counter)
+    return total
+
+
+def _is_piece(caller: str, called: str) -> bool:
+    """Whether this only carries on an exchange that has begun before, beside a computation."""
+    return caller.startswith("async-collective-done") or called.startswith("async_collective_fusion")
+
+
+def _trips(op: Op, computations: Mapping[str, tuple[bool, list[Op]]]) -> float | None:
+    """Most trips of a loop: told by the compiler, or the bound that its condition compares a count with."""
+    if told := _TRIPS.search(op.text):
+        return float(told[1])
+    condition = _CONDITION.search(op.text)
+    ops = {x.name: x.text for x in computations[condition[1]][1]} if condition else {}
+    for text in ops.values():
+        if found := _COMPARE.search(text):
+            counted, bound = (ops.get(name, "") for name in found.groups())
+            if limit := _CONSTANT.match(bound):
+                return float(limit[1]) - _offset(counted, ops)
+    return None
+
+
+def _offset(text: str, ops: Mapping[str, str]) -> float:
+    """The constant that is added to a count before it is compared."""
+    added = _ADD.match(text)
+    values = [_CONSTANT.match(ops.get(name, "")) for name in added.groups()] if added else []
+    return sum(float(value[1]) for value in values if value)
+
+
+def _computations(text: str) -> Mapping[str, tuple[bool, list[Op]]]:
     """Name -> (whether the program starts there, its operations)."""
-    found: dict[str, tuple[bool, list[_Op]]] = {}
-    ops: list[_Op] = []
+    found: dict[str, tuple[bool, list[Op]]] = {}
+    ops: list[Op] = []
     for line in text.splitlines():
         if head := _HEAD.match(line):
             ops = []
             found[head[1]] = (line.startswith("ENTRY"), ops)
         elif op := _OP.match(line):
-            ops.append(_Op(op[1], op[2]))
+            ops.append(Op(op[1], op[2]))
     return found
 
 
 def _dimensions(text: str) -> tuple[int, ...]:
-    shape = _SHAPE.match(text)
-    return tuple(int(size) for size in shape[1].split(",") if size) if shape else ()
+    shape = _ARRAY.match(text)
+    return tuple(int(size) for size in shape[3].split(",") if size) if shape else ()
 
 
-def _dot(op: _Op, shapes: Mapping[str, tuple[int, ...]]) -> float:
+def _dot(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> float:
     dot = _DOT.match(op.text)
     if dot is None:
         return 0.0
     contracted = _CONTRACTED.search(op.text)
     axes = [int(axis) for axis in contracted[1].split(",") if axis] if contracted else []
     return 2.0 * math.prod(_dimensions(dot[1])) * math.prod(shapes[dot[2]][axis] for axis in axes)
+
+
+def _bytes(shape: str, is_start: bool) -> float:
+    """Size of a result; that of the start of an asynchronous exchange lists operand, then result."""
+    arrays = _ARRAY.findall(shape)
+    if is_start:
+        arrays = arrays[1:2]
+    return sum(
+        math.prod(int(n) for n in sizes.split(",") if n) * (int(bits) / 8 if bits else 1)
+        for _, bits, sizes in arrays
+    )
+
+
+def _received(kind: str, size: float, group: int) -> float:
+    """Bytes that each of `group` devices receives for a result of `size` bytes."""
+    others = (group - 1) / group
+    return {
+        "all-gather": others,
+        "all-to-all": others,
+        "ragged-all-to-all": others,
+        "all-reduce": 2 * others,
+        "reduce-scatter": group - 1,
+        "collective-permute": 1.0,
+    }[kind] * size
+
+
+def _group(text: str) -> int:
+    """How many devices exchange with each other."""
+    if listed := _GROUP_LIST.search(text):
+        return len(listed[1].split(","))
+    if iota := _GROUP_IOTA.search(text):
+        return int(iota[1])
+    if mesh := _GROUP_MESH.search(text):
+        sizes = dict(part.replace("'", "").split("=") for part in mesh[1].split(","))
+        return math.prod(int(sizes[name.strip(" '")]) for name in mesh[2].split(",") if name.strip())
+    return 2

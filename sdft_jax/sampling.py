@@ -100,7 +100,7 @@ def sample(
 ) -> Rollout:
     """`generate` as a pure function of arrays, for use inside a jitted update."""
     batch, length = tokens.shape[0], sampling.max_new_tokens
-    params = lay_out_for_decoding(model, params)
+    model, params = lay_out_for_decoding(model, params)
     head = model.head(params)
 
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
@@ -127,14 +127,16 @@ def sample(
         hidden, cache = model.decode(params, last, loop.cache)
         return emit(loop._replace(cache=cache), hidden)
 
-    hidden, cache = model.prefill(params, tokens, attention_mask, tokens.shape[1] + length)
+    with jax.named_scope("prefill"):
+        hidden, cache = model.prefill(params, tokens, attention_mask, tokens.shape[1] + length)
     empty = Rollout(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
         mask=jnp.zeros((batch, length), bool),
         logprobs=jnp.zeros((batch, length), jnp.float32),
     )
     start = _Loop(jnp.zeros((), jnp.int32), cache, empty, jnp.zeros((batch,), bool))
-    return jax.lax.while_loop(unfinished, body, emit(start, hidden[:, -1])).rollout
+    with jax.named_scope("decode"):
+        return jax.lax.while_loop(unfinished, body, emit(start, hidden[:, -1])).rollout
 
 
 compiled_sample = functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_ids", "pad_id"))(
@@ -176,10 +178,16 @@ def _nucleus_threshold(descending: Float[Array, "B k"], top_p: float) -> Float[A
     return jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
 
 
-def lay_out_for_decoding(model: Model, params: Params) -> Params:
-    """Parameters in the compute dtype, gathered along the width once instead of at every token."""
+def lay_out_for_decoding(model: Model, params: Params) -> tuple[Model, Params]:
+    """Parameters in the compute dtype, gathered along the width once instead of at every token.
+
+    The model that comes back reads them so: under the rules of training the compiler would split the
+    embedding again inside the loop, and gather it for the head it is tied to at every token.
+    """
     params = jax.tree.map(lambda p: p.astype(model.compute_dtype), params)
     if model.sharding is None:
-        return params
+        return model, params
     decoding = dataclasses.replace(model.sharding, rules=for_decoding(model.sharding.rules))
-    return jax.lax.with_sharding_constraint(params, tree_shardings(decoding, model.logical_axes(), params))
+    shardings = tree_shardings(decoding, model.logical_axes(), params)
+    model = dataclasses.replace(model, sharding=decoding)
+    return model, jax.lax.with_sharding_constraint(params, shardings)

@@ -248,7 +248,7 @@ class EvalConfig:
     max_new_tokens: Positive | None = None
     """None: as in sampling."""
     overlap: Literal["error", "allow"] = "error"
-    """What happens where an evaluation asks a prompt that is trained on: refused with the count, or allowed."""
+    """Where an evaluation asks prompts that are trained on: refused with their count, or allowed."""
     teacher: bool = True
     """Also measure the model with the demonstration in context: the ceiling of what it can teach."""
 

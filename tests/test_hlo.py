@@ -1,10 +1,14 @@
-"""FLOPs of compiled programs, against products of sizes counted by hand."""
+"""FLOPs, exchanges and cycles of compiled programs, against what is counted by hand."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
-from sdft_jax.hlo import matmul_flops
+from sdft_jax.hlo import Collective, collectives, estimated_cycles, matmul_flops
 
 X, W = jnp.ones((4, 8)), jnp.ones((5, 8, 8))
 PRODUCT = 2 * 4 * 8 * 8
@@ -78,3 +82,97 @@ def test_trips_given_do_not_touch_loops_whose_trips_are_known():
 
     assert matmul_flops(text_of(both, X, W, 3), unknown_trips=10) == (10 + 5) * PRODUCT
     assert matmul_flops(text_of(chain, X, W), unknown_trips=10) == 5 * PRODUCT
+
+
+def test_a_bound_in_the_condition_is_a_number_of_trips():
+    """As TPU programs and lowered ones have it, whose loops do not tell their trips."""
+    lowered = jax.jit(lambda x, w: nested(x, w)).lower(X, W).compiler_ir(dialect="hlo").as_hlo_text()
+    assert "known_trip_count" not in lowered
+    assert matmul_flops(lowered, unknown_trips=100) == 3 * 5 * PRODUCT
+
+
+SIZE = 16 * 4
+"""Bytes of what is exchanged below."""
+EXCHANGES = {
+    "all-reduce": (lambda x: jax.lax.psum(x, "i"), PartitionSpec(), 2 * SIZE * 7 / 8),
+    "all-gather": (lambda x: jax.lax.all_gather(x, "i", tiled=True), PartitionSpec("i"), SIZE * 7 / 8),
+    "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "i", tiled=True), PartitionSpec(), SIZE * 7 / 8),
+    "all-to-all": (
+        lambda x: jax.lax.all_to_all(x.reshape(8, 2), "i", 0, 0).reshape(16), PartitionSpec(), SIZE * 7 / 8,
+    ),
+    "collective-permute": (
+        lambda x: jax.lax.ppermute(x, "i", [(i, (i + 1) % 8) for i in range(8)]), PartitionSpec(), SIZE
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXCHANGES)
+def test_bytes_that_a_device_receives(kind):
+    exchange, spec, received = EXCHANGES[kind]
+    mesh = Mesh(np.asarray(jax.devices()), "i")
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False)
+    def thrice(x):
+        def body(carry, _):
+            with jax.named_scope("here"):
+                return carry + jnp.sum(exchange(x * carry)), None
+
+        return jax.lax.scan(body, 1.0, None, length=3)[0]
+
+    found = [x for x in collectives(text_of(thrice, jnp.ones(16))) if x.kind == kind]
+    assert [(x.times, x.bytes) for x in found] == [(3, 3 * received)]
+    assert "here" in found[0].scope
+
+
+TPU = """\
+HloModule jit_update
+
+%condition (c: (s32[], bf16[4])) -> pred[] {
+  %c = (s32[]{:T(128)}, bf16[4]) parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %bound = s32[]{:T(128)} constant(12)
+  %count = s32[]{:T(128)} get-tuple-element(%c), index=0
+  %next = s32[]{:T(128)S(6)} add(%count, %one), metadata={op_name="add.1"}
+  %lt = pred[]{:T(512)S(6)} compare(%next, %bound), direction=LT
+  %live = pred[]{:T(512)} parameter(1)
+  ROOT %and = pred[]{:T(512)} and(%lt, %live)
+}
+
+%begun (p: bf16[8]) -> bf16[32] {
+  ROOT %g = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, metadata={op_name="jit(f)/decode/dot"}
+}
+
+%async_collective_fusion.1 (p: bf16[8]) -> bf16[32] {
+  ROOT %g = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, metadata={op_name="jit(f)/decode/dot"}
+}
+
+%ended (p: bf16[8]) -> bf16[32] {
+  ROOT %g = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, metadata={op_name="jit(f)/decode/dot"}
+}
+
+%body (b: (s32[], bf16[4])) -> (s32[], bf16[4]) {
+  %b = (s32[]{:T(128)}, bf16[4]) parameter(0)
+  %async-collective-start.5 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%begun
+  %fusion.1 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%async_collective_fusion.1, metadata={op_name="jit(f)/decode/mul"}, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %async-collective-done.5 = bf16[32]{0} fusion(%fusion.1), kind=kCustom, calls=%ended
+  ROOT %t = (s32[], bf16[4]) tuple(%b)
+}
+
+ENTRY %main (x: bf16[4]) -> bf16[4] {
+  %x = bf16[4] parameter(0)
+  %start = (bf16[8], bf16[8]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}, metadata={op_name="jit(f)/shift"}
+  %while.1 = (s32[], bf16[4]) while(%x), condition=%condition, body=%body
+  ROOT %f = bf16[4] fusion(%while.1), calls=%none, metadata={op_name="jit(f)/end"}, backend_config={"estimated_cycles":"7"}
+}
+"""  # noqa: E501
+
+
+def test_an_exchange_beside_computations_counts_once():
+    assert set(collectives(TPU)) == {
+        Collective("all-gather", "jit(f)/decode/dot", 11, 11 * 64 * 3 / 4),
+        Collective("collective-permute", "jit(f)/shift", 1, 16),
+    }
+
+
+def test_cycles_are_the_compilers_times_the_trips():
+    assert estimated_cycles(TPU) == {"jit(f)/decode/mul": 11 * 100, "jit(f)/end": 7}

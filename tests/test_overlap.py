@@ -28,7 +28,7 @@ def test_prompts_are_compared_whole():
 def test_the_message_counts_and_names_source_and_rows():
     examined = [row(0, 9), row(4, 1, 2), row(7, 3)]
     trained = {"a.jsonl": [row(0, 5)], "b.jsonl": [row(0, 3), row(1, 1, 2)]}
-    with pytest.raises(SdftError, match=r"test: 2 of its 3 prompts are also trained on, in b\.jsonl \(rows 4, 7"):
+    with pytest.raises(SdftError, match=r"test: 2 of its 3 prompts are .* in b\.jsonl \(rows 4, 7"):
         refuse_overlap(trained, "test", examined)
 
 

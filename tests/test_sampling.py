@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 from tiny import EOS, ragged, tiny_model
 
 from sdft_jax.errors import SdftError
+from sdft_jax.hlo import collectives
 from sdft_jax.models import Model, load_model
 from sdft_jax.sampling import compiled_sample, generate, row_keys, sample, truncate
 from sdft_jax.settings import SamplingConfig
@@ -307,6 +308,29 @@ def test_inside_an_outer_jit(tiny, endless):
     model, *arrays = tiny
     rollout = jax.jit(lambda key, *a: generate(model, *a, key=key, **SETTINGS))(KEY, *arrays)
     np.testing.assert_array_equal(rollout.tokens, endless.tokens)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "data x fsdp x tensor"])
+def test_weights_are_gathered_before_the_loop_and_never_in_it(tied, shape):
+    """A tied embedding once was split again inside the loop, and gathered for the head at every token."""
+    sharding = Sharding(make_mesh(*shape))
+    model, _ = tiny_model(sharding, tie_word_embeddings=tied)
+    shapes = model.abstract_params()
+    params = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        shapes, tree_shardings(sharding, model.logical_axes(), shapes),
+    )  # fmt: skip
+    prompt = jax.ShapeDtypeStruct((8, 6), jnp.int32, sharding=sharding.named("batch"))
+    mask = jax.ShapeDtypeStruct((8, 6), bool, sharding=sharding.named("batch"))
+    keys = jax.eval_shape(lambda: row_keys(KEY, 8))
+    sampling = SamplingConfig(max_new_tokens=5)
+    text = compiled_sample.lower(model, params, prompt, mask, keys, sampling, (EOS,), PAD).compile().as_text()
+    found = collectives(text)
+    gathered = sum(x.bytes for x in found if x.kind == "all-gather" and "decode/while" not in x.scope)
+    assert gathered > 32 * 32 * 4 / 2  # at least most of the embedding
+    per_token = max((x.bytes / x.times for x in found if "decode/while" in x.scope), default=0)
+    assert per_token <= 8 * 32 * 4  # no more than a batch of hidden states or logits
 
 
 def test_same_on_a_mesh(tiny, endless):

@@ -254,7 +254,7 @@ def test_learning_rates_seeds_and_methods_may_be_added(again, monkeypatch):
 MISTAKES = {
     "continual.stages=[]": "continual.stages is empty: list the stages in the configuration",
     "continual.stages=[{name: a, data: {path: nowhere.jsonl}}]": "nowhere.jsonl does not exist: give a file",
-    "continual.stages=[{name: a, data: {limit: 9}}, {name: b, data: {limit: 9}, eval: {path: nowhere.jsonl}}]": "nowhere.jsonl does not exist",
+    "continual.stages=[{name: a, data: {limit: 9}, eval: {path: nowhere.jsonl}}]": "nowhere.jsonl does not",
     "continual.methods=[sdft,reinvoke]": "train.method=reinvoke distills the base model on prompts",
     "continual.methods=[sdtf]": "continual.methods.0='sdtf': input should be 'sdft', 'sft'",
 }

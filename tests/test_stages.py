@@ -64,7 +64,10 @@ MISTAKES = {
         ({"name": "a", "train": {"steps": "many"}},),
         "continual.stages: stage a: train.steps='many': input should be a valid integer",
     ),
-    "no data": ((ONE, {"name": "two"}), "continual.stages: stage two has no data of its own: add data: {path"),
+    "no data": (
+        (ONE, {"name": "two"}),
+        "continual.stages: stage two has no data of its own: add data",
+    ),
     "unmeasured": (({"name": "a", "eval": {"path": None}},), "nothing would be measured: give at least one"),
 }
 
