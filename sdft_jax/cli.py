@@ -28,6 +28,8 @@ examples:
       three skills in turn, SDFT against SFT: what is learned, kept and forgotten
   sdft lab skill --quick
       one of the paper's experiments in small; sdft lab all for all of them
+  sdft plan configs/qwen2.5-7b-tooluse.yaml --topology v5e-16 --mesh all
+      memory, traffic and estimated time on every mesh of a TPU slice, without a TPU
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
 
@@ -86,6 +88,19 @@ def lab(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def plan(arguments: argparse.Namespace) -> int:
+    """`sdft plan`."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing runs: a TPU or GPU that is there stays free
+    config = load_config(arguments.config, arguments.overrides)
+    from sdft_jax.plan.show import run
+
+    run(
+        config, arguments.topology, arguments.mesh, arguments.rules, arguments.output,
+        largest=not arguments.fast,
+    )  # fmt: skip
+    return 0
+
+
 def _until_terminated(run: Callable[[Config], object], config: Config) -> int:
     """The exit code of a run that saves itself on SIGTERM; what it compiles is kept for the next one."""
     from sdft_jax.compilation import cache_compilations
@@ -140,7 +155,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (
-        arguments.command not in (train, continual, evaluate) or any(text.startswith("-") for text in rest)
+        arguments.command not in (train, continual, evaluate, plan)
+        or any(text.startswith("-") for text in rest)
     ):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -177,6 +193,20 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", metavar="key=value", nargs="*", help="such as continual.seeds=[0,1,2]")
 
     _add_lab(commands)
+
+    command = add(
+        "plan", plan, "what an update needs on a TPU topology, from the TPU compiler, without a TPU"
+    )
+    command.add_argument("config", metavar="CONFIG", help="YAML file; its model needs no weights")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=64")
+    command.add_argument("--topology", action="append", required=True, metavar="NAME",
+                         help="such as v5e:4x4 or v5e-16; may be repeated")  # fmt: skip
+    command.add_argument(
+        "--mesh", help="data=N,fsdp=N,tensor=N (one may be -1), or all; default: as in CONFIG"
+    )
+    command.add_argument("--rules", nargs="+", default=[], metavar="FILE", help="sharding rules to compare")
+    command.add_argument("--output", metavar="DIR", help="also write plan.json and plan.png there")
+    command.add_argument("--fast", action="store_true", help="do not look for the largest batch")
 
     command = add(
         "evaluate", evaluate, "accuracy of a model, and of the model with the demonstration in context"

@@ -118,11 +118,16 @@ def _pad(
     return tokens, mask
 
 
+def padded_width(length: int) -> int:
+    """Columns for tokens that have no bucket of their own: a multiple of 8."""
+    return -(-length // 8) * 8
+
+
 def _buckets(encoded: Sequence[Encoded], part: str, option: str, chosen: tuple[int, ...]) -> tuple[int, ...]:
     longest = max(encoded, key=lambda e: len(getattr(e, part)))
     length = len(getattr(longest, part))
     if not chosen or not length:
-        return (-(-length // 8) * 8,)
+        return (padded_width(length),)
     if length > max(chosen):
         raise SdftError(
             f"{option}={tuple(sorted(chosen))}: row {longest.row} has {length} tokens and fits in none: "

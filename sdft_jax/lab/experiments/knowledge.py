@@ -82,6 +82,7 @@ def context(lab: Lab) -> Report:
         Variant("both"),
         Variant("article only", changes={"data": {"context": "text"}}),
         Variant("answer only", changes={"data": {"context": "demonstration"}}),
+        Variant("answer only, rate of both", changes={"data": {"context": "demonstration"}}, rate_of="both"),
     ]
     found = compare(lab, STORMS, variants)
     scores = {label: _scores(found, label) for label in found.outcomes}
@@ -99,6 +100,13 @@ def context(lab: Lab) -> Report:
             "the article alone above the answer alone on strict questions",
             _difference(scores, "article only", "answer only", 0),
             "75 against 37 in Figure 7; the text of appendix A.2 says the opposite",
+            claimed=False,
+        )
+    )
+    checks.append(
+        Check(
+            "at one rate, both above the answer alone on out of distribution questions",
+            _difference(scores, "both", "answer only, rate of both", 2),
             claimed=False,
         )
     )

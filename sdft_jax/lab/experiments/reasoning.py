@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sdft_jax.figures import Bar, plot_bars
-from sdft_jax.lab.lab import Lab, Variant, compare
+from sdft_jax.lab.lab import Comparison, Lab, Variant, compare
 from sdft_jax.lab.reports import COLUMNS, Check, Report, exceeds, percent_bar, table
 from sdft_jax.lab.worlds import CHAINS
 from sdft_jax.statistics import mean_interval
@@ -11,7 +11,8 @@ from sdft_jax.statistics import mean_interval
 
 def reasoning(lab: Lab) -> Report:
     """SFT and SDFT on answers without a thought: what becomes of thought and accuracy."""
-    found = compare(lab, CHAINS, [Variant("SDFT"), Variant("SFT", "sft")])
+    same = Variant("SFT at SDFT's rate", "sft", rate_of="SDFT")
+    found = compare(lab, CHAINS, [Variant("SDFT"), Variant("SFT", "sft"), same])
     before, length = found.before("new"), found.before("length")
     ratio = {label: [x / length for x in found.values(label, "length")] for label in found.outcomes}
     checks = [
@@ -38,6 +39,17 @@ def reasoning(lab: Lab) -> Report:
             "31.2 to 43.7",
         ),
         exceeds(found, "prior", "SDFT", "SFT", "SDFT above SFT on prior chains", claimed=False),
+        Check(
+            "at SDFT's rate, SFT shortens the answer",
+            mean_interval([1 - x for x in ratio[same.label]]),
+            unit="%",
+            claimed=False,
+        ),
+        Check(
+            "at SDFT's rate, SFT loses accuracy",
+            mean_interval([before - x for x in found.values(same.label, "new")]),
+            claimed=False,
+        ),
     ]
     bars = [Bar("base", "accuracy (%)", 100 * before), Bar("base", "length (% of the base's)", 100.0)]
     for label in found.outcomes:
@@ -57,6 +69,18 @@ def reasoning(lab: Lab) -> Report:
         found.sweep,
         [
             "A third of the rows are chains of verbs that the base model knows, the rest end in one that "
-            "it can only guess at; the expert shows the final list alone."
+            "it can only guess at; the expert shows the final list alone.",
+            *_idle(found, before),
         ],
     )
+
+
+def _idle(found: Comparison, before: float) -> list[str]:
+    """Why SFT may seem to keep its thought: the rate of best accuracy can be one that trains little."""
+    tried = {row.rate: row.new for row in found.sweep if row.label == "SFT"}
+    if found.rates["SFT"] > min(tried) or max(tried.values()) > before:
+        return []
+    return [
+        "SFT is below the base model's accuracy at every rate of the sweep, so that the rate chosen for it "
+        "is the lowest, which changes it least. The row at SDFT's rate shows what it does where it learns."
+    ]

@@ -1,0 +1,198 @@
+"""One update on one mesh: compiled for the topology, and what the compiler says about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import re
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sdft_jax.config import Config
+from sdft_jax.hlo import Collective, collectives, estimated_cycles, matmul_flops
+from sdft_jax.methods import METHODS
+from sdft_jax.models import Model, ModelConfig
+from sdft_jax.plan.program import abstract_batch, exact_parts, lower_update, make_model
+from sdft_jax.plan.topologies import Topology
+from sdft_jax.rules import Rules
+from sdft_jax.sampling import compiled_sample, row_keys
+from sdft_jax.sharding import Sharding, make_mesh
+
+GIB = 2.0**30
+PHASES = {
+    "prefill": r"/rollout/prefill",
+    "decode": r"/rollout",
+    "teacher": r"teacher",
+    "backward": r"transpose\(jvp\(student",
+    "student": r"jvp\(student",
+    "divergence": r"/learn/.*shard_map",
+    "optimizer": r"/optimizer",
+}
+"""Name -> what its scopes look like, the first that fits; `optimizer` has the teacher's motion too."""
+STATE = ("parameters", "optimizer", "teacher")
+_PEAK = re.compile(r"Live ranges at \d+ \(peak\):\n(.*?)\n(?:\s*\n|  \S)", re.S)
+_LIVE = re.compile(r"^\s+([\w.\-]+)\{[\d,]*\}: (\d+) bytes", re.M)
+_OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT])\)? exceeds available HBM|Used ([\d.]+)([KMGT]) of")
+_UNITS = {"K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What one update needs on each device, in bytes, seconds and floating-point operations."""
+
+    topology: str
+    mesh: Mapping[str, int]
+    rules: str
+    """Name of the sharding rules."""
+    batch: int
+    limit: float
+    """Bytes that a device has for a program."""
+    parts: Mapping[str, float]
+    """Bytes of what has a known shape; the state is always there, the others while they are needed."""
+    peak: float | None = None
+    """Bytes at the fullest moment; None where the program does not compile at all."""
+    temporaries: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Bytes besides the state at that moment, by the phase that made them."""
+    flops: float = 0.0
+    """Of matrix products."""
+    exchanges: Sequence[Collective] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """By phase, from the compiler's cycle estimates: without kernels, and without waiting for other chips."""
+    roofline: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds that the chip's peak rates allow, of `rollout` and `learn`."""
+    compile_seconds: float = 0.0
+    refusal: str = ""
+    """Why it does not fit or was not compiled."""
+    largest_batch: int | None = None
+
+    @property
+    def state(self) -> float:
+        """Bytes of the training state."""
+        return sum(self.parts[name] for name in STATE)
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything finds room."""
+        return self.peak is not None and self.peak <= self.limit
+
+    @property
+    def total_seconds(self) -> float:
+        """Of all phases."""
+        return sum(self.seconds.values())
+
+    @property
+    def dominant(self) -> str:
+        """What takes most of the memory, or, where there was no program to look at, most of the state."""
+        shares = {name: self.parts[name] for name in STATE} | dict(self.temporaries)
+        name = max(shares, key=lambda key: shares[key])
+        return f"{name} {shares[name] / GIB:.1f} GiB"
+
+
+def estimate(
+    config: Config, shape: ModelConfig, topology: Topology, devices: Sequence[Any], mesh: Mapping[str, int],
+    rules: Rules, rules_name: str,
+) -> Estimate:  # fmt: skip
+    """Compile the update for the topology and read what the compiler has to say.
+
+    Raises:
+        SdftError: the mesh does not divide the model or the batch.
+    """
+    sharding = Sharding(make_mesh(**mesh, devices=devices), rules)
+    model = make_model(config, shape, sharding)
+    limit = topology.generation.hbm_gib * GIB
+    found = Estimate(
+        topology.name, dict(mesh), rules_name, config.train.batch_size, limit,
+        exact_parts(config, model, sharding),
+    )  # fmt: skip
+    if found.state > limit:
+        return dataclasses.replace(
+            found, refusal=f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"
+        )
+    lowered = lower_update(config, model, sharding)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as dump:
+        try:
+            compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
+        except jax.errors.JaxRuntimeError as error:
+            return dataclasses.replace(found, refusal=_refusal(str(error), limit))
+        live = "".join(_read(path) for path in sorted(glob.glob(f"{dump}/*live-range.txt")))
+    text = compiled.as_text()
+    return dataclasses.replace(
+        found,
+        peak=float(compiled.memory_analysis().peak_memory_in_bytes),
+        temporaries=_temporaries(text, live, compiled.memory_analysis().peak_memory_in_bytes - found.state),
+        flops=_flops(lowered, len(devices)),
+        exchanges=tuple(collectives(text)),
+        seconds=_seconds(text, topology.generation.clock * 1e9),
+        roofline=_roofline(config, model, sharding, found, topology, lowered),
+        compile_seconds=time.monotonic() - begun,
+    )
+
+
+def phase_of(scope: str) -> str:
+    """The phase that a scope of the program belongs to."""
+    return next((name for name, pattern in PHASES.items() if re.search(pattern, scope)), "other")
+
+
+def _seconds(text: str, clock: float) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for scope, cycles in estimated_cycles(text).items():
+        found[phase_of(scope)] += cycles / clock
+    return {name: found[name] for name in (*PHASES, "other") if name in found}
+
+
+def _temporaries(text: str, live: str, size: float) -> dict[str, float]:
+    """Bytes by phase of what lives at the peak besides the state; inside loops nothing is told apart."""
+    peak = _PEAK.search(live)
+    scopes = dict(re.findall(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', text, re.M))
+    found: dict[str, float] = defaultdict(float)
+    for name, count in _LIVE.findall(peak[0]) if peak else ():
+        if not name.startswith("param"):
+            found[phase_of(scopes.get(name, ""))] += float(count)
+    found["inside loops"] = max(size - sum(found.values()), 0.0)
+    return {name: found[name] for name in sorted(found, key=lambda key: -found[key]) if found[name]}
+
+
+def _flops(lowered: Any, devices: int) -> float:
+    return matmul_flops(lowered.compiler_ir(dialect="hlo").as_hlo_text()) / devices
+
+
+def _roofline(
+    config: Config, model: Model, sharding: Sharding, found: Estimate, topology: Topology, lowered: Any
+) -> dict[str, float]:
+    """Products at the peak rate; a token of the rollout reads all weights and, on average, half the cache."""
+    devices = sharding.mesh.size
+    rate = topology.generation.teraflops * 1e12
+    everything = _flops(lowered, devices)
+    if METHODS[config.train.method].samples is None:
+        return {"learn": everything / rate}
+    batch = abstract_batch(config, sharding)
+    keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), config.train.batch_size))
+    params = model.abstract_params(jnp.float32)
+    sampler = compiled_sample.lower(
+        model, params, batch.prompt, batch.prompt_mask, keys, config.sampling, (1,), 0
+    )
+    sampled = _flops(sampler, devices)
+    read = found.parts["decoding weights"] + found.parts["KV cache"] / 2
+    reading = config.sampling.max_new_tokens * read / (topology.generation.bandwidth * 1e9)
+    return {"rollout": max(sampled / rate, reading), "learn": (everything - sampled) / rate}
+
+
+def _refusal(message: str, limit: float) -> str:
+    found = _OUT_OF_MEMORY.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        return f"the compiler refuses it: {message.strip().splitlines()[0]}"
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    needed = float(number) * _UNITS[unit]
+    return f"needs {needed / GIB:.1f} GiB a device, {(needed - limit) / GIB:.1f} GiB too much"
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()

@@ -1,0 +1,107 @@
+"""A tiny update compiled for TPUs: numbers that can be checked by hand, and a program that is too large."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import QWEN3
+
+from sdft_jax import cli
+
+pytest.importorskip("libtpu")
+
+SIZES = QWEN3 | {
+    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 32,
+}  # fmt: skip
+SETTINGS = (
+    "train.batch_size=8", "data.max_prompt=32", "data.max_teacher_prompt=64", "sampling.max_new_tokens=32",
+    "divergence.chunk=64",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    (path / "config.json").write_text(json.dumps(SIZES))
+    (path / "run.yaml").write_text(json.dumps({"model": {"path": str(path)}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def planned(directory):
+    output = directory / "out"
+    code = cli.main(
+        ["plan", str(directory / "run.yaml"), *SETTINGS, "--topology", "v5e-4", "--mesh", "fsdp=2,tensor=2",
+         "--output", str(output)]
+    )  # fmt: skip
+    assert code == 0
+    return output
+
+
+def test_the_report_says_what_by_hand_can_be_counted(planned):
+    report = json.loads((planned / "plan.json").read_text())
+    (one,) = report["estimates"]
+    # Embedding and head; per layer q and o, k and v, three of the feed-forward; norms are small change.
+    layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
+    weights = 2 * 512 * 128 + 2 * layer
+    assert one["parts"]["parameters"] == pytest.approx(4 * weights / 4, rel=0.02)
+    assert one["parts"]["optimizer"] == pytest.approx(2 * one["parts"]["parameters"], rel=0.01)
+    assert one["parts"]["decoding weights"] == pytest.approx(2 * weights / 2, rel=0.02)
+    # keys and values of 2 layers, 8 / 2 rows, 64 slots, 2 / 2 heads of width 32, two bytes each
+    assert one["parts"]["KV cache"] == 2 * 2 * 4 * 64 * 1 * 32 * 2
+    assert one["peak"] > one["state"] > 0
+    assert one["fits"]
+    assert one["largest_batch"] > 8
+    # Every weight of the decoder meets each of 8 x 64 student tokens four times (forward, twice backward, and
+    # once more, rematerialised), 8 x 96 teacher tokens once and 8 x 64 sampled ones once; heads only
+    # completions: student three times, teacher once, sampled once.
+    decoder, head, rows = 2 * layer, 512 * 128, 8
+    products = decoder * rows * (4 * 64 + 96 + 63) + head * rows * 32 * (3 + 1 + 1)
+    assert 4 * one["flops"] == pytest.approx(2 * products, rel=0.15)  # attention comes on top
+    assert {"prefill", "decode", "teacher", "student", "backward"} <= one["seconds"].keys()
+    assert {x["kind"] for x in one["exchanges"]} >= {"all-gather", "all-reduce"}
+    assert "measured on no TPU" in report["caveat"]
+
+
+def test_there_is_a_picture(planned):
+    assert (planned / "plan.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_of_several_meshes_those_that_do_not_divide_are_left_out(directory, capsys):
+    code = cli.main(
+        ["plan", str(directory / "run.yaml"), *SETTINGS, "--topology", "v5e-4", "--mesh", "all", "--fast",
+         "train.batch_size=2"]
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "left out: v5e:2x2 fsdp 4: train.batch_size=2 is not divisible by the 4 parts" in printed
+    assert "left out: v5e:2x2 tensor 4: layers.k" in printed
+    assert "fsdp 2 x tensor 2" in printed
+
+
+def test_what_is_too_large_says_by_how_much_and_what_would_help(tmp_path, capsys):
+    config = tmp_path / "big.yaml"
+    config.write_text(json.dumps({"model": {"path": "Qwen2.5-7B"}}))
+    assert cli.main(["plan", str(config), "--topology", "v5e-4", "--mesh", "fsdp=4"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not compiled: the state alone is 28.4 GiB a device" in printed
+    assert "What would make it smaller: model.param_dtype=bfloat16" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--topology", "v5e:4x5"), "--topology v5e:4x5: there is no such TPU topology; the nearest are"),
+        (
+            ("--topology", "v5e-4", "--mesh", "tensor=4"),
+            "is not divisible by the 4 parts of mesh axis tensor",
+        ),
+        (("--topology", "v5e-4", "--mesh", "fsdp=4", "--output", "run.yaml"), "--output run.yaml is a file"),
+    ],
+)
+def test_a_mistake_is_one_sentence(arguments, sentence, directory, monkeypatch, capsys):
+    monkeypatch.chdir(directory)
+    assert cli.main(["plan", "run.yaml", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors
+    assert Path("run.yaml").is_file()
