@@ -23,33 +23,34 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 gce() { run gcloud compute "$@" --project="$project"; }
 
-exists() { # exists LIST-COMMAND...: whether the command lists NAME (never, in a dry run)
-  [[ $(gce "$@" --filter="name=$name" --format='value(name)') ]]
+exists() { # exists zone|region KIND...: whether there is a NAME of that kind (never, in a dry run)
+  local where=$1
+  shift
+  [[ $(gce "$@" list --filter="name=$name AND $where~\"/${!where}\$\"" --format='value(name)') ]]
 }
 
 create() {
-  local slice=() model=STANDARD
+  local slice=() spot=()
   case $type in
     v5p-*) image=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e disk=pd-balanced ;;
     v6e-*) image=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e disk=hyperdisk-balanced ;;
     tpu7x-*) image=ubuntu-accel-2404-amd64-tpu-tpu7x disk=hyperdisk-balanced ;;
     *) die "$type is not to be had on Compute Engine: use queued.sh." ;;
   esac
-  [[ ! ${given[spot]-} ]] || model=SPOT
+  [[ ! ${given[spot]-} ]] || spot=(--provisioning-model=SPOT --instance-termination-action=DELETE)
   if ((hosts > 1)); then
-    exists resource-policies list --regions="$region" ||
+    exists region resource-policies ||
       gce resource-policies create workload-policy "$name" --region="$region" --type=HIGH_THROUGHPUT \
         --accelerator-topology="$topology" --accelerator-topology-mode=AUTO_CONNECT
     # Bulk: a slice comes whole or not at all. The policy must be given with its full path.
     slice=(--target-size-policy-mode=bulk
       --workload-policy="projects/$project/regions/$region/resourcePolicies/$name")
   fi
-  exists instance-templates list --regions="$region" ||
+  exists region instance-templates ||
     gce instance-templates create "$name" --instance-template-region="$region" --machine-type="$machine" \
       --create-disk="auto-delete=yes,boot=yes,size=200GB,type=$disk,image=projects/ubuntu-os-accelerator-images/global/images/family/$image" \
-      --provisioning-model="$model" --instance-termination-action=DELETE --maintenance-policy=TERMINATE \
-      --scopes=cloud-platform
-  exists instance-groups managed list --zones="$zone" ||
+      --maintenance-policy=TERMINATE --scopes=cloud-platform ${spot[@]+"${spot[@]}"}
+  exists zone instance-groups managed ||
     gce instance-groups managed create "$name" --zone="$zone" --size="$hosts" \
       --template="projects/$project/regions/$region/instanceTemplates/$name" \
       --default-action-on-vm-failure=do-nothing ${slice[@]+"${slice[@]}"}
@@ -59,7 +60,7 @@ create() {
 find_vms() {
   mapfile -t vms < <(gce instance-groups managed list-instances "$name" --zone="$zone" \
     --filter=instanceStatus=RUNNING --format='value(name)' | sort)
-  [[ ! $dry_run ]] || mapfile -t vms < <(seq --format="$name-vm%.0f" 0 $((hosts - 1)))
+  [[ ! $dry_run ]] || mapfile -t vms < <(seq -f "$name-vm%.0f" 0 $((hosts - 1)))
   ((${#vms[@]} == hosts)) || { say "${#vms[@]} of $hosts VMs run: try again when all do." && exit 1; }
 }
 
@@ -85,13 +86,13 @@ start() {
 }
 
 delete() {
-  if exists instance-groups managed list --zones="$zone" || [[ $dry_run ]]; then
+  if exists zone instance-groups managed || [[ $dry_run ]]; then
     gce instance-groups managed delete "$name" --zone="$zone" --quiet
   fi
-  if exists instance-templates list --regions="$region" || [[ $dry_run ]]; then
+  if exists region instance-templates || [[ $dry_run ]]; then
     gce instance-templates delete "$name" --region="$region" --quiet
   fi
-  if exists resource-policies list --regions="$region" || [[ $dry_run ]]; then
+  if exists region resource-policies || [[ $dry_run ]]; then
     gce resource-policies delete "$name" --region="$region" --quiet
   fi
 }

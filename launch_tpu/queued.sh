@@ -29,7 +29,7 @@ qr() { run gcloud compute tpus queued-resources "$@" "${place[@]}"; }
 
 everywhere() { qr ssh "$name" --node=all --worker=all --command="$1"; }
 
-state() { qr list --filter="name~/$name\$" --format='value(state.state)'; }
+state() { qr list --filter="name~\"(^|/)$name\$\"" --format='value(state.state)'; }
 
 create() {
   local now nodes=(--node-id="$name") spot=()

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -154,7 +155,7 @@ class Cloud:
 
 
 def shellcheck(*arguments, text=None):
-    tool = Path(sys.executable).parent / "shellcheck"
+    tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     done = subprocess.run([tool, *arguments], input=text, cwd=ROOT, capture_output=True, text=True)
     return done.stdout + done.stderr
 
