@@ -18,7 +18,6 @@ import jax
 import orbax.checkpoint as ocp
 import yaml
 from etils import epath
-from grain import checkpoint as grain_checkpoint
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
@@ -116,7 +115,7 @@ def save(
     """
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        data=grain_checkpoint.CheckpointSave(iterator),
+        data=ocp.args.JsonSave(iterator.get_state()),  # a position in the global data, the same on all hosts
         meta=ocp.args.JsonSave(dict(meta)),
     )
     with _storage_errors(manager.directory):
@@ -138,24 +137,25 @@ def restore_latest(
 
     Args:
         manager: from `open_manager`.
-        abstract_state: shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of the state wanted; any mesh.
+        abstract_state: shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of the state wanted; any mesh,
+            any number of processes.
         iterator: grain iterator over the same data.
 
     Raises:
-        SdftError: every checkpoint is damaged, or it was written by another number of processes.
+        SdftError: every checkpoint is damaged.
     """
     step, skipped = _newest_intact(manager.directory, manager.all_steps())
     if step is None:
         return None
-    _check_processes(manager.directory / str(step) / "data")
     restored = manager.restore(
         step,
         args=ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state),
-            data=grain_checkpoint.CheckpointRestore(iterator),
+            data=ocp.args.JsonRestore(),
             meta=ocp.args.JsonRestore(),
         ),
     )
+    iterator.set_state(restored.data)
     _set_aside(manager, list(skipped))
     return Restored(restored.state, restored.meta, step, tuple(skipped.values()))
 
@@ -330,17 +330,6 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("sdft_jax.checkpoint.set_aside")
     manager.reload()
-
-
-def _check_processes(data: epath.Path) -> None:
-    """Each process stores its own position in the data, so their number cannot change."""
-    name = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    if not (data / name).exists():
-        written = len(list(data.glob("process_*.json")))
-        raise SdftError(
-            f"checkpoint {data.parent} was written by {written} processes and this run has "
-            f"{jax.process_count()}: resume on {written} hosts; the mesh may differ."
-        )
 
 
 def _score(checkpoint: epath.Path) -> float | None:

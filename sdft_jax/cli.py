@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sdft_jax.config import Config, load_config
+from sdft_jax.config import Config, load_config, to_dict
 from sdft_jax.errors import SdftError
 from sdft_jax.options import as_help
 
@@ -63,18 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`sdft train`."""
-    config = load_config(arguments.config, arguments.overrides)
     from sdft_jax.experiment import run
 
-    return _until_terminated(run, config)
+    return _until_terminated(run, arguments)
 
 
 def continual(arguments: argparse.Namespace) -> int:
     """`sdft continual`."""
-    config = load_config(arguments.config, arguments.overrides)
     from sdft_jax.sequence import run
 
-    return _until_terminated(run, config)
+    return _until_terminated(run, arguments)
 
 
 def lab(arguments: argparse.Namespace) -> int:
@@ -101,11 +99,15 @@ def plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _until_terminated(run: Callable[[Config], object], config: Config) -> int:
+def _until_terminated(run: Callable[[Config], object], arguments: argparse.Namespace) -> int:
     """The exit code of a run that saves itself on SIGTERM; what it compiles is kept for the next one."""
+    config = load_config(arguments.config, arguments.overrides)
     from sdft_jax.compilation import cache_compilations
+    from sdft_jax.distributed import initialize, require_agreement
     from sdft_jax.training import Interrupted
 
+    initialize()
+    require_agreement(to_dict(config))
     cache_compilations()
     try:
         run(config)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config import Config
 from sdft_jax.data import find_buckets, pad_batch
+from sdft_jax.distributed import collect, spread
 from sdft_jax.divergence import divergence
 from sdft_jax.models import Model
 from sdft_jax.prepare import EvalSet
@@ -81,7 +82,9 @@ def evaluate(
     lengths: list[int] = []
     nats = tokens = 0.0
     batches = list(_batches(rows, config, tokenizer.pad_token_id))
-    for batch, count in progress(batches, description, active=active):
+    split = sharding_of(model).named("batch")
+    for whole, count in progress(batches, description, active=active):
+        batch = spread(whole, split)
         prompt = (batch.teacher_prompt, batch.teacher_mask) if teacher else (batch.prompt, batch.prompt_mask)
         rollout = generate(
             model, params, *prompt, key=jax.random.key(0), eos_ids=eos, pad_id=tokenizer.pad_token_id,
@@ -91,7 +94,8 @@ def evaluate(
             plain = (batch.prompt, batch.prompt_mask)
             total, number = _divergence_from(model, params, base, prompt, plain, rollout, batch.weight)
             nats, tokens = nats + float(total), tokens + float(number)
-        ids, mask = np.asarray(rollout.tokens)[:count], np.asarray(rollout.mask)[:count]
+        answers = collect(rollout)
+        ids, mask = answers.tokens[:count], answers.mask[:count]
         lengths += mask.sum(axis=1).tolist()
         completions += [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
     correct = tuple(score(text, row) for text, row in zip(completions, rows.examples, strict=True))
@@ -122,11 +126,13 @@ def sample_verdicts(
     for start in progress(range(0, len(pairs), size), "sampling"):
         part = pairs[start : start + size]
         batch = pad_batch([encoded for _, encoded in part], buckets, tokenizer.pad_token_id, size=size)
+        batch = spread(batch, sharding_of(model).named("batch"))
         rollout = generate(
             model, params, batch.prompt, batch.prompt_mask, key=jax.random.fold_in(key, start), eos_ids=eos,
             pad_id=tokenizer.pad_token_id, **options,
         )  # fmt: skip
-        ids, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+        answers = collect(rollout)
+        ids, mask = answers.tokens, answers.mask
         for (row, _), tokens, keep in zip(part, ids, mask, strict=False):
             verdicts[row].append(int(score(decode(tokenizer, tokens[keep]), rows.examples[row])))
     return verdicts

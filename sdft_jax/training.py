@@ -12,12 +12,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from sdft_jax import checkpoint
 from sdft_jax.assessment import Scores, assess, enough, score
 from sdft_jax.baselines import UPDATES, imitation_steps
 from sdft_jax.config import Config, to_dict
 from sdft_jax.data import make_batches
+from sdft_jax.distributed import collect
 from sdft_jax.errors import SdftError
 from sdft_jax.hub import model_directory
 from sdft_jax.methods import METHODS
@@ -194,7 +196,8 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             if best:
                 _save(loop, 0, state, meta)
         pending = _Pending(loop, sinks, show)
-        while step < loop.steps and not stopped and not terminated():
+        ending = terminated(step)
+        while step < loop.steps and not stopped and not ending:
             batch = _place(next(loop.batches), loop.model)
             step += 1
             sampling = None
@@ -214,7 +217,8 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             if done or stopped or _due(step, options.save_every) or (best and evaluated):
                 pending.settle(saved)
                 saved = _save(loop, step, state, meta)
-        if terminated():
+            ending = terminated(step)
+        if ending:
             pending.settle(saved)
             if step != saved:
                 _save(loop, step, state, meta)
@@ -292,7 +296,7 @@ def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_sa
     if np.isfinite([scalars[name] for name in ("loss", "grad_norm", "update_norm")]).all():
         return scalars
     bad = ~np.isfinite(np.asarray(metrics.divergence)).all(axis=1)
-    rows = np.asarray(batch.row)[bad if bad.any() else slice(None)].tolist()
+    rows = collect(batch.row)[bad if bad.any() else slice(None)].tolist()
     good = (
         f"the last good checkpoint is that of step {last_saved}"
         if last_saved > 0
@@ -314,15 +318,15 @@ def _place(batch: TokenBatch, model: Model) -> TokenBatch:
 def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics) -> None:
     """The first rows of this step's batch with each token's divergence, to be looked at."""
     tokenizer = loop.prepared.tokenizer
+    columns = collect(
+        (
+            batch.prompt, batch.prompt_mask, metrics.rollout.tokens, metrics.rollout.mask, metrics.divergence,
+            metrics.log_ratio,
+        )
+    )  # fmt: skip
     rows = []
     for i in range(min(loop.config.train.rollouts_rows, batch.prompt.shape[0])):
-        prompt, prompt_mask, ids, mask, kl, ratio = (
-            np.asarray(x[i])
-            for x in (
-                batch.prompt, batch.prompt_mask, metrics.rollout.tokens, metrics.rollout.mask,
-                metrics.divergence, metrics.log_ratio,
-            )
-        )  # fmt: skip
+        prompt, prompt_mask, ids, mask, kl, ratio = (x[i] for x in columns)
         ids = ids[mask]
         rows.append(
             RolloutRow(
@@ -337,16 +341,22 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
 
 
 @contextlib.contextmanager
-def _termination() -> Iterator[Any]:
-    """Whether SIGTERM has come; the step under way is finished first."""
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """Whether to stop after this step because SIGTERM has come; several processes stop after the same one.
+
+    There JAX listens itself, to the signal and to announced maintenance, on whichever host it comes.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
     came = []
     try:
         previous = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
     except ValueError:  # not the main thread, such as in a notebook's executor: nothing to listen to
-        yield lambda: False
+        yield lambda _: False
         return
     try:
-        yield lambda: bool(came)
+        yield lambda _: bool(came)
     finally:
         signal.signal(signal.SIGTERM, previous)
 

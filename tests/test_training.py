@@ -48,7 +48,7 @@ def content(output: Path) -> dict:
         "evaluations": read(output / "evaluations.jsonl"),
         "rollouts": {path.name: path.read_bytes() for path in (output / "rollouts").iterdir()},
         "state": {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in state},
-        "data": next(checkpoint.glob("data/process*")).read_bytes(),
+        "data": (checkpoint / "data" / "metadata").read_bytes(),
         "meta": (checkpoint / "meta" / "metadata").read_bytes(),
     }
 

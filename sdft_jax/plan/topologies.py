@@ -1,7 +1,7 @@
 """TPU topologies by their names, and what a chip of each generation can do.
 
 A topology is `v5e:4x4`; product names such as v5e-16 or v5litepod-16 mean one too. v4, v5p and tpu7x are
-three-dimensional; v4 and v5p product names count cores, of which a chip has two.
+three-dimensional, and their product names count cores, of which a chip has two.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GENERATIONS = {
         Generation("v5e", 15.75, 197.0, 819.0, 1.5, 2),
         Generation("v5p", 95.74, 459.0, 2765.0, 1.75, 3, cores_in_name=2),
         Generation("v6e", 31.25, 918.0, 1640.0, 1.75, 2),
-        Generation("tpu7x", 94.75, 1153.5, 3690.0, 1.75, 3, devices_per_chip=2),
+        Generation("tpu7x", 94.75, 1153.5, 3690.0, 1.75, 3, devices_per_chip=2, cores_in_name=2),
     )
 }
 _ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "ironwood": "tpu7x"}
