@@ -23,6 +23,7 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, Preservat
 
 from sdft_jax.errors import SdftError
 from sdft_jax.manifest import damage, seal
+from sdft_jax.mirror import CHECKPOINTS, is_remote
 from sdft_jax.types import TrainState
 
 Path = str | os.PathLike[str]
@@ -39,7 +40,6 @@ RESUMABLE = (
 """Keys (with all below them) in which a run and its resumption may differ."""
 
 _CONFIG = "config.yaml"
-_CHECKPOINTS = "checkpoints"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 
@@ -87,7 +87,7 @@ def open_manager(output: Path, keep_last: int = 2, keep_best: int = 1) -> Iterat
     Raises:
         SdftError: the last save failed for want of space or permission.
     """
-    directory = epath.Path(output).absolute() / _CHECKPOINTS
+    directory = _directory(output)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_KeepLastAndBest(directory, keep_last, keep_best),
         cleanup_tmp_directories=True,
@@ -162,7 +162,7 @@ def restore_latest(
 
 def newest(output: Path) -> epath.Path:
     """Newest intact checkpoint of a run, for `load`. Raises SdftError when there is none."""
-    directory = epath.Path(output).absolute() / _CHECKPOINTS
+    directory = _directory(output)
     step, _ = _newest_intact(directory, _steps(directory))
     if step is None:
         raise SdftError(f"{output} has no checkpoint: give the output directory of a run that saved one.")
@@ -175,7 +175,7 @@ def best(output: Path) -> epath.Path:
     Raises:
         SdftError: there is none with a score.
     """
-    directory = epath.Path(output).absolute() / _CHECKPOINTS
+    directory = _directory(output)
     scores = {step: _score(directory / str(step)) for step in _steps(directory)}
     ranked = sorted((score, step) for step, score in scores.items() if score is not None)
     for _, step in reversed(ranked):
@@ -197,6 +197,12 @@ def load(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
                 partial_restore=True,
             ),
         )
+
+
+def _directory(output: Path) -> epath.Path:
+    """Of a run's checkpoints; epath takes gs:// for a relative path when it is asked for the absolute one."""
+    path = epath.Path(output)
+    return (path if path.is_absolute() else path.absolute()) / CHECKPOINTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +268,8 @@ def _refuse_other_run(
 
 
 def _refuse_foreign_files(output: epath.Path) -> None:
+    if not output.exists():  # a bucket has no empty directories
+        return
     names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
     if names:
         raise SdftError(
@@ -284,6 +292,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _write_atomically(path: epath.Path, text: str) -> None:
+    if is_remote(os.fspath(path)):  # an object appears whole
+        path.write_text(text)
+        return
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_text(text)
     temporary.replace(path)

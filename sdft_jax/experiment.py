@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
+from sdft_jax import mirror
 from sdft_jax.config import Config, describe
 from sdft_jax.plots import plot_run
 from sdft_jax.prepare import Prepared, prepare
@@ -47,7 +47,7 @@ def _baseline(config: Config) -> Config:
     rate = config.baseline_learning_rate
     return dataclasses.replace(
         config,
-        output=str(Path(config.output) / BASELINE),
+        output=f"{config.output.rstrip('/')}/{BASELINE}",
         baseline=False,
         train=dataclasses.replace(config.train, method="sft"),
         optimizer=dataclasses.replace(
@@ -78,7 +78,7 @@ def _sets(prepared: Prepared) -> list[tuple[str, Any]]:
 
 
 def _conclude(console: Console, config: Config, runs: Mapping[str, Run]) -> None:
-    output = Path(config.output)
+    output = mirror.local(config.output)
     rows = _table(runs)
     plot_run(output / METRICS, _points(runs), output / "run.png", f"Measured on {hardware()}.")
     (output / "summary.json").write_text(json.dumps({"rows": rows, "hardware": hardware()}, indent=1))
@@ -87,16 +87,16 @@ def _conclude(console: Console, config: Config, runs: Mapping[str, Run]) -> None
         console.print(
             "KL to base: KL(model || base) in nats per token, on the model's own answers to old skills."
         )
-    first = runs[config.train.method]
-    for what, path in {
-        "model (Hugging Face)": first.exported,
-        "checkpoints (Orbax)": output / "checkpoints",
-        "metrics": output / METRICS,
-        "plot": output / "run.png",
-        "rollouts": output / "rollouts",
-        "summary": output / "summary.json",
+    mirror.push(config.output)
+    for what, name in {
+        "model (Hugging Face)": runs[config.train.method].exported.name,
+        "checkpoints (Orbax)": "checkpoints",
+        "metrics": METRICS,
+        "plot": "run.png",
+        "rollouts": "rollouts",
+        "summary": "summary.json",
     }.items():
-        console.print(f"{what:<21} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{what:<21} {config.output.rstrip('/')}/{name}", highlight=False, soft_wrap=True)
 
 
 def _table(runs: Mapping[str, Run]) -> list[dict[str, Any]]:

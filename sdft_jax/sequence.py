@@ -14,7 +14,9 @@ from rich.console import Console
 from sdft_jax import checkpoint
 from sdft_jax.config import Config, to_dict
 from sdft_jax.continual import VALIDATION, Measured, Plan, make_plan, measure_base, run_arm
+from sdft_jax.errors import SdftError
 from sdft_jax.figures import Point, TaskCurve, plot_pareto, plot_sequence
+from sdft_jax.mirror import is_remote
 from sdft_jax.report import EVALUATIONS, hardware, read_jsonl, summary_table
 from sdft_jax.retention import by_skill, measure_retention, normalise
 from sdft_jax.stages import PRIOR, Arm, arms_of, directory_of, joined, scientific
@@ -30,6 +32,11 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         SdftError: a mistake in the configuration or the data of any stage, before anything is trained.
     """
+    if is_remote(config.output):
+        raise SdftError(
+            f"output={config.output}: stages hand models on through a local disk: give a local directory, "
+            "and copy it to the bucket afterwards."
+        )
     console = Console()
     active = jax.process_index() == 0
     arms = arms_of(config)

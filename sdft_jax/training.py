@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sdft_jax import checkpoint
+from sdft_jax import checkpoint, mirror
 from sdft_jax.assessment import Scores, assess, enough, score
 from sdft_jax.baselines import UPDATES, imitation_steps
 from sdft_jax.config import Config, to_dict
@@ -93,7 +93,7 @@ def train(
         read_config(prepared.directory), config.model.compute_dtype, config.model.remat, sharding, base
     )  # fmt: skip
     _check(config, prepared, model, sharding)
-    checkpoint.claim(config.output, to_dict(config))
+    mirror.pull(config.output, resumed=checkpoint.claim(config.output, to_dict(config)))
     step_fn = UPDATES[config.train.method](
         model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
     )
@@ -115,10 +115,11 @@ def train(
     step = int(state.step)
     if config.train.choose == "best":
         params, step = _best(config, state, active)
-    exported = Path(config.output) / "model"
+    directory = mirror.local(config.output)
+    exported = directory / "model"
     save_pretrained(model, params, None, exported)  # with the source's own tokenizer files
-    measured = Path(config.output) / EVALUATIONS
-    rows = tuple(read_jsonl(measured)) if active else ()
+    mirror.push(config.output)
+    rows = tuple(read_jsonl(directory / EVALUATIONS)) if active else ()
     return Run(model, params, step, rows, exported)
 
 
@@ -180,7 +181,7 @@ class _Loop:
 
 def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
     """Step until done. A step's numbers are read after the next one is under way: the device never waits."""
-    options, output, step = loop.config.train, Path(loop.config.output), int(state.step)
+    options, output, step = loop.config.train, mirror.local(loop.config.output), int(state.step)
     resumed = bool(step)
     stopped = resumed and enough(options, meta["scores"], meta["metrics"])
     saved, best = step if resumed else 0, options.choose == "best"
@@ -223,6 +224,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             if step != saved:
                 _save(loop, step, state, meta)
             checkpoint.wait(loop.manager)
+            mirror.push(loop.config.output)
             raise Interrupted(f"stopped by SIGTERM after step {step}; the same command goes on from there.")
     return state
 
@@ -276,6 +278,7 @@ def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) ->
     checkpoint.save(
         loop.manager, step, state, loop.batches, {"step": step, "metrics": metrics, "scores": meta["scores"]}
     )
+    mirror.push(loop.config.output)
     return step
 
 
@@ -337,7 +340,7 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
                 log_ratio=ratio[mask].tolist(),
             )
         )
-    write_rollouts(Path(loop.config.output) / "rollouts", step, rows, loop.active)
+    write_rollouts(mirror.local(loop.config.output) / "rollouts", step, rows, loop.active)
 
 
 @contextlib.contextmanager

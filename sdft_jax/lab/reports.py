@@ -204,12 +204,12 @@ def markdown(report: Report, caption: str) -> str:
 
 def _sweep_rows(sweep: Sequence[Swept]) -> list[Row]:
     """A row for each variant, a column for each rate: new / prior, the chosen one in bold."""
+    columns = [scientific(rate) for rate in sorted({trial.rate for trial in sweep})]
     rows: dict[str, dict[str, str]] = {}
     for trial in sweep:
         cell = f"{100 * trial.new:.1f} / {100 * trial.prior:.1f}"
-        rows.setdefault(trial.label, {"": trial.label})[scientific(trial.rate)] = (
-            f"**{cell}**" if trial.chosen else cell
-        )
+        row = rows.setdefault(trial.label, {"": trial.label} | dict.fromkeys(columns, "–"))
+        row[scientific(trial.rate)] = f"**{cell}**" if trial.chosen else cell
     return list(rows.values())
 
 

@@ -154,11 +154,11 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
     ]
     memory = [
         {name: one.parts[name] / GIB for name in STATE}
-        | {f"at the peak: {name}": size / GIB for name, size in one.temporaries.items()}
+        | {f"made by {name}": size / GIB for name, size in one.temporaries.items()}
         for one in found
     ]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 1.6 + 0.55 * len(found)), layout="constrained")
+        figure = Figure(figsize=(12, 3.2 + 0.55 * len(found)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _stack(left, names, memory, "Memory of a device", "GiB")
         for place, one in enumerate(found):
@@ -186,4 +186,4 @@ def _stack(axis: Any, names: Sequence[str], rows: Sequence[dict[str, float]], ti
         axis.barh(range(len(rows)), widths, left=starts, color=colour, label=kind, height=0.7)
         starts = [a + b for a, b in zip(starts, widths, strict=True)]
     axis.set(title=title, xlabel=label, yticks=range(len(rows)), yticklabels=names)
-    axis.legend(fontsize=7.5, loc="best")
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(rows) - 0.25), ncols=4)
