@@ -32,6 +32,7 @@ from sdft_jax.settings import (
     NonNegative,
     ObjectiveConfig,
     OptimizerConfig,
+    ProfileConfig,
     ReportConfig,
     SamplingConfig,
     TeacherConfig,
@@ -65,6 +66,7 @@ class Config:
     sharding: Rules = Field(default_factory=Rules)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
 
     def __post_init__(self):
         for wrong, complaint in _contradictions(self):

@@ -294,6 +294,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class ProfileConfig:
+    """A trace of a few steps, to see where their time goes."""
+
+    steps: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
+    """FIRST:LAST, such as 10:13: steps whose XProf trace is written into `output`/profile; None is never."""
+
+    def __post_init__(self):
+        if self.bounds and not 0 < self.bounds[0] <= self.bounds[1]:
+            raise SdftError(f"profile.steps={self.steps}: give FIRST:LAST, counted from 1, such as 10:13.")
+
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """First and last step."""
+        if self.steps is None:
+            return None
+        first, _, last = self.steps.partition(":")
+        return int(first), int(last)
+
+
+@dataclass(frozen=True, config=STRICT)
 class ReportConfig:
     """Where metrics go besides the console and metrics.jsonl."""
 

@@ -78,8 +78,10 @@ def apply_gradients(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1
-    taught = needs_teacher(config)
-    teacher = move_teacher(state.teacher, params, step, teacher_config(config)) if taught else {}
+    teacher: Params = {}
+    if needs_teacher(config):
+        with jax.named_scope("teacher_motion"):
+            teacher = move_teacher(state.teacher, params, step, teacher_config(config))
     norms = {"grad_norm": _norm(gradients), "update_norm": _norm(updates)}
     moved = dataclasses.replace(state, step=step, params=params, teacher=teacher, opt_state=opt_state)
     return moved, norms

@@ -28,6 +28,7 @@ from sdft_jax.optimizer import learning_rate, make_optimizer
 from sdft_jax.partition import join
 from sdft_jax.phases import speeds, time_sampling
 from sdft_jax.prepare import Prepared, prepare
+from sdft_jax.profiling import open_profile
 from sdft_jax.prompts import Encoded
 from sdft_jax.report import (
     EVALUATIONS,
@@ -191,6 +192,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
         ) as sinks,
         _termination() as terminated,
         training_bar(loop.steps, step, loop.active) as show,
+        open_profile(loop.config.profile, output) as before_step,
     ):
         if not resumed:
             meta = _evaluate(loop, state, 0, sinks, [])
@@ -201,12 +203,14 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
         while step < loop.steps and not stopped and not ending:
             batch = _place(next(loop.batches), loop.model)
             step += 1
+            before_step(step)
             sampling = None
             if _due(step + options.phases_every - 2, options.phases_every):  # from the second step on
                 pending.settle(saved)
                 sampling = time_sampling(loop.model, state, batch, loop.config, loop.prepared)
                 pending.restart()
-            state, metrics = loop.step_fn(state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = loop.step_fn(state, batch)
             pending.push(step, batch, metrics, sampling, saved)
             done = step == loop.steps
             evaluated = done or _due(step, options.eval_every)

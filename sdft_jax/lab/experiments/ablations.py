@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from sdft_jax.figures import Bar, plot_bars, plot_lines
+from sdft_jax.figures import Bar, plot_bars
 from sdft_jax.lab.lab import Comparison, Lab, Variant, compare
-from sdft_jax.lab.reports import COLUMNS, Report, exceeds, percent_bar, percent_line, table
+from sdft_jax.lab.reports import COLUMNS, Report, exceeds, percent_bar, table
 from sdft_jax.lab.worlds import lists
 
 EMA_RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
@@ -38,7 +38,7 @@ def teacher(lab: Lab) -> Report:
     world = lists()
     longer = [
         Variant(
-            f"{label}, {LONGER} times the steps",
+            f"{label}, {LONGER}x steps",
             changes=_with(**settings) | {"train": {"steps": LONGER * lab.steps(world)}},
             rate_of=label,
         )
@@ -81,30 +81,15 @@ def teacher(lab: Lab) -> Report:
         "collapse late.",
         checks,
         table(found, COLUMNS),
-        lambda path, caption: _draw_teacher(found, path, caption),
+        lambda path, caption: plot_bars(bars(found, [*schedules, ema[0], *longer]), path, caption),
         found.sweep,
         [
             "Each schedule (EMA 0.02, frozen, live, periodic) has a sweep of its own; other rates of the "
             "EMA, and its number format, are varied at the learning rate that was chosen for EMA 0.02. "
             f"The runs of {LONGER} times the steps, at the rates chosen for one time, look for what a "
-            "teacher that moves with the student does late; the picture leaves them out."
+            "teacher that moves with the student does late. The picture leaves other rates of the EMA out."
         ],
     )
-
-
-def _draw_teacher(found: Comparison, path: Path, caption: str) -> None:
-    rates = [rate for rate in EMA_RATES if f"EMA {rate:g}" in found.outcomes]
-    lines = []
-    for field, title in (("new", "new skill"), ("prior", "prior skills")):
-        estimates = [found.estimate(f"EMA {rate:g}", field) for rate in rates]
-        lines.append(percent_line("EMA", rates, estimates, title))
-        low = [rate for rate in rates if f"EMA {rate:g}, bfloat16" in found.outcomes]
-        estimates = [found.estimate(f"EMA {rate:g}, bfloat16", field) for rate in low]
-        lines.append(percent_line("EMA, bfloat16", low, estimates, title))
-        for label in ("frozen", "live", "periodic, every 20"):
-            flat = found.estimate(label, field)
-            lines.append(percent_line(label, (rates[0], rates[-1]), [flat, flat], title))
-    plot_lines(lines, path, caption, x_label="rate of the EMA", y_label="accuracy (%)", log_x=True)
 
 
 def on_policy(lab: Lab) -> Report:
@@ -189,10 +174,10 @@ def divergence(lab: Lab) -> Report:
     )
 
 
-def bars(found: Comparison) -> list[Bar]:
-    """New and prior accuracy of every variant, in percent."""
+def bars(found: Comparison, chosen: Sequence[Variant] = ()) -> list[Bar]:
+    """New and prior accuracy of every variant, or of those chosen, in percent."""
     drawn = []
-    for label in found.outcomes:
+    for label in [variant.label for variant in chosen] or found.outcomes:
         for field, name in (("new", "new skill"), ("prior", "prior skills")):
             drawn.append(percent_bar(label, name, found.values(label, field)))
     return drawn

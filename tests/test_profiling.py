@@ -1,0 +1,49 @@
+"""The trace that a run writes when it is asked for one."""
+
+import pytest
+from runs import config_of
+
+from sdft_jax.config import load_config
+from sdft_jax.errors import SdftError
+from sdft_jax.profiling import open_profile
+from sdft_jax.settings import ProfileConfig
+from sdft_jax.training import train
+
+
+def traces(output):
+    return sorted(output.glob("profile/plugins/profile/*/*.xplane.pb"))
+
+
+def test_a_run_traces_the_steps_asked_for_with_the_phases_by_name(
+    half_directory, tmp_path, shared_compilations
+):
+    config = config_of(
+        half_directory, tmp_path / "run", "profile.steps=2:3", "eval.path=null", "eval.prior=null",
+        "train.steps=4",
+    )  # fmt: skip
+    train(config, active=False)
+    (trace,) = traces(tmp_path / "run")
+    content = trace.read_bytes()
+    assert content.count(b"step_num") >= 1
+    for scope in (b"rollout", b"prefill", b"decode", b"teacher", b"student", b"optimizer"):
+        assert scope in content, scope
+
+
+def test_without_being_asked_there_is_none(tmp_path):
+    with open_profile(ProfileConfig(), tmp_path) as before:
+        for step in range(1, 4):
+            before(step)
+    assert traces(tmp_path) == []
+
+
+def test_a_run_that_stops_in_between_keeps_what_it_has(tmp_path):
+    with open_profile(ProfileConfig(steps="1:9"), tmp_path) as before:
+        before(1)
+        before(2)
+    assert len(traces(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("steps", ["0:3", "4:3", "3", "a:b", "1:2:3"])
+def test_what_is_no_range_of_steps_is_refused(steps):
+    with pytest.raises(SdftError, match=r"profile\.steps"):
+        load_config(None, [f"profile.steps={steps}"])
