@@ -86,8 +86,8 @@ def _unsure(seeds: Sequence[Result], skill: str, sampled: float) -> list[str]:
         return []
     return [
         f"SFT is right in {greedy:.0%} of its greedy answers and in {sampled:.1%} of its samples: in so few "
-        "steps it has learned which token is likeliest, and is far from sure of it. All methods have the same "
-        "steps."
+        "steps it has learned which token is likeliest, and is far from sure of it. All methods have the "
+        "same steps."
     ]
 
 
