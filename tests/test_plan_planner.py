@@ -91,8 +91,8 @@ def test_what_dominates_and_what_would_help():
 
 
 def test_names_of_meshes():
-    assert mesh_name({"data": 1, "fsdp": 4, "tensor": 2}) == "fsdp 4 x tensor 2"
-    assert mesh_name({"data": 1, "fsdp": 1, "tensor": 1}) == "one device"
+    assert mesh_name({"data": 1, "fsdp": 4, "tensor": 2}) == "fsdp=4,tensor=2"
+    assert mesh_name({"data": 1, "fsdp": 1, "tensor": 1}) == "fsdp=1"
 
 
 def test_phases_are_those_of_the_named_scopes():

@@ -23,6 +23,7 @@ from sdft_jax.plan.topologies import Topology
 from sdft_jax.rules import Rules
 from sdft_jax.sampling import compiled_sample, row_keys
 from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.state import check_batch
 
 GIB = 2.0**30
 PHASES = {
@@ -104,6 +105,7 @@ def estimate(
         SdftError: the mesh does not divide the model or the batch.
     """
     sharding = Sharding(make_mesh(**mesh, devices=devices), rules)
+    check_batch(config, sharding)
     model = make_model(config, shape, sharding)
     limit = topology.generation.hbm_gib * GIB
     found = Estimate(

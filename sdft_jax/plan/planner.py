@@ -39,8 +39,8 @@ class Candidate:
 
 
 def mesh_name(mesh: Mesh) -> str:
-    """Such as `fsdp 4 x tensor 4`; axes of size 1 are left out."""
-    return " x ".join(f"{axis} {mesh[axis]}" for axis in AXES if mesh[axis] > 1) or "one device"
+    """Such as `fsdp=4,tensor=4`, as --mesh takes it; axes of size 1 are left out."""
+    return ",".join(f"{axis}={mesh[axis]}" for axis in AXES if mesh[axis] > 1) or "fsdp=1"
 
 
 def candidates(
