@@ -60,7 +60,7 @@ def made(peak, batch=32, seconds=1.0, **changes):
         "v5e:4x4", {"data": 1, "fsdp": 4, "tensor": 4}, "", batch, 16 * GIB,
         {"parameters": 2 * GIB, "optimizer": 4 * GIB, "teacher": 2 * GIB, "KV cache": 1 * GIB,
          "decoding weights": 3 * GIB},
-        peak=peak and peak * GIB, temporaries={"student": 3 * GIB, "decode": GIB},
+        peak=peak * GIB, temporaries={"student": 3 * GIB, "decode": GIB},
         seconds={"decode": seconds},
     )  # fmt: skip
     return dataclasses.replace(one, **changes)
@@ -68,7 +68,7 @@ def made(peak, batch=32, seconds=1.0, **changes):
 
 def test_what_fits_comes_first_and_the_fastest_of_it():
     slow, fast = made(12, seconds=3), made(14, seconds=2)
-    over, refused = made(20, seconds=1), made(None, refusal="needs 30 GiB")
+    over, refused = made(20, seconds=1), made(30, refusal="needs 30 GiB")
     assert sorted([refused, over, slow, fast], key=_rank) == [fast, slow, over, refused]
     assert [x.fits for x in (fast, over, refused)] == [True, False, False]
 

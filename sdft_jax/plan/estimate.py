@@ -56,8 +56,8 @@ class Estimate:
     """Bytes that a device has for a program."""
     parts: Mapping[str, float]
     """Bytes of what has a known shape; the state is always there, the others while they are needed."""
-    peak: float | None = None
-    """Bytes at the fullest moment; None where the program does not compile at all."""
+    peak: float = 0.0
+    """Bytes at the fullest moment; of a program that is refused, what it would need at least."""
     temporaries: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Bytes besides the state at that moment, by the phase that made them."""
     flops: float = 0.0
@@ -80,7 +80,7 @@ class Estimate:
     @property
     def fits(self) -> bool:
         """Whether everything finds room."""
-        return self.peak is not None and self.peak <= self.limit
+        return not self.refusal and self.peak <= self.limit
 
     @property
     def total_seconds(self) -> float:
@@ -113,16 +113,15 @@ def estimate(
         exact_parts(config, model, sharding),
     )  # fmt: skip
     if found.state > limit:
-        return dataclasses.replace(
-            found, refusal=f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"
-        )
+        reason = f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"
+        return dataclasses.replace(found, peak=found.state, refusal=reason)
     lowered = lower_update(config, model, sharding)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as dump:
         try:
             compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
         except jax.errors.JaxRuntimeError as error:
-            return dataclasses.replace(found, refusal=_refusal(str(error), limit))
+            return _refused(found, str(error))
         live = "".join(_read(path) for path in sorted(glob.glob(f"{dump}/*live-range.txt")))
     text = compiled.as_text()
     return dataclasses.replace(
@@ -186,13 +185,17 @@ def _roofline(
     return {"rollout": max(sampled / rate, reading), "learn": (everything - sampled) / rate}
 
 
-def _refusal(message: str, limit: float) -> str:
-    found = _OUT_OF_MEMORY.search(message)
-    if "RESOURCE_EXHAUSTED" not in message or found is None:
-        return f"the compiler refuses it: {message.strip().splitlines()[0]}"
-    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+def _refused(found: Estimate, message: str) -> Estimate:
+    """Why the compiler gave up: too large, and by how much, or whatever it says."""
+    told = _OUT_OF_MEMORY.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or told is None:
+        reason = f"the compiler refuses it: {message.strip().splitlines()[0]}"
+        return dataclasses.replace(found, peak=found.state, refusal=reason)
+    number, unit = (told[1], told[2]) if told[1] else (told[3], told[4])
     needed = float(number) * _UNITS[unit]
-    return f"needs {needed / GIB:.1f} GiB a device, {(needed - limit) / GIB:.1f} GiB too much"
+    reason = f"needs {needed / GIB:.1f} GiB a device, {(needed - found.limit) / GIB:.1f} GiB too much"
+    others = {"all but the state": needed - found.state}
+    return dataclasses.replace(found, peak=needed, temporaries=others, refusal=reason)
 
 
 def _read(path: str) -> str:

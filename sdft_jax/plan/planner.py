@@ -138,7 +138,7 @@ def plan(
 
 def _rank(one: Estimate) -> tuple[Any, ...]:
     """What fits first, the fastest first; then what needs least."""
-    return (one.topology, not one.fits, one.total_seconds if one.fits else (one.peak or math.inf), one.state)
+    return (one.topology, not one.fits, one.total_seconds if one.fits else one.peak, one.state)
 
 
 def _one(
@@ -150,7 +150,7 @@ def _one(
         return first
     other = _other_batch(config, first)
     second = estimate(_with_batch(config, other), *arguments) if other else None
-    if second is None or first.peak is None or second.peak is None:
+    if second is None or not (first.temporaries and second.temporaries):
         return dataclasses.replace(first, largest_batch=first.batch if first.fits else None)
     return dataclasses.replace(first, largest_batch=largest_batch(first, second))
 
@@ -175,8 +175,6 @@ def _with_batch(config: Config, batch: int) -> Config:
 
 def largest_batch(one: Estimate, other: Estimate) -> int | None:
     """Where the line through two peaks meets the limit, in multiples that the mesh divides."""
-    assert one.peak is not None
-    assert other.peak is not None
     per_row = (other.peak - one.peak) / (other.batch - one.batch)
     parts = one.mesh["data"] * one.mesh["fsdp"]
     if per_row <= 0:

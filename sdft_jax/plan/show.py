@@ -75,12 +75,14 @@ def row(one: Estimate) -> dict[str, Any]:
     """One mesh in a line: GiB on each device, bytes that it receives in a step, seconds of a step."""
     name = "x".join(str(one.mesh[axis]) for axis in AXES) + (f" {one.rules}" if one.rules else "")
     cells = {MESH: name, "state": f"{one.state / GIB:.2f}"}
-    if one.peak is None:
-        return cells | {"fits": "no"}
-    return cells | {
+    cells |= {
         "peak": f"{one.peak / GIB:.2f}",
         "fits": "yes" if one.fits else "no",
         "free": f"{(one.limit - one.peak) / GIB:.2f}",
+    }
+    if one.refusal:
+        return cells
+    return cells | {
         "largest batch": one.largest_batch,
         "GB moved": f"{sum(x.bytes for x in one.exchanges) / 1e9:.1f}",
         "est. s": f"{one.total_seconds:.2f}",
@@ -91,7 +93,7 @@ def row(one: Estimate) -> dict[str, Any]:
 def details(config: Config, one: Estimate) -> list[str]:
     """A mesh in words: where memory, traffic and time go, and what would make it smaller."""
     lines = [f"{mesh_name(one.mesh)}: of known shapes, in GiB a device: {_gib(one.parts)}."]
-    if one.peak is None:
+    if one.refusal:
         lines.append(f"It does not fit: {one.refusal}.")
     else:
         lines.append(
@@ -106,8 +108,7 @@ def details(config: Config, one: Estimate) -> list[str]:
             f"{one.flops / 1e12:.2f} TFLOP a device and step. Seconds, estimated: {_seconds(one.seconds)}; "
             f"at peak rates: {_seconds(one.roofline)}. Compiled in {one.compile_seconds:.0f} s."
         )
-    tight = one.peak is None or one.peak > 0.9 * one.limit
-    if tight and (found := advice(config, one)):
+    if one.peak > 0.9 * one.limit and (found := advice(config, one)):
         lines.append(f"What would make it smaller: {'; '.join(found)}.")
     return lines
 
@@ -158,31 +159,39 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
     ]
     memory = [
         {name: one.parts[name] / GIB for name in STATE}
-        | {f"made by {name}": size / GIB for name, size in one.temporaries.items()}
+        | {f"besides: {name}": size / GIB for name, size in one.temporaries.items()}
         for one in found
     ]
+    height = 2.3 + 0.6 * len(found)  # a title above; below, an axis, three lines of a legend and a caption
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.2 + 0.55 * len(found)), layout="constrained")
+        figure = Figure(figsize=(13, height))
         left, right = figure.subplots(1, 2, sharey=True)
+        figure.subplots_adjust(0.13, 1.65 / height, 0.985, 1 - 0.35 / height, wspace=0.06)
         _stack(left, names, memory, "Memory of a device", "GiB")
         for place, one in enumerate(found):
             left.plot([one.limit / GIB] * 2, [place - 0.4, place + 0.4], color="#222222", linewidth=2)
-        seconds = [dict(one.seconds) for one in found]
-        _stack(right, names, seconds, "A step, by the compiler's cycles", "seconds, estimated")
+        _stack(right, names, [dict(one.seconds) for one in found], "A step", "seconds, estimated")
         for place, one in enumerate(found):
             bound = sum(one.roofline.values())
             right.plot([bound] * 2, [place - 0.4, place + 0.4], color="#222222", linewidth=2, linestyle=":")
         left.invert_yaxis()
-        figure.supxlabel(
-            f"{config.model.path}, batch {config.train.batch_size}. Bar: what a device has; dotted: at peak "
+        for axis, x in ((left, 0.13), (right, 0.57)):
+            figure.legend(
+                *axis.get_legend_handles_labels(), fontsize=8.5, loc="upper left", ncols=4,
+                bbox_to_anchor=(x, 1.1 / height),
+            )  # fmt: skip
+        figure.text(
+            0.5, 0.12 / height,
+            f"{config.model.path}, batch {config.train.batch_size}. Line: what a device has; dotted: at peak "
             f"rates. Compiled by {compiler()}; measured on no TPU.",
-            fontsize=8.5, color="#555555",
+            fontsize=8.5, color="#555555", ha="center",
         )  # fmt: skip
         figure.savefig(path, dpi=150)
 
 
 def _stack(axis: Any, names: Sequence[str], rows: Sequence[dict[str, float]], title: str, label: str) -> None:
-    kinds = list(dict.fromkeys(key for row in rows for key in row))
+    """Bars of parts, each a row; what is nowhere worth a hundredth of its bar has no colour of its own."""
+    kinds = list(dict.fromkeys(key for row in rows for key, x in row.items() if x > 0.01 * sum(row.values())))
     starts = [0.0] * len(rows)
     shades = [*COLOURS, *(f"{colour}80" for colour in COLOURS)]
     for kind, colour in zip(kinds, shades, strict=False):
@@ -190,4 +199,3 @@ def _stack(axis: Any, names: Sequence[str], rows: Sequence[dict[str, float]], ti
         axis.barh(range(len(rows)), widths, left=starts, color=colour, label=kind, height=0.7)
         starts = [a + b for a, b in zip(starts, widths, strict=True)]
     axis.set(title=title, xlabel=label, yticks=range(len(rows)), yticklabels=names)
-    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.6 / len(rows) - 0.25), ncols=4)
