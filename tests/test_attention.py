@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdft_jax.models import attention as module
 from sdft_jax.models.attention import Visibility, attention, token_positions
 
 
@@ -68,3 +69,45 @@ def test_softmax_is_float32_under_bfloat16():
     exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), visibility, None, 0.3)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_block_of_queries_at_a_time_is_the_same_in_values_and_gradients(window, monkeypatch):
+    qkv = [jnp.asarray(x) for x in random_qkv()]
+    mask = np.ones((2, 9), bool)
+    mask[0, :5] = False
+    positions = token_positions(jnp.asarray(mask))
+    limit = None if window is None else jnp.int32(window)
+
+    def of(block):
+        monkeypatch.setattr(module, "BLOCK", block)
+
+        def total(qkv):
+            out = attention(*qkv, Visibility(positions, positions, mask), limit, 0.3)
+            return jnp.sum(jnp.sin(out) * mask[:, :, None, None]), out
+
+        (_, out), gradients = jax.value_and_grad(total, has_aux=True)(qkv)
+        return [np.asarray(out)[mask], *map(np.asarray, gradients)]
+
+    for whole, cut in zip(of(9), of(4), strict=True):  # 9 is no multiple of 4
+        np.testing.assert_allclose(cut, whole, atol=1e-6)
+
+
+def test_scores_of_a_long_prompt_never_exist_at_once(monkeypatch):
+    """In neither pass: the whole [1, 4, T, T] in float32 is 16 MiB here."""
+    length = 1024
+    shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (4, 2, 2)]
+    mask = jnp.ones((1, length), bool)
+    positions = token_positions(mask)
+
+    def memory(block):
+        monkeypatch.setattr(module, "BLOCK", block)
+
+        def total(*qkv):
+            return jnp.sum(attention(*qkv, Visibility(positions, positions, mask), None, 0.3) ** 2)
+
+        compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(length) > 4 * length * length * 4
+    assert memory(64) < 0.3 * 4 * length * length * 4

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+BLOCK = 512
+"""Queries whose scores [B, N, BLOCK, S] exist at one time."""
+
 
 class Visibility(NamedTuple):
     """Which keys a query may see, before any sliding window."""
@@ -44,8 +47,30 @@ def attention(
 ) -> Float[Array, "B T N H"]:
     """Softmax attention with float32 logits; query head n reads key head n // (N // K).
 
-    A query that sees no key (a row of padding) averages over all of them: finite, and ignored by callers.
+    Scores exist for `BLOCK` queries at a time, in the backward pass too, which makes them again. A query that
+    sees no key (a row of padding) averages over all of them: finite, and ignored by callers.
     """
+    length, blocks = q.shape[1], -(-q.shape[1] // BLOCK)
+    if blocks == 1:
+        return _attend(q, k, v, visibility, window, scale)
+
+    def split(x: Array) -> Array:
+        """[B, T, ...] -> [blocks, B, BLOCK, ...]."""
+        padded = jnp.pad(x, [(0, 0), (0, blocks * BLOCK - length)] + [(0, 0)] * (x.ndim - 2))
+        return padded.reshape(x.shape[0], blocks, BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    @jax.checkpoint
+    def attend(block: tuple[Array, Array]) -> Array:
+        queries, positions = block
+        return _attend(queries, k, v, visibility._replace(query_positions=positions), window, scale)
+
+    attended = jax.lax.map(attend, (split(q), split(visibility.query_positions)))
+    return attended.swapaxes(0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+
+
+def _attend(
+    q: Array, k: Array, v: Array, visibility: Visibility, window: Int[Array, ""] | None, scale: float
+) -> Array:
     batch, length, heads, head_dim = q.shape
     grouped = q.reshape(batch, length, k.shape[2], heads // k.shape[2], head_dim)
     logits = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
