@@ -9,8 +9,11 @@ from synthetic import fake_runs
 
 from sdft_jax.lab.experiments import EXPERIMENTS, experiment
 from sdft_jax.lab.experiments.knowledge import _lenient
-from sdft_jax.lab.lab import Lab
+from sdft_jax.lab.experiments.reasoning import _idle
+from sdft_jax.lab.experiments.sampling import _unsure
+from sdft_jax.lab.lab import Comparison, Lab, Swept
 from sdft_jax.lab.reports import Report, markdown, write
+from sdft_jax.lab.worlds import CHAINS
 from sdft_jax.mini import storms
 
 ALL = list(EXPERIMENTS)
@@ -171,3 +174,32 @@ def test_divergence_and_context_count_only_what_the_paper_claims(reported):
             "SDFT above offline KL on the new skill", "SDFT above SFT on teacher samples on the new skill"
         ],
     }  # fmt: skip
+
+
+def swept(label, rates):
+    return tuple(Swept(label, rate, new, 1.0, chosen) for rate, new, chosen in rates)
+
+
+def test_a_rate_at_which_nothing_is_learned_is_pointed_out():
+    def notes(rates):
+        (chosen,) = [rate for rate, _, is_chosen in rates if is_chosen]
+        return _idle(Comparison(CHAINS, {}, {"SFT": chosen}, swept("SFT", rates), {}), before=0.43)
+
+    assert (
+        "below the base model's accuracy at every rate" in notes([(1e-5, 0.41, True), (3e-5, 0.1, False)])[0]
+    )
+    assert notes([(1e-5, 0.41, False), (3e-5, 0.6, True)]) == []  # it learned
+    assert notes([(1e-5, 0.1, False), (3e-5, 0.41, True)]) == []  # the choice is not the lowest
+
+
+def test_greedy_answers_that_samples_do_not_give_are_pointed_out():
+    seeds = [{"measured": [{"blax": {"accuracy": x}}]} for x in (0.98, 1.0)]
+    (note,) = _unsure(seeds, "blax", 0.001)
+    assert "right in 99% of its greedy answers and in 0.1% of its samples" in note
+    assert _unsure(seeds, "blax", 0.9) == []
+
+
+def test_longer_runs_of_the_teacher_take_the_rate_of_the_shorter(reported):
+    rows = {row[""]: row for row in reported("teacher").rows}
+    for label in ("EMA 0.02", "frozen", "live"):
+        assert rows[f"{label}, 5x steps"]["learning rate"] == rows[label]["learning rate"]
