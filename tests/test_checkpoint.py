@@ -246,7 +246,7 @@ DAMAGE = {"flipped bytes": flip, "cut short": halve, "missing": os.remove}
 VICTIMS = {
     "arrays": largest,
     "index": lambda path: path / "state" / "manifest.ocdbt",
-    "data": lambda path: next(path.glob("data/process*")),
+    "data": lambda path: path / "data" / "metadata",
     "meta": lambda path: path / "meta" / "metadata",
     "manifest": lambda path: path / "manifest.json",
 }

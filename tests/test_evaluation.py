@@ -23,11 +23,12 @@ def setting(tiny_directory):
     tokenizer = load_tokenizer(str(tiny_directory))
     eos = eos_ids(tokenizer, tiny_directory)
     rows = prepare_eval(config.eval.path, config, tokenizer, eos, teacher=True)
-    return config, tokenizer, eos, rows
+    model, _ = load_model(tiny_directory)
+    return config, tokenizer, eos, rows, model
 
 
 def test_answers_are_scored_row_by_row(setting, monkeypatch):
-    config, tokenizer, eos, rows = setting
+    config, tokenizer, eos, rows, model = setting
     right = [True, False, True, True, False, True]
     answers = [example.answer if ok else "owl" for example, ok in zip(rows.examples, right, strict=True)]
     shown = []
@@ -37,7 +38,7 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
         ids = [tokenizer(text)["input_ids"] + list(eos) for text in answers[first : first + 4]]
         ids += [tokenizer(rows.examples[-1].answer)["input_ids"]] * (4 - len(ids))  # right, and no row
         width = max(map(len, ids))
-        shown.append((tokens, mask))
+        shown.append((np.asarray(tokens), np.asarray(mask)))
         return Rollout(
             tokens=jnp.asarray([row + [0] * (width - len(row)) for row in ids]),
             mask=jnp.asarray([[True] * len(row) + [False] * (width - len(row)) for row in ids]),
@@ -45,7 +46,7 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
         )
 
     monkeypatch.setattr(module, "generate", generate)
-    found = evaluate(None, None, rows, tokenizer, eos, config, active=False)
+    found = evaluate(model, None, rows, tokenizer, eos, config, active=False)
     assert found.correct == tuple(right)
     assert found.accuracy == 4 / 6
     assert found.completions == tuple(answers)
@@ -56,13 +57,13 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
     assert tokenizer.decode(tokens[0][mask[0]]).count(rows.examples[0].prompt[0]["content"]) == 1
     assert "example for a response" not in tokenizer.decode(tokens[0])
     shown.clear()
-    evaluate(None, None, rows, tokenizer, eos, config, teacher=True, active=False)
+    evaluate(model, None, rows, tokenizer, eos, config, teacher=True, active=False)
     tokens, _ = shown[0]
     assert rows.examples[0].demonstration in tokenizer.decode(tokens[0])
 
 
 def test_the_distance_of_a_teacher_is_measured_from_the_base_without_the_demonstration(setting, monkeypatch):
-    config, tokenizer, eos, rows = setting
+    config, tokenizer, eos, rows, model = setting
     lengths, weights = [], []
 
     def generate(model, params, tokens, mask, **_):
@@ -76,8 +77,8 @@ def test_the_distance_of_a_teacher_is_measured_from_the_base_without_the_demonst
     monkeypatch.setattr(module, "generate", generate)
     monkeypatch.setattr(module, "_divergence_from", divergence_from)
     options = dict(base={}, active=False)
-    plain = evaluate(None, None, rows, tokenizer, eos, config, **options)
-    shown = evaluate(None, None, rows, tokenizer, eos, config, teacher=True, **options)
+    plain = evaluate(model, None, rows, tokenizer, eos, config, **options)
+    shown = evaluate(model, None, rows, tokenizer, eos, config, teacher=True, **options)
     assert plain.kl_to_base == shown.kl_to_base == 2 * 3.0 / (2 * 8)
     short, long = ([len(part) for part in parts] for parts in (
         [row.prompt for row in rows.encoded], [row.teacher_prompt for row in rows.encoded]
@@ -90,7 +91,7 @@ def test_the_distance_of_a_teacher_is_measured_from_the_base_without_the_demonst
 
 def test_sampled_verdicts_are_counted_row_by_row(setting, monkeypatch):
     """Row i answers rightly in all samples but its i-th; three samples a row, in batches of four."""
-    config, tokenizer, eos, rows = setting
+    config, tokenizer, eos, rows, model = setting
     by_prompt = {tuple(encoded.prompt.tolist()): i for i, encoded in enumerate(rows.encoded)}
     seen, keys, options = [0] * 6, [], []
 
@@ -98,7 +99,7 @@ def test_sampled_verdicts_are_counted_row_by_row(setting, monkeypatch):
         keys.append(tuple(jax.random.key_data(key).tolist()))
         options.append((kwargs["temperature"], kwargs["top_p"], kwargs["max_new_tokens"], len(tokens)))
         texts = []
-        for row, keep in zip(tokens, mask, strict=True):
+        for row, keep in zip(np.asarray(tokens), np.asarray(mask), strict=True):
             i = by_prompt.get(tuple(row[keep].tolist()))
             texts.append(rows.examples[i].answer if i is not None and seen[i] != i else "owl")
             if i is not None:
@@ -113,14 +114,14 @@ def test_sampled_verdicts_are_counted_row_by_row(setting, monkeypatch):
 
     monkeypatch.setattr(module, "generate", generate)
     key = jax.random.key(3)
-    found = sample_verdicts(None, None, rows, tokenizer, eos, config, key, 3)
+    found = sample_verdicts(model, None, rows, tokenizer, eos, config, key, 3)
     assert found == [[int(sample != i) for sample in range(3)] for i in range(6)]
     assert len(set(keys)) == len(keys) == 5, "no two batches share their randomness"
     assert set(options) == {(1.0, 1.0, 5, 4)}
 
 
 def test_kl_to_base_is_its_definition(setting, tiny_directory):
-    config, tokenizer, eos, rows = setting
+    config, tokenizer, eos, rows, _ = setting
     model, base = load_model(tiny_directory)
     noise = np.random.default_rng(0)
     params = jax.tree.map(lambda p: p * jnp.float32(noise.uniform(0.9, 1.1)), base)

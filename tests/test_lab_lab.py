@@ -119,6 +119,7 @@ def test_no_experiment_chooses_on_the_test_or_tests_on_validation(name, monkeypa
 def test_every_variant_with_a_sweep_of_its_own_has_the_same_rates_and_seeds(name, monkeypatch, tmp_path):
     seen = fake_runs(monkeypatch)
     experiment(name)(Lab(tmp_path))
+    seen = list({trial.key: trial for trial in seen}.values())  # variants that come out equal are run once
 
     def count(trials, varied):
         """How often each setting besides the varied one occurs, by what is left."""

@@ -65,7 +65,8 @@ def test_the_base_is_no_distance_from_itself_and_its_teacher_some(base):
 def test_verdicts_are_those_of_samples_of_the_first_prompts(tmp_path):
     """The embedded base is right on what it knows by name, at temperature 1 too."""
     settings = merge(
-        lists().settings, {"data": {"limit": 8}, "eval": {"limit": 4, "batch_size": 6, "teacher": False}}
+        lists().settings,
+        {"data": {"limit": 8}, "eval": {"limit": 4, "batch_size": 6, "teacher": False, "overlap": "allow"}},
     )
     known = World("known", settings, ("old",), 1, "mini:")
     trial = tiny_base(known, ("old",), pass_at_k={"n": 5, "prompts": 3})
