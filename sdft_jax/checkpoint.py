@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, Preservat
 from sdft_jax.errors import SdftError
 from sdft_jax.manifest import damage, seal
 from sdft_jax.mirror import CHECKPOINTS, is_remote
+from sdft_jax.overrides import flatten
 from sdft_jax.types import TrainState
 
 Path = str | os.PathLike[str]
@@ -255,10 +256,10 @@ def _refuse_other_run(
 ) -> None:
     remedy = f"give another output=, or delete {output}"
     try:
-        there = _flat(yaml.safe_load(text))
+        there = flatten(yaml.safe_load(text))
     except (yaml.YAMLError, AttributeError):
         raise SdftError(f"{output / _CONFIG} is not a run's configuration: {remedy}.") from None
-    here = _flat(_plain(config))
+    here = flatten(_plain(config))
     for key in [*here, *(key for key in there if key not in here)]:
         free = any(key == name or key.startswith(name + ".") for name in resumable)
         if not free and there.get(key) != here.get(key):
@@ -282,14 +283,6 @@ def _refuse_foreign_files(output: epath.Path) -> None:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """As it reads back from YAML: tuples are lists."""
     return json.loads(json.dumps(config))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, name + ".") if isinstance(value, dict) and value else {name: value}
-    return flat
 
 
 def _write_atomically(path: epath.Path, text: str) -> None:

@@ -196,19 +196,9 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_lab(commands)
 
-    command = add(
-        "plan", plan, "what an update needs on a TPU topology, from the TPU compiler, without a TPU"
+    _add_plan(
+        add("plan", plan, "what an update needs on a TPU topology, from the TPU compiler, without a TPU")
     )
-    command.add_argument("config", metavar="CONFIG", help="YAML file; its model needs no weights")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=64")
-    command.add_argument("--topology", action="append", required=True, metavar="NAME",
-                         help="such as v5e:4x4 or v5e-16; may be repeated")  # fmt: skip
-    command.add_argument(
-        "--mesh", help="data=N,fsdp=N,tensor=N (one may be -1), or all; default: as in CONFIG"
-    )
-    command.add_argument("--rules", nargs="+", default=[], metavar="FILE", help="sharding rules to compare")
-    command.add_argument("--output", metavar="DIR", help="also write plan.json and plan.png there")
-    command.add_argument("--fast", action="store_true", help="do not look for the largest batch")
 
     command = add(
         "evaluate", evaluate, "accuracy of a model, and of the model with the demonstration in context"
@@ -239,6 +229,20 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source"
     )
     return parser
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    """What `sdft plan` takes besides a configuration."""
+    command.add_argument("config", metavar="CONFIG", help="YAML file; its model needs no weights")
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=64")
+    command.add_argument("--topology", action="append", required=True, metavar="NAME",
+                         help="such as v5e:4x4 or v5e-16; may be repeated")  # fmt: skip
+    command.add_argument(
+        "--mesh", help="data=N,fsdp=N,tensor=N (one may be -1), or all; default: as in CONFIG"
+    )
+    command.add_argument("--rules", nargs="+", default=[], metavar="FILE", help="sharding rules to compare")
+    command.add_argument("--output", metavar="DIR", help="also write plan.json and plan.png there")
+    command.add_argument("--fast", action="store_true", help="do not look for the largest batch")
 
 
 def _add_lab(commands: argparse._SubParsersAction) -> None:

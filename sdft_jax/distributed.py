@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from sdft_jax.errors import SdftError
+from sdft_jax.overrides import flatten
 
 COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
     "SDFT_COORDINATOR", "SDFT_PROCESSES", "SDFT_PROCESS", "SDFT_TIMEOUT",
@@ -98,8 +99,9 @@ def require_agreement(config: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    mine = _flat(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
-    theirs = json.loads(_broadcast(json.dumps(mine, sort_keys=True)))
+    mine = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
+    mine = json.loads(json.dumps(mine))  # tuples are lists in what comes from process 0
+    theirs = json.loads(_broadcast(json.dumps(mine)))
     different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
     counts = multihost_utils.process_allgather(np.int32(len(different)))
     if not counts.any():
@@ -121,13 +123,6 @@ def code_digest() -> str:
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return json.loads(json.dumps(flat))
 
 
 def _broadcast(text: str) -> str:

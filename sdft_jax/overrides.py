@@ -67,6 +67,15 @@ def parse_override(text: str) -> dict[str, Any]:
     return tree
 
 
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; an empty mapping is a value."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, name + ".") if isinstance(value, Mapping) and value else {name: value}
+    return flat
+
+
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with what `top` sets, key by key at every depth."""
     merged = dict(base)

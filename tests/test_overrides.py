@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from sdft_jax.overrides import merge, parse_override, read_yaml
+from sdft_jax.overrides import flatten, merge, parse_override, read_yaml
 
 VALUES = {
     "10:13": "10:13",
@@ -46,3 +46,7 @@ def test_merging_goes_key_by_key():
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}) == {
         "a": {"b": 1, "c": 4}, "d": {"e": 5}
     }  # fmt: skip
+
+
+def test_flattening_names_every_leaf():
+    assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": {}}) == {"a.b": 1, "a.c.d": (2, 3), "e": {}}

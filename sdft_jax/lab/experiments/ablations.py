@@ -19,8 +19,8 @@ def _with(**teacher: Any) -> dict[str, Any]:
     return {"teacher": teacher}
 
 
-def teacher(lab: Lab) -> Report:
-    """EMA against frozen, live and periodic weights; rates of the EMA; float32 against bfloat16."""
+def _teachers(lab: Lab) -> tuple[list[Variant], ...]:
+    """Rates of the EMA, the EMA in bfloat16, other schedules, and longer runs."""
     ema = [Variant("EMA 0.02")] + [
         Variant(f"EMA {rate:g}", changes=_with(rate=rate), rate_of="EMA 0.02")
         for rate in (EMA_RATES if not lab.quick else EMA_RATES[::3])
@@ -35,18 +35,23 @@ def teacher(lab: Lab) -> Report:
         Variant("live", changes=_with(schedule="live")),
         Variant("periodic, every 20", changes=_with(schedule="periodic", every=20)),
     ]
-    world = lists()
     longer = [
         Variant(
             f"{label}, {LONGER}x steps",
-            changes=_with(**settings) | {"train": {"steps": LONGER * lab.steps(world)}},
+            changes=_with(**settings) | {"train": {"steps": LONGER * lab.steps(lists())}},
             rate_of=label,
         )
         for label, settings in (
             ("EMA 0.02", {}), ("frozen", {"schedule": "frozen"}), ("live", {"schedule": "live"})
         )
     ]  # fmt: skip
-    found = compare(lab, world, [*ema, *low, *schedules, *longer])
+    return ema, low, schedules, longer
+
+
+def teacher(lab: Lab) -> Report:
+    """EMA against frozen, live and periodic weights; rates of the EMA; float32 against bfloat16."""
+    ema, low, schedules, longer = _teachers(lab)
+    found = compare(lab, lists(), [*ema, *low, *schedules, *longer])
     checks = [
         exceeds(
             found, "new", "EMA 0.02", "frozen", "EMA above frozen on the new skill", "about 70 against 65"

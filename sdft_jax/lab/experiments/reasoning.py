@@ -2,55 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sdft_jax.figures import Bar, plot_bars
 from sdft_jax.lab.lab import Comparison, Lab, Variant, compare
 from sdft_jax.lab.reports import COLUMNS, Check, Report, exceeds, percent_bar, table
 from sdft_jax.lab.worlds import CHAINS
 from sdft_jax.statistics import mean_interval
 
+SAME = Variant("SFT at SDFT's rate", "sft", rate_of="SDFT")
+
 
 def reasoning(lab: Lab) -> Report:
     """SFT and SDFT on answers without a thought: what becomes of thought and accuracy."""
-    same = Variant("SFT at SDFT's rate", "sft", rate_of="SDFT")
-    found = compare(lab, CHAINS, [Variant("SDFT"), Variant("SFT", "sft"), same])
+    found = compare(lab, CHAINS, [Variant("SDFT"), Variant("SFT", "sft"), SAME])
     before, length = found.before("new"), found.before("length")
     ratio = {label: [x / length for x in found.values(label, "length")] for label in found.outcomes}
-    checks = [
-        Check(
-            "SFT shortens the answer",
-            mean_interval([1 - x for x in ratio["SFT"]]),
-            "4612 to 3273 tokens",
-            "%",
-        ),
-        Check(
-            "SDFT keeps nine tenths of the length",
-            mean_interval([x - 0.9 for x in ratio["SDFT"]]),
-            "4612 to 4180 tokens",
-            "% to spare",
-        ),
-        Check(
-            "SFT loses accuracy",
-            mean_interval([before - x for x in found.values("SFT", "new")]),
-            "31.2 to 23.5",
-        ),
-        Check(
-            "SDFT gains accuracy",
-            mean_interval([x - before for x in found.values("SDFT", "new")]),
-            "31.2 to 43.7",
-        ),
-        exceeds(found, "prior", "SDFT", "SFT", "SDFT above SFT on prior chains", claimed=False),
-        Check(
-            "at SDFT's rate, SFT shortens the answer",
-            mean_interval([1 - x for x in ratio[same.label]]),
-            unit="%",
-            claimed=False,
-        ),
-        Check(
-            "at SDFT's rate, SFT loses accuracy",
-            mean_interval([before - x for x in found.values(same.label, "new")]),
-            claimed=False,
-        ),
-    ]
+    checks = _checks(found, before, ratio)
     bars = [Bar("base", "accuracy (%)", 100 * before), Bar("base", "length (% of the base's)", 100.0)]
     for label in found.outcomes:
         for name, values in (
@@ -73,6 +41,26 @@ def reasoning(lab: Lab) -> Report:
             *_idle(found, before),
         ],
     )
+
+
+def _checks(found: Comparison, before: float, ratio: Mapping[str, list[float]]) -> list[Check]:
+    """The claims, given the base's accuracy and each length as a share of the base's."""
+    new = {label: found.values(label, "new") for label in found.outcomes}
+    shorter = mean_interval([1 - x for x in ratio["SFT"]])
+    kept = mean_interval([x - 0.9 for x in ratio["SDFT"]])
+    lost = mean_interval([before - x for x in new["SFT"]])
+    gained = mean_interval([x - before for x in new["SDFT"]])
+    lost_there = mean_interval([before - x for x in new[SAME.label]])
+    shorter_there = mean_interval([1 - x for x in ratio[SAME.label]])
+    return [
+        Check("SFT shortens the answer", shorter, "4612 to 3273 tokens", "%"),
+        Check("SDFT keeps nine tenths of the length", kept, "4612 to 4180 tokens", "% to spare"),
+        Check("SFT loses accuracy", lost, "31.2 to 23.5"),
+        Check("SDFT gains accuracy", gained, "31.2 to 43.7"),
+        exceeds(found, "prior", "SDFT", "SFT", "SDFT above SFT on prior chains", claimed=False),
+        Check("at SDFT's rate, SFT shortens the answer", shorter_there, unit="%", claimed=False),
+        Check("at SDFT's rate, SFT loses accuracy", lost_there, claimed=False),
+    ]
 
 
 def _idle(found: Comparison, before: float) -> list[str]:
