@@ -219,7 +219,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", dest="overrides", metavar="key=value", action="append", default=[],
                          help="such as sampling.temperature=0.7; may be repeated")  # fmt: skip
 
-    command = add("export", export, "write a run's checkpoint as a Hugging Face directory")
+    _add_export(add("export", export, "write a run's checkpoint as a Hugging Face directory"))
+    return parser
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    """What `sdft export` takes."""
     command.add_argument("run", metavar="RUN", help="output directory of a run")
     command.add_argument("directory", metavar="DIR", help="directory to write")
     command.add_argument(
@@ -228,7 +233,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the source"
     )
-    return parser
 
 
 def _add_plan(command: argparse.ArgumentParser) -> None:
