@@ -80,7 +80,7 @@ def apply_gradients(
     step = state.step + 1
     teacher: Params = {}
     if needs_teacher(config):
-        with jax.named_scope("teacher_motion"):
+        with jax.named_scope("ema"):
             teacher = move_teacher(state.teacher, params, step, teacher_config(config))
     norms = {"grad_norm": _norm(gradients), "update_norm": _norm(updates)}
     moved = dataclasses.replace(state, step=step, params=params, teacher=teacher, opt_state=opt_state)

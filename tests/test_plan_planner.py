@@ -105,6 +105,7 @@ def test_phases_are_those_of_the_named_scopes():
         "jit(precise)/learn/transpose(jvp(student))/while/body/dot": "backward",
         "jit(precise)/learn/jvp()/shard_map/while": "divergence",
         "jit(precise)/optimizer/mul": "optimizer",
+        "jit(precise)/optimizer/ema/mul": "optimizer",
         "": "other",
     }
     assert {scope: phase_of(scope) for scope in scopes} == scopes
