@@ -140,8 +140,9 @@ def sequential(lab: Lab) -> Report:
         [
             "Accuracy in percent after the last stage. Backward transfer: mean change, in points, of the "
             "earlier skills since the end of their own stages. Joint SFT sees the demonstrations of all "
-            "stages at once, in as many steps as all stages together: the ceiling of a sequence. In the "
-            "picture 0 is the base model and 1 the best of either method."
+            "stages at once, in as many steps as all stages together: the ceiling of a sequence. Rates are "
+            "chosen on the first skill alone, where joint SFT is SFT. In the picture 0 is the base model and "
+            "1 the best of either method."
         ],
     )
 
