@@ -109,5 +109,6 @@ def test_scores_of_a_long_prompt_never_exist_at_once(monkeypatch):
         compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    assert memory(length) > 4 * length * length * 4
-    assert memory(64) < 0.3 * 4 * length * length * 4
+    scores = 4 * length * length * 4
+    assert memory(length) > scores
+    assert memory(64) < 0.5 * scores
