@@ -33,7 +33,7 @@ RESUMABLE = (
     # Where and how it runs: rounding may differ, the algorithm does not.
     "output", "preset", "mesh", "sharding", "model.remat", "train.micro_batch", "divergence.chunk",
     # What is written about it, and how often.
-    "report", "profile", "checkpoint", "eval.batch_size", "eval.overlap", "train.log_every",
+    "report", "profile", "debug", "checkpoint", "eval.batch_size", "eval.overlap", "train.log_every",
     "train.eval_every", "train.save_every", "train.rollouts_every", "train.rollouts_rows",
     "train.phases_every",
     # When to stop, and what else runs beside it. Not train.steps: the learning rate decays over them.

@@ -25,6 +25,7 @@ from sdft_jax.settings import (
     CheckpointConfig,
     ContinualConfig,
     DataConfig,
+    DebugConfig,
     DivergenceConfig,
     EvalConfig,
     MeshConfig,
@@ -67,6 +68,7 @@ class Config:
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     profile: ProfileConfig = Field(default_factory=ProfileConfig)
+    debug: DebugConfig = Field(default_factory=DebugConfig)
 
     def __post_init__(self):
         for wrong, complaint in _contradictions(self):

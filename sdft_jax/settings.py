@@ -314,6 +314,15 @@ class ProfileConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class DebugConfig:
+    """What is worth its price only when something is wrong."""
+
+    nans: bool = False
+    """Stop at the operation that first gives a NaN, and name it. The state exists twice then, and steps that
+    give one are run again operation by operation."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class ReportConfig:
     """Where metrics go besides the console and metrics.jsonl."""
 

@@ -98,8 +98,13 @@ def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformati
         with model.matmul_precision():
             return step(state, batch)
 
+    # To look for a NaN, a step is run again on the state that it began with.
+    donated = () if config.debug.nans else 0
     return jax.jit(
-        precise, in_shardings=(state, rows), out_shardings=(state, sharding.replicated), donate_argnums=0
+        precise,
+        in_shardings=(state, rows),
+        out_shardings=(state, sharding.replicated),
+        donate_argnums=donated,
     )
 
 

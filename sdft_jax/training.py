@@ -111,7 +111,8 @@ def train(
             _say(f"resuming from step {restored.step}", active)
             state, meta = restored.state, {"scores": []} | restored.meta
         loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active, base, watch)
-        state = _run(loop, state, meta)
+        with jax.debug_nans(config.debug.nans):
+            state = _run(loop, state, meta)
     params: Params = join(state.params, state.frozen)
     step = int(state.step)
     if config.train.choose == "best":

@@ -222,6 +222,13 @@ def test_numbers_that_are_not_finite_stop_the_run(tiny_directory, tmp_path):
     assert [row["step"] for row in read(tmp_path / "b" / "metrics.jsonl")] == [1]
 
 
+def test_a_nan_is_found_where_it_arises(tiny_directory, tmp_path):
+    fast = (*PLAIN, "optimizer.schedule=constant", "optimizer.learning_rate=1e16", "debug.nans=true")
+    with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):
+        run(tiny_directory, tmp_path, *fast)
+    assert not jax.config.jax_debug_nans  # what comes after is as it was
+
+
 def make_nudge(*arguments, **options):
     """An update that compiles at once: every parameter grows by a hundredth."""
     count = make_oracle_update(*arguments, **options)
