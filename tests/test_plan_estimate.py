@@ -50,6 +50,7 @@ def test_the_report_says_what_by_hand_can_be_counted(planned):
     # keys and values of 2 layers, 8 / 2 rows, 64 slots, 2 / 2 heads of width 32, two bytes each
     assert one["parts"]["KV cache"] == 2 * 2 * 4 * 64 * 1 * 32 * 2
     assert one["peak"] > one["state"] > 0
+    assert sum(one["temporaries"].values()) == pytest.approx(one["peak"] - one["state"], rel=0.01)
     assert one["fits"]
     assert one["largest_batch"] > 8
     # Every weight of the decoder meets each of 8 x 64 student tokens four times (forward, twice backward, and

@@ -6,7 +6,7 @@ import pytest
 
 from sdft_jax.config import load_config
 from sdft_jax.errors import SdftError
-from sdft_jax.plan.estimate import GIB, Estimate, phase_of
+from sdft_jax.plan.estimate import GIB, Estimate, _temporaries, phase_of
 from sdft_jax.plan.planner import _rank, advice, candidates, largest_batch, mesh_name
 
 CONFIG = load_config(None, ["mesh.fsdp=4", "mesh.tensor=4"])
@@ -109,3 +109,32 @@ def test_phases_are_those_of_the_named_scopes():
         "": "other",
     }
     assert {scope: phase_of(scope) for scope in scopes} == scopes
+
+
+def test_what_lives_at_the_peak_is_told_apart_by_phase_and_not_counted_twice():
+    text = """
+  %copy.1 = f32[8] copy(%a), metadata={op_name="jit(f)/rollout/decode/copy"}
+  %dot.2 = f32[8] dot(%a, %b), metadata={op_name="jit(f)/learn/jvp(student)/dot"}
+  ROOT %add.3 = f32[8] add(%a, %b), metadata={op_name="jit(f)/optimizer/add"}
+"""
+    live = """
+  Live ranges at 12 (peak):
+    copy.1{}: 400 bytes (cumulative: 400 bytes)
+    dot.2{0}: 300 bytes (cumulative: 700 bytes)
+    param.9{}: 5000 bytes (cumulative: 5700 bytes)
+    add.3{}: 5000 bytes (cumulative: 10700 bytes)
+
+  Stack trace breakdown for peak usage: 10 700 bytes
+    copy.7{}: 99 bytes
+"""
+    assigned = """BufferAssignment:
+allocation 0: size 512, thread-local:
+ value: <2 x @0> (size=512,offset=0): s32[]
+allocation 1: size 5000, parameter 15, shape |f32[8]| at ShapeIndex {}, maybe-live-out:
+ value: <77 param.9 @0> (size=5000,offset=0): f32[8]
+ value: <78 add.3 @0> (size=5000,offset=0): f32[8]
+allocation 2: size 700:
+ value: <79 copy.1 @0> (size=400,offset=0): f32[8]
+"""
+    found = _temporaries(text, live, assigned, 1000)
+    assert found == {"decode": 400, "student": 300, "inside loops": 300}

@@ -38,7 +38,9 @@ PHASES = {
 """Name -> what its scopes look like, the first that fits; `optimizer` has the teacher's motion too."""
 STATE = ("parameters", "optimizer", "teacher")
 _PEAK = re.compile(r"Live ranges at \d+ \(peak\):\n(.*?)\n(?:\s*\n|  \S)", re.S)
-_LIVE = re.compile(r"^\s+([\w.\-]+)\{[\d,]*\}: (\d+) bytes", re.M)
+_LIVE = re.compile(r"^\s+([\w.\-]+)(\{[\d,]*\}): (\d+) bytes", re.M)
+_ALLOCATION = re.compile(r"^allocation \d+: size \d+, parameter .*\n((?: value: .*\n)+)", re.M)
+_VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(\{[\d,]*\})?(?: \(\w+\))? @", re.M)
 _OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT])\)? exceeds available HBM|Used ([\d.]+)([KMGT]) of")
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 
@@ -122,12 +124,17 @@ def estimate(
             compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
         except jax.errors.JaxRuntimeError as error:
             return _refused(found, str(error))
-        live = "".join(_read(path) for path in sorted(glob.glob(f"{dump}/*live-range.txt")))
+        live, assigned = (
+            "".join(_read(path) for path in sorted(glob.glob(f"{dump}/*{name}.txt")))
+            for name in ("-live-range", "-buffer-assignment")
+        )
     text = compiled.as_text()
     return dataclasses.replace(
         found,
         peak=float(compiled.memory_analysis().peak_memory_in_bytes),
-        temporaries=_temporaries(text, live, compiled.memory_analysis().peak_memory_in_bytes - found.state),
+        temporaries=_temporaries(
+            text, live, assigned, compiled.memory_analysis().peak_memory_in_bytes - found.state
+        ),
         flops=_flops(lowered, len(devices)),
         exchanges=tuple(collectives(text)),
         seconds=_seconds(text, topology.generation.clock * 1e9),
@@ -148,13 +155,22 @@ def _seconds(text: str, clock: float) -> dict[str, float]:
     return {name: found[name] for name in (*PHASES, "other") if name in found}
 
 
-def _temporaries(text: str, live: str, size: float) -> dict[str, float]:
-    """Bytes by phase of what lives at the peak besides the state; inside loops nothing is told apart."""
+def _temporaries(text: str, live: str, assigned: str, size: float) -> dict[str, float]:
+    """Bytes by phase of what lives at the peak besides the state; inside loops nothing is told apart.
+
+    Args:
+        text: of the program, whose operations have scopes.
+        live: the compiler's list of what lives when.
+        assigned: its list of what lies where: what lies in the state's own memory is no more of it.
+        size: of all that is to be told apart.
+    """
+    values = (_VALUE.findall(block) for block in _ALLOCATION.findall(assigned))
+    in_state = {(name, index or "{}") for block in values for name, index in block}
     peak = _PEAK.search(live)
     scopes = dict(re.findall(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', text, re.M))
     found: dict[str, float] = defaultdict(float)
-    for name, count in _LIVE.findall(peak[0]) if peak else ():
-        if not name.startswith("param"):
+    for name, index, count in _LIVE.findall(peak[0]) if peak else ():
+        if (name, index) not in in_state:
             found[phase_of(scopes.get(name, ""))] += float(count)
     found["inside loops"] = max(size - sum(found.values()), 0.0)
     return {name: found[name] for name in sorted(found, key=lambda key: -found[key]) if found[name]}
