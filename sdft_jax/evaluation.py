@@ -94,8 +94,7 @@ def evaluate(
             plain = (batch.prompt, batch.prompt_mask)
             total, number = _divergence_from(model, params, base, prompt, plain, rollout, batch.weight)
             nats, tokens = nats + float(total), tokens + float(number)
-        answers = collect(rollout)
-        ids, mask = answers.tokens[:count], answers.mask[:count]
+        ids, mask = (x[:count] for x in collect((rollout.tokens, rollout.mask)))
         lengths += mask.sum(axis=1).tolist()
         completions += [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
     correct = tuple(score(text, row) for text, row in zip(completions, rows.examples, strict=True))
@@ -131,8 +130,7 @@ def sample_verdicts(
             model, params, batch.prompt, batch.prompt_mask, key=jax.random.fold_in(key, start), eos_ids=eos,
             pad_id=tokenizer.pad_token_id, **options,
         )  # fmt: skip
-        answers = collect(rollout)
-        ids, mask = answers.tokens, answers.mask
+        ids, mask = collect((rollout.tokens, rollout.mask))
         for (row, _), tokens, keep in zip(part, ids, mask, strict=False):
             verdicts[row].append(int(score(decode(tokenizer, tokens[keep]), rows.examples[row])))
     return verdicts

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sdft_jax.distributed import collect
 from sdft_jax.errors import SdftError
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import HEAD, Tensor
@@ -160,9 +161,7 @@ def _gathered(model: Model, pieces: list[_Piece]) -> Iterator[np.ndarray]:
     """Each tensor on the host, in the layout and dtype of its file."""
     for piece in pieces:
         part = piece.leaf if piece.layer is None else layer_slice(piece.leaf, piece.layer)
-        whole = np.asarray(
-            part if part.is_fully_addressable else multihost_utils.process_allgather(part, tiled=True)
-        )
+        whole = collect(part)
         inner = whole if piece.layer is None else whole[0]
         yield piece.tensor.to_stored(inner.astype(piece.dtype), model.config.sizes)
 

@@ -18,7 +18,7 @@ from sdft_jax.config import Config
 from sdft_jax.hlo import Collective, collectives, estimated_cycles, matmul_flops
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, ModelConfig
-from sdft_jax.plan.program import abstract_batch, exact_parts, lower_update, make_model
+from sdft_jax.plan.program import exact_parts, lower_update, make_model, sampled_prompt
 from sdft_jax.plan.topologies import Topology
 from sdft_jax.rules import Rules
 from sdft_jax.sampling import compiled_sample, row_keys
@@ -128,18 +128,18 @@ def estimate(
             "".join(_read(path) for path in sorted(glob.glob(f"{dump}/*{name}.txt")))
             for name in ("-live-range", "-buffer-assignment")
         )
-    text = compiled.as_text()
+    spent = time.monotonic() - begun
+    text, peak = compiled.as_text(), float(compiled.memory_analysis().peak_memory_in_bytes)
+    flops = _flops(lowered, len(devices))
     return dataclasses.replace(
         found,
-        peak=float(compiled.memory_analysis().peak_memory_in_bytes),
-        temporaries=_temporaries(
-            text, live, assigned, compiled.memory_analysis().peak_memory_in_bytes - found.state
-        ),
-        flops=_flops(lowered, len(devices)),
+        peak=peak,
+        temporaries=_temporaries(text, live, assigned, peak - found.state),
+        flops=flops,
         exchanges=tuple(collectives(text)),
         seconds=_seconds(text, topology.generation.clock * 1e9),
-        roofline=_roofline(config, model, sharding, found, topology, lowered),
-        compile_seconds=time.monotonic() - begun,
+        roofline=_roofline(config, model, sharding, found.parts, topology, flops),
+        compile_seconds=spent,
     )
 
 
@@ -181,24 +181,25 @@ def _flops(lowered: Any, devices: int) -> float:
 
 
 def _roofline(
-    config: Config, model: Model, sharding: Sharding, found: Estimate, topology: Topology, lowered: Any
+    config: Config,
+    model: Model,
+    sharding: Sharding,
+    parts: Mapping[str, float],
+    topology: Topology,
+    flops: float,
 ) -> dict[str, float]:
     """Products at the peak rate; a token of the rollout reads all weights and, on average, half the cache."""
-    devices = sharding.mesh.size
     rate = topology.generation.teraflops * 1e12
-    everything = _flops(lowered, devices)
     if METHODS[config.train.method].samples is None:
-        return {"learn": everything / rate}
-    batch = abstract_batch(config, sharding)
+        return {"learn": flops / rate}
+    prompt = sampled_prompt(config, sharding)
     keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), config.train.batch_size))
     params = model.abstract_params(jnp.float32)
-    sampler = compiled_sample.lower(
-        model, params, batch.prompt, batch.prompt_mask, keys, config.sampling, (1,), 0
-    )
-    sampled = _flops(sampler, devices)
-    read = found.parts["decoding weights"] + found.parts["KV cache"] / 2
+    sampler = compiled_sample.lower(model, params, *prompt, keys, config.sampling, (1,), 0)
+    sampled = _flops(sampler, sharding.mesh.size)
+    read = parts["decoding weights"] + parts["KV cache"] / 2
     reading = config.sampling.max_new_tokens * read / (topology.generation.bandwidth * 1e9)
-    return {"rollout": max(sampled / rate, reading), "learn": (everything - sampled) / rate}
+    return {"rollout": max(sampled / rate, reading), "learn": (flops - sampled) / rate}
 
 
 def _refused(found: Estimate, message: str) -> Estimate:

@@ -8,19 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sdft_jax.config import Config, from_dict, to_dict
 from sdft_jax.errors import SdftError
 from sdft_jax.models import ModelConfig
-from sdft_jax.overrides import merge
+from sdft_jax.overrides import merge, read_yaml
 from sdft_jax.plan.estimate import GIB, Estimate, estimate
 from sdft_jax.plan.program import mesh_sizes, model_shape
 from sdft_jax.plan.topologies import Topology, parse_topology, topology_devices
-from sdft_jax.rules import Rules
+from sdft_jax.rules import MESH_AXES, Rules
 
 Mesh = Mapping[str, int]
-AXES = ("data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,7 @@ class Candidate:
 
 def mesh_name(mesh: Mesh) -> str:
     """Such as `fsdp=4,tensor=4`, as --mesh takes it; axes of size 1 are left out."""
-    return ",".join(f"{axis}={mesh[axis]}" for axis in AXES if mesh[axis] > 1) or "fsdp=1"
+    return ",".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] > 1) or "fsdp=1"
 
 
 def candidates(
@@ -68,8 +65,8 @@ def candidates(
 def _meshes(config: Config, topology: Topology, text: str | None) -> list[Mesh]:
     if text == "all":
         return mesh_sizes(topology.size)
-    given = {axis: getattr(config.mesh, axis) for axis in AXES} if text is None else _parse_mesh(text)
-    free = [axis for axis in AXES if given[axis] == -1]
+    given = {axis: getattr(config.mesh, axis) for axis in MESH_AXES} if text is None else _parse_mesh(text)
+    free = [axis for axis in MESH_AXES if given[axis] == -1]
     known = math.prod(size for size in given.values() if size != -1)
     if len(free) > 1 or min(given.values()) < -1 or known < 1 or topology.size % known:
         raise SdftError(
@@ -85,10 +82,10 @@ def _meshes(config: Config, topology: Topology, text: str | None) -> list[Mesh]:
 
 
 def _parse_mesh(text: str) -> dict[str, int]:
-    found = dict.fromkeys(AXES, 1)
+    found = dict.fromkeys(MESH_AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")
-        if axis.strip() not in AXES or not size.strip().lstrip("-").isdigit():
+        if axis.strip() not in MESH_AXES or not size.strip().lstrip("-").isdigit():
             raise SdftError(
                 f"--mesh {text}: give data=N,fsdp=N,tensor=N (each optional, one may be -1), or all."
             )
@@ -99,11 +96,11 @@ def _parse_mesh(text: str) -> dict[str, int]:
 def read_rules(path: str, config: Config) -> Rules:
     """Sharding rules of a YAML file, which holds what differs from the configuration's."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SdftError(f"--rules {path}: cannot be read as YAML ({error}).") from None
-    tree = tree.get("sharding", tree) if isinstance(tree, dict) else {"": tree}
-    return from_dict(merge(to_dict(config), {"sharding": tree}), f"--rules {path}").sharding
+        tree = read_yaml(Path(path))
+    except SdftError as error:
+        raise SdftError(f"--rules {path}: cannot be read: {error}") from None
+    rules = tree.get("sharding", tree)
+    return from_dict(merge(to_dict(config), {"sharding": rules}), f"--rules {path}").sharding
 
 
 def plan(

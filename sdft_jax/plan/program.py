@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,14 @@ def abstract_batch(config: Config, sharding: Sharding) -> TokenBatch:
     return TokenBatch(*columns)
 
 
+def sampled_prompt(config: Config, sharding: Sharding) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """Tokens and mask of the prompt that the method's rollout reads: the student's or the teacher's."""
+    batch: Any = abstract_batch(config, sharding)
+    if METHODS[config.train.method].samples == "teacher":
+        return batch.teacher_prompt, batch.teacher_mask
+    return batch.prompt, batch.prompt_mask
+
+
 def exact_parts(config: Config, model: Model, sharding: Sharding) -> dict[str, float]:
     """Bytes on each device of what has a known shape: the state, and what a rollout and a gradient add."""
     optimizer = make_optimizer(config.optimizer, _STEPS)
@@ -100,7 +109,7 @@ def exact_parts(config: Config, model: Model, sharding: Sharding) -> dict[str, f
     shapes = model.abstract_params(config.model.compute_dtype)
     shardings = tree_shardings(decoding, model.logical_axes(), shapes)
     laid_out = jax.tree.map(_with, shapes, shardings)
-    length = abstract_batch(config, sharding).prompt.shape[1] + config.sampling.max_new_tokens
+    length = sampled_prompt(config, sharding)[0].shape[1] + config.sampling.max_new_tokens
     cache = jax.eval_shape(lambda: model.init_cache(config.train.batch_size, length))
     where = sharding.named(None, "batch", None, "kv_heads", None)
     return parts | {
@@ -120,11 +129,7 @@ def _bytes(tree: Any) -> float:
 
 
 def _local(leaf: jax.ShapeDtypeStruct) -> int:
-    local = leaf.sharding.shard_shape(leaf.shape)
-    size = 1
-    for n in local:
-        size *= n
-    return size * jnp.dtype(leaf.dtype).itemsize
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
 
 
 def mesh_sizes(devices: int) -> list[Mapping[str, int]]:

@@ -14,16 +14,15 @@ from rich.console import Console
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
 from sdft_jax.plan.estimate import GIB, STATE, Estimate
-from sdft_jax.plan.planner import AXES, Candidate, advice, candidates, mesh_name, plan
+from sdft_jax.plan.planner import Candidate, advice, candidates, mesh_name, plan
 from sdft_jax.plots import COLOURS, STYLE
 from sdft_jax.report import bar, summary_table
+from sdft_jax.rules import MESH_AXES
 
 CAVEAT = (
     "Memory is what the compiler allocates. Times are estimates, measured on no TPU: the compiler's cycles "
     "for each operation, without waiting for other chips; beside them what the chip's peak rates allow."
 )
-
-
 MESH = "data x fsdp x tensor"
 """Heading of the meshes in a table."""
 
@@ -73,9 +72,10 @@ def compiler() -> str:
 
 def row(one: Estimate) -> dict[str, Any]:
     """One mesh in a line: GiB on each device, bytes that it receives in a step, seconds of a step."""
-    name = "x".join(str(one.mesh[axis]) for axis in AXES) + (f" {one.rules}" if one.rules else "")
-    cells = {MESH: name, "state": f"{one.state / GIB:.2f}"}
-    cells |= {
+    name = "x".join(str(one.mesh[axis]) for axis in MESH_AXES) + (f" {one.rules}" if one.rules else "")
+    cells = {
+        MESH: name,
+        "state": f"{one.state / GIB:.2f}",
         "peak": f"{one.peak / GIB:.2f}",
         "fits": "yes" if one.fits else "no",
         "free": f"{(one.limit - one.peak) / GIB:.2f}",
