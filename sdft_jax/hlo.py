@@ -58,15 +58,25 @@ class Collective:
 
 
 def matmul_flops(text: str, unknown_trips: float = 1.0) -> float:
+    """`matmul_flops_by_scope` of the whole program."""
+    return sum(matmul_flops_by_scope(text, unknown_trips).values())
+
+
+def matmul_flops_by_scope(text: str, unknown_trips: float = 1.0) -> dict[str, float]:
     """Floating-point operations of all matrix products in a program (2 a multiply-add).
 
     Args:
-        text: `compiled.as_text()`, or that of a lowered program.
+        text: `compiled.as_text()`, or `lowered.as_text(dialect="hlo", debug_info=True)`.
         unknown_trips: trips of loops whose number the text does not tell.
 
     A loop that may end early counts as if it did not. Of a conditional the costlier branch counts.
     """
-    return _total(text, lambda op, shapes: Counter({"": _dot(op, shapes)}), unknown_trips)[""]
+
+    def cost(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Counter:
+        count = _dot(op, shapes)
+        return Counter({op.scope: count}) if count else Counter()
+
+    return dict(_total(text, cost, unknown_trips))
 
 
 def estimated_cycles(text: str, unknown_trips: float = 1.0) -> dict[str, float]:
@@ -113,9 +123,13 @@ def _total(
             name.strip().lstrip("%") for found in _BRANCHES.findall(op.text) for name in found.split(",")
         ]
         names = [*_CALLED.findall(op.text), *branches]
-        found = [count(name) for name in names if name in computations and not _is_piece(op.name, name)]
+        found = [
+            _under(op.scope, count(name))
+            for name in names
+            if name in computations and not _is_piece(op.name, name)
+        ]
         if " conditional(" in op.text:
-            return functools.reduce(lambda a, b: a | b, found, Counter())
+            return max(found, key=lambda costs: sum(costs.values()), default=Counter())
         if " while(" not in op.text:
             return _sum(found)
         trips = _trips(op, computations)
@@ -123,6 +137,16 @@ def _total(
         return Counter({key: times * value for key, value in _sum(found).items()})
 
     return count(entry)
+
+
+def _under(scope: str, costs: Counter) -> Counter:
+    """Costs by scope, in whole: before compilation a scope is told from its caller's on."""
+    return Counter(
+        {
+            f"{scope}/{key}" if isinstance(key, str) and not key.startswith("jit(") else key: cost
+            for key, cost in costs.items()
+        }
+    )
 
 
 def _sum(counters: Iterable[Counter]) -> Counter:

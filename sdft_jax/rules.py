@@ -23,7 +23,10 @@ class Rules:
     batch: MeshAxes = ("data", "fsdp")
     """Rows of a batch, in activations and in the KV cache."""
     sequence: MeshAxes = None
-    """Token positions of activations."""
+    """Token positions of activations inside attention and feed-forward, and of the loss."""
+    residual: MeshAxes = None
+    """Token positions of the residual stream between them; `tensor` splits its norms and the memory that it
+    takes (sequence parallelism; Korthikanti et al. 2022)."""
     embed: MeshAxes = "fsdp"
     """Model width, in parameters."""
     activation: MeshAxes = None

@@ -38,6 +38,9 @@ class ModelConfig:
     remat: Literal["none", "full", "dots", "dots_no_batch", "hidden"] = "full"
     """What the backward pass recomputes: nothing; each layer; all but matrix products; all but those without
     batch dimensions; all but what attention read and the feed-forward's hidden activations."""
+    attention: Literal["auto", "splash", "cudnn", "xla"] = "auto"
+    """Kernel of the attention over whole sequences; `auto`: splash on TPU, cuDNN on NVIDIA GPUs where the
+    compute dtype is bfloat16, plain XLA elsewhere."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -151,22 +151,29 @@ def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Seq
             over = "x".join(mesh_axes(getattr(sharding.rules, axis)))
             raise SdftError(
                 f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis "
-                f"{over}: choose a divisor of {size} for it, or map '{axis}' to None in sharding.rules."
+                f"{over}: choose a divisor of {size} for it, or set sharding.{axis}=null."
             )
 
 
 def constrain(x: jax.Array, sharding: Sharding | None, *axes: str | None) -> jax.Array:
-    """Tell the compiler where an activation lives; nothing to say without a sharding."""
-    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding.named(*axes))
+    """Tell the compiler where an activation lives; nothing to say without a sharding.
+
+    Raises:
+        SdftError: a dimension that its mesh axes do not divide.
+    """
+    if sharding is None:
+        return x
+    check_divisible(sharding, "activations", axes, x.shape)
+    return jax.lax.with_sharding_constraint(x, sharding.named(*axes))
 
 
 def for_decoding(rules: Rules) -> Rules:
-    """Rules for weights inside the decode loop: whole along `embed`.
+    """Rules inside the decode loop: weights whole along `embed`, and no positions to split.
 
     Under FSDP every weight would be gathered at every token (11 to 50 TB per device for 64 rows of
     1,024 tokens of a 7B model on 16 chips); laid out once before the loop, it is gathered once.
     """
-    return dataclasses.replace(rules, embed=None)
+    return dataclasses.replace(rules, embed=None, sequence=None, residual=None)
 
 
 def _times(shape: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ import optax
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
 from sdft_jax.methods import METHODS
-from sdft_jax.models import Model
+from sdft_jax.models import Model, ModelConfig
 from sdft_jax.partition import join, select, split
 from sdft_jax.settings import TeacherConfig
 from sdft_jax.sharding import Sharding, single_device, tree_shardings
@@ -22,6 +22,12 @@ from sdft_jax.teacher import init_teacher, move_teacher
 from sdft_jax.types import Params, TokenBatch, TrainState
 
 Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Any]]
+
+
+def make_model(config: Config, shape: ModelConfig, sharding: Sharding, source: str = "") -> Model:
+    """The model of a configuration, of an architecture that was read from `source`."""
+    options = config.model
+    return Model(shape, options.compute_dtype, options.remat, sharding, source, options.attention)
 
 
 def init_state(

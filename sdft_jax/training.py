@@ -41,7 +41,7 @@ from sdft_jax.report import (
     write_rollouts,
 )
 from sdft_jax.sharding import Sharding, sharding_from, tree_shardings
-from sdft_jax.state import abstract_state, check_batch, check_rows, init_state, sharding_of
+from sdft_jax.state import abstract_state, check_batch, check_rows, init_state, make_model, sharding_of
 from sdft_jax.types import Metrics, Params, TokenBatch, TrainState
 
 
@@ -90,9 +90,7 @@ def train(
         then=_afterwards(config, prepared, steps),
     )  # fmt: skip
     base = model_directory(config.eval.base, "eval.base") if config.eval.base else prepared.directory
-    model = Model(
-        read_config(prepared.directory), config.model.compute_dtype, config.model.remat, sharding, base
-    )  # fmt: skip
+    model = make_model(config, read_config(prepared.directory), sharding, base)
     _check(config, prepared, model, sharding)
     mirror.pull(config.output, resumed=checkpoint.claim(config.output, to_dict(config)))
     step_fn = UPDATES[config.train.method](

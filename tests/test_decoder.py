@@ -1,6 +1,7 @@
 """Cached decoding, padding, rematerialisation, sharding and the shape of the program."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from make_fixtures import CASES, DIRECTORY, tokens_and_mask
 
 from sdft_jax.errors import SdftError
 from sdft_jax.models import REMAT_POLICIES, Model, config_from_dict, load_model
-from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
+from sdft_jax.sharding import Rules, Sharding, make_mesh, tree_shardings
 
 hidden_of = jax.jit(Model.hidden_states, static_argnums=0)
 prefill = jax.jit(Model.prefill, static_argnums=(0, 4))
@@ -160,12 +161,12 @@ def test_bfloat16_stays_near_float32(qwen):
     assert logits.dtype == jnp.float32
 
 
-def spread_over(axes):
+def spread_over(axes, **rules):
     """A model and its parameters on one device, and the same on a mesh; a batch."""
     raw = {**CASES["qwen3"], "vocab_size": 64}
     alone = Model(config_from_dict(raw))
     params = jax.jit(alone.init)(jax.random.key(0))
-    sharding = Sharding(make_mesh(*axes))
+    sharding = Sharding(make_mesh(*axes), Rules(**rules))
     model = dataclasses.replace(alone, sharding=sharding)
     spread = jax.device_put(params, tree_shardings(sharding, model.logical_axes(), params))
     tokens, mask = np.random.default_rng(0).integers(3, 64, (8, 10)), np.ones((8, 10), bool)
@@ -177,11 +178,58 @@ def assert_near(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3), *jax.device_get((a, b)))
 
 
-def test_a_mesh_has_the_gradient_of_one_device():
-    alone, spread, batch = spread_over((2, 2, 2))
+@pytest.mark.parametrize(
+    "rules",
+    [{}, {"residual": "tensor"}, {"activation": "tensor"}, {"residual": "tensor", "heads": None}],
+    ids=str,
+)
+def test_a_mesh_has_the_gradient_of_one_device(rules):
+    alone, spread, batch = spread_over((2, 2, 2), **rules)
     gradient = jax.grad(lambda params, model: jnp.sum(model.hidden_states(params, *batch) ** 2))
     gradient = jax.jit(gradient, static_argnums=1)
     assert_near(gradient(alone[1], alone[0]), gradient(spread[1], spread[0]))
+
+
+def test_sequence_parallelism_holds_the_residual_stream_in_parts():
+    """[8, 10, 64] over (data x fsdp) rows and tensor positions: no device norms more than [2, 5, 64]."""
+    _, (model, params), batch = spread_over((2, 2, 2), residual="tensor")
+    lowered = jax.jit(lambda p: model.hidden_states(p, *batch)).lower(params)
+    text = lowered.compile().as_text()
+    norms = re.findall(r"= (f32\[[\d,]+\])[^=]* rsqrt\(", text)
+    assert "f32[2,5]" in norms
+    assert "f32[2,10]" not in norms  # [2, 10, heads] are those of queries and keys
+
+
+def test_a_length_that_the_mesh_does_not_divide_is_padded():
+    alone, spread, (tokens, mask) = spread_over((1, 2, 2), residual="tensor")
+    outputs = [hidden_of(*model, tokens[:, :9], mask[:, :9]) for model in (alone, spread)]
+    assert outputs[1].shape == (8, 9, 24)
+    assert_near(*outputs)
+
+
+@pytest.mark.parametrize("case", ["qwen3", "gemma3", "olmo3"])
+@pytest.mark.parametrize("axes", [None, (2, 2, 2)])
+def test_a_kernel_changes_no_model(case, axes):
+    """Full and sliding layers, in the forward pass, its gradient and the prefill; splash is interpreted."""
+    raw = {**CASES[case], "vocab_size": 64}
+    plain = Model(config_from_dict(raw), attention="xla", remat="full")
+    params = jax.jit(plain.init)(jax.random.key(0))
+    tokens, mask = (np.concatenate([x, x[:1]]) for x in tokens_and_mask())
+    one_key = raw["num_key_value_heads"] == 1
+    sharding = axes and Sharding(make_mesh(*axes), Rules(kv_heads=None if one_key else "tensor"))
+    kernel = dataclasses.replace(plain, attention="splash", sharding=sharding)
+    results = []
+    for model in (plain, kernel):
+
+        def total(params, model=model):
+            hidden = model.hidden_states(params, jnp.asarray(tokens), jnp.asarray(mask))
+            return jnp.sum(jnp.where(mask[..., None], hidden, 0) ** 2), hidden
+
+        gradients, hidden = jax.jit(jax.grad(total, has_aux=True))(params)
+        last, cache = prefill(model, params, tokens, mask, tokens.shape[1] + 2)
+        keys = np.asarray(cache.keys)[-1][np.asarray(cache.mask)]
+        results.append((gradients, np.asarray(hidden)[mask], np.asarray(last)[mask], keys))
+    assert_near(*results)
 
 
 def test_a_mesh_decodes_as_one_device():

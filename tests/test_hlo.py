@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from sdft_jax.hlo import Collective, collectives, estimated_cycles, matmul_flops
+from sdft_jax.hlo import Collective, collectives, estimated_cycles, matmul_flops, matmul_flops_by_scope
 
 X, W = jnp.ones((4, 8)), jnp.ones((5, 8, 8))
 PRODUCT = 2 * 4 * 8 * 8
@@ -176,3 +176,19 @@ def test_an_exchange_beside_computations_counts_once():
 
 def test_cycles_are_the_compilers_times_the_trips():
     assert estimated_cycles(TPU) == {"jit(f)/decode/mul": 11 * 100, "jit(f)/end": 7}
+
+
+def test_scopes_before_compilation_are_told_in_whole():
+    """Loops and calls stand in computations of their own, which know only their part of the scope."""
+
+    def outer(x, w):
+        with jax.named_scope("first"):
+            x = chain(x, w)
+        with jax.named_scope("second"):
+            return jax.checkpoint(nested)(x, w)
+
+    lowered = jax.jit(outer).lower(X, W)
+    found = matmul_flops_by_scope(lowered.as_text(dialect="hlo", debug_info=True))
+    assert sum(count for scope, count in found.items() if "/first/" in scope) == 5 * PRODUCT
+    assert sum(count for scope, count in found.items() if "/second/" in scope) == 15 * PRODUCT
+    assert sum(found.values()) == 20 * PRODUCT

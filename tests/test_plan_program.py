@@ -14,11 +14,11 @@ from sdft_jax.data import make_batches
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.plan.program import abstract_batch, exact_parts, make_model, mesh_sizes, model_shape
+from sdft_jax.plan.program import abstract_batch, exact_parts, mesh_sizes, model_shape
 from sdft_jax.prepare import prepare
 from sdft_jax.sampling import lay_out_for_decoding
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.state import init_state
+from sdft_jax.state import init_state, make_model
 
 # Parameters without the embedding and with it, as the model cards give them.
 CARDS = {

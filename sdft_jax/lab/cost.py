@@ -13,10 +13,10 @@ import numpy as np
 from sdft_jax.baselines import UPDATES
 from sdft_jax.config import Config, from_dict
 from sdft_jax.hlo import matmul_flops
-from sdft_jax.models import Model, config_from_dict
+from sdft_jax.models import config_from_dict
 from sdft_jax.optimizer import make_optimizer
 from sdft_jax.sharding import sharding_from
-from sdft_jax.state import init_state
+from sdft_jax.state import init_state, make_model
 from sdft_jax.types import TokenBatch
 
 REPEATS = 5
@@ -31,7 +31,7 @@ def measure_step(settings: Mapping[str, Any]) -> dict[str, float]:
     """
     config = from_dict(settings["config"], "lab cost")
     shape = config_from_dict(settings["model"])
-    model = Model(shape, config.model.compute_dtype, config.model.remat, sharding_from(config))
+    model = make_model(config, shape, sharding_from(config))
     optimizer = make_optimizer(config.optimizer, 100)
     state = init_state(model, model.init(jax.random.key(0)), optimizer, config)
     batch = _batch(config, settings["prompt"], settings["teacher_prompt"], settings["model"]["vocab_size"])

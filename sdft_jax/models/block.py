@@ -91,7 +91,7 @@ class Block(nnx.Module):
         return x + jnp.expand_dims(bias, tuple(range(x.ndim - bias.ndim)))
 
     def _constrained(self, x: Array) -> Array:
-        return constrain(x, self.sharding, "batch", "sequence", "activation")
+        return constrain(x, self.sharding, "batch", "residual", "activation")
 
 
 @functools.cache

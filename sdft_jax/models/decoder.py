@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.models.attention import Visibility, attention, token_positions
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.config import ModelConfig
+from sdft_jax.models.fused import Kernel, choose_kernel, fused_attention
 from sdft_jax.models.rope import rope_table
 from sdft_jax.sharding import Sharding, constrain, mesh_axes
 from sdft_jax.types import Params
@@ -69,10 +71,18 @@ class Model:
     """Where activations live; None leaves it to the compiler."""
     source: str = dataclasses.field(default="", compare=False)
     """Directory that the checkpoint was read from."""
+    attention: str = "auto"
+    """Of whole sequences: a kernel of `fused.py`, or `auto` for the device's own."""
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
             raise SdftError(f"remat '{self.remat}' is not one of {', '.join(REMAT_POLICIES)}.")
+
+    @property
+    def kernel(self) -> Kernel:
+        """What attends over whole sequences on this model's devices."""
+        device = jax.devices()[0] if self.sharding is None else self.sharding.mesh.devices.flat[0]
+        return choose_kernel(self.attention, device, self.compute_dtype, self.config.head_dim)
 
     def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
         """While tracing: float32 products are float32 on TPU and GPU too, whose default is less."""
@@ -107,13 +117,17 @@ class Model:
         self, params: Params, tokens: Int[Array, "B T"], attention_mask: Bool[Array, "B T"]
     ) -> Float[Array, "B T D"]:
         """Hidden states after the final norm. The head is applied by the caller."""
+        length = tokens.shape[1]
+        if self.sharding is not None:  # columns of padding, so that the mesh divides the residual stream
+            padding = [(0, 0), (0, -length % self.sharding.size("residual"))]
+            tokens, attention_mask = jnp.pad(tokens, padding), jnp.pad(attention_mask, padding)
         positions = token_positions(attention_mask)
-        visibility = Visibility(positions, positions, attention_mask)
+        read = self._self_attention(attention_mask, positions)
 
-        def attend(store, layer, q, k, v, window):
-            return store, attention(q, k, v, visibility, window, self.config.query_scale)
+        def attend(store, layer, kind, q, k, v):
+            return store, read(kind, q, k, v)
 
-        return self._run(params, tokens, positions, attend, None)[0]
+        return self._run(params, tokens, positions, attend, None)[0][:, :length]
 
     def head(self, params: Params) -> Float[Array, "V D"]:
         """The output matrix; the embedding where they are tied."""
@@ -148,12 +162,11 @@ class Model:
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Read left-padded prompts. Returns their hidden states and a cache with `cache_length` slots."""
         positions = token_positions(attention_mask)
-        visibility = Visibility(positions, positions, attention_mask)
+        read = self._self_attention(attention_mask, positions)
         cache = self.init_cache(tokens.shape[0], cache_length)
 
-        def attend(store, layer, q, k, v, window):
-            attended = attention(q, k, v, visibility, window, self.config.query_scale)
-            return self._store(store, layer, 0, k, v), attended
+        def attend(store, layer, kind, q, k, v):
+            return self._store(store, layer, 0, k, v), read(kind, q, k, v)
 
         hidden, (keys, values) = self._run(params, tokens, positions, attend, (cache.keys, cache.values))
         length = tokens.shape[1]
@@ -171,15 +184,40 @@ class Model:
         positions = cache.positions[:, None]
         visibility = Visibility(positions, token_positions(mask) if windows else None, mask)
 
-        def attend(store, layer, q, k, v, window):
+        def attend(store, layer, kind, q, k, v):
             keys, values = store = self._store(store, layer, cache.length, k, v)
             k, v = keys[layer].astype(q.dtype), values[layer].astype(q.dtype)
-            return store, attention(q, k, v, visibility, window, self.config.query_scale)
+            return store, attention(q, k, v, visibility, self._window(kind), self.config.query_scale)
 
         hidden, (keys, values) = self._run(
             params, tokens[:, None], positions, attend, (cache.keys, cache.values)
         )
         return hidden[:, 0], KVCache(keys, values, mask, cache.length + 1, cache.positions + 1)
+
+    def _self_attention(self, mask: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Callable[..., Any]:
+        """(kind of layer, q, k, v) -> what each token reads in the real tokens up to itself."""
+        visibility = Visibility(positions, positions, mask)
+        kernel, scale = self.kernel, self.config.query_scale
+
+        def fused(window, q, k, v):
+            return fused_attention(q, k, v, mask, window, scale, kernel, self.sharding)
+
+        branches = [functools.partial(fused, kind.window) for kind in self.config.kinds]
+
+        def read(kind, q, k, v):
+            with jax.named_scope("self_attention"):
+                if kernel == "xla":
+                    return attention(q, k, v, visibility, self._window(kind), scale)
+                return jax.lax.switch(kind, branches, q, k, v)
+
+        return read
+
+    def _window(self, kind: Int[Array, ""]) -> Int[Array, ""] | None:
+        """The sliding window of a kind of layer, where any has one."""
+        windows = [layer.window for layer in self.config.kinds]
+        if not any(windows):
+            return None
+        return jnp.array([window or _NO_WINDOW for window in windows], jnp.int32)[kind]
 
     def _embed(self, embedding: Array, tokens: Array) -> Array:
         """Look tokens up where the embedding lies, then bring the result to the rows' devices.
@@ -189,19 +227,21 @@ class Model:
         lookup = self.sharding and _for_lookup(self.sharding)
         tokens = constrain(tokens, lookup, "batch", "sequence")
         x = constrain(embedding[tokens].astype(self.compute_dtype), lookup, "batch", "sequence", "embed")
-        x = constrain(x, self.sharding, "batch", "sequence", "activation")
+        x = constrain(x, self.sharding, "batch", "residual", "activation")
         scale = embedding_scale(self.config, x.dtype)
         return x if scale is None else x * scale
 
     def _run(
         self, params: Params, tokens: Array, positions: Array, attend: Callable[..., Any], store: Any
     ) -> tuple[Array, Any]:
-        """Embed, scan over the layers, norm. `attend` reads and updates `store`, which the scan carries."""
+        """Embed, scan over the layers, norm. `attend` reads and updates `store`, which the scan carries.
+
+        attend: (store, layer, kind, q, k, v) -> (store, attended).
+        """
         config, dtype = self.config, jnp.dtype(self.compute_dtype)
         x = self._embed(params["embed"], tokens)
         structure = block_structure(config, self.sharding)
         ropes = [rope_table(kind.rope, config.head_dim, positions) for kind in config.kinds]
-        windows = jnp.array([kind.window or _NO_WINDOW for kind in config.kinds], jnp.int32)
         uniform = len(config.kinds) == 1
         cos, sin = ropes[0] if uniform else (jnp.stack(tables) for tables in zip(*ropes, strict=True))
 
@@ -210,8 +250,7 @@ class Model:
             weights, kind, index = layer
             block = nnx.merge(structure, jax.tree.map(lambda w: w.astype(dtype), weights))
             q, k, v = block.project(x, *((cos, sin) if uniform else (cos[kind], sin[kind])))
-            window = None if uniform and config.kinds[0].window is None else windows[kind]
-            store, attended = attend(store, index, q, k, v, window)
+            store, attended = attend(store, index, kind, q, k, v)
             return (block.combine(x, attended), store), None
 
         if self.remat != "none":

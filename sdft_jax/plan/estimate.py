@@ -12,18 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sdft_jax.config import Config
-from sdft_jax.hlo import Collective, collectives, estimated_cycles, matmul_flops
+from sdft_jax.hlo import Collective, collectives, estimated_cycles
 from sdft_jax.methods import METHODS
-from sdft_jax.models import Model, ModelConfig
-from sdft_jax.plan.program import exact_parts, lower_update, make_model, sampled_prompt
+from sdft_jax.models import ModelConfig
+from sdft_jax.plan.program import exact_parts, lower_update, matmul_work
 from sdft_jax.plan.topologies import Topology
 from sdft_jax.rules import Rules
-from sdft_jax.sampling import compiled_sample, row_keys
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.state import check_batch
+from sdft_jax.state import check_batch, make_model
 
 GIB = 2.0**30
 PHASES = {
@@ -36,6 +34,7 @@ PHASES = {
     "optimizer": r"/optimizer",
 }
 """Name -> what its scopes look like, the first that fits; `optimizer` has the teacher's motion too."""
+KERNELS = "attention kernels"
 STATE = ("parameters", "optimizer", "teacher")
 _PEAK = re.compile(r"Live ranges at \d+ \(peak\):\n(.*?)\n(?:\s*\n|  \S)", re.S)
 _LIVE = re.compile(r"^\s+([\w.\-]+)(\{[\d,]*\}): (\d+) bytes", re.M)
@@ -66,7 +65,8 @@ class Estimate:
     """Of matrix products."""
     exchanges: Sequence[Collective] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By phase, from the compiler's cycle estimates: without kernels, and without waiting for other chips."""
+    """By phase, from the compiler's cycle estimates, without waiting for other chips; kernels have none, and
+    stand here with what they take at the chip's peak rate."""
     roofline: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Seconds that the chip's peak rates allow, of `rollout` and `learn`."""
     compile_seconds: float = 0.0
@@ -130,15 +130,19 @@ def estimate(
         )
     spent = time.monotonic() - begun
     text, peak = compiled.as_text(), float(compiled.memory_analysis().peak_memory_in_bytes)
-    flops = _flops(lowered, len(devices))
+    work = matmul_work(config, shape)
+    # kernels skip the half of the squares that lies ahead of the queries
+    kernels = 0.0 if model.kernel == "xla" else work.squares / 2 / len(devices)
+    flops = (work.rollout + work.learn) / len(devices) - kernels
+    rate = topology.generation.teraflops * 1e12
     return dataclasses.replace(
         found,
         peak=peak,
         temporaries=_temporaries(text, live, assigned, peak - found.state),
         flops=flops,
         exchanges=tuple(collectives(text)),
-        seconds=_seconds(text, topology.generation.clock * 1e9),
-        roofline=_roofline(config, model, sharding, found.parts, topology, flops),
+        seconds=_seconds(text, topology.generation.clock * 1e9, kernels / rate),
+        roofline=_roofline(config, found.parts, topology, work.rollout / len(devices), flops),
         compile_seconds=spent,
     )
 
@@ -148,11 +152,11 @@ def phase_of(scope: str) -> str:
     return next((name for name, pattern in PHASES.items() if re.search(pattern, scope)), "other")
 
 
-def _seconds(text: str, clock: float) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
+def _seconds(text: str, clock: float, kernels: float) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float, {KERNELS: kernels} if kernels else {})
     for scope, cycles in estimated_cycles(text).items():
         found[phase_of(scope)] += cycles / clock
-    return {name: found[name] for name in (*PHASES, "other") if name in found}
+    return {name: found[name] for name in (*PHASES, KERNELS, "other") if name in found}
 
 
 def _temporaries(text: str, live: str, assigned: str, size: float) -> dict[str, float]:
@@ -176,27 +180,13 @@ def _temporaries(text: str, live: str, assigned: str, size: float) -> dict[str, 
     return {name: found[name] for name in sorted(found, key=lambda key: -found[key]) if found[name]}
 
 
-def _flops(lowered: Any, devices: int) -> float:
-    return matmul_flops(lowered.compiler_ir(dialect="hlo").as_hlo_text()) / devices
-
-
 def _roofline(
-    config: Config,
-    model: Model,
-    sharding: Sharding,
-    parts: Mapping[str, float],
-    topology: Topology,
-    flops: float,
+    config: Config, parts: Mapping[str, float], topology: Topology, sampled: float, flops: float
 ) -> dict[str, float]:
     """Products at the peak rate; a token of the rollout reads all weights and, on average, half the cache."""
     rate = topology.generation.teraflops * 1e12
     if METHODS[config.train.method].samples is None:
         return {"learn": flops / rate}
-    prompt = sampled_prompt(config, sharding)
-    keys = jax.eval_shape(lambda: row_keys(jax.random.key(0), config.train.batch_size))
-    params = model.abstract_params(jnp.float32)
-    sampler = compiled_sample.lower(model, params, *prompt, keys, config.sampling, (1,), 0)
-    sampled = _flops(sampler, sharding.mesh.size)
     read = parts["decoding weights"] + parts["KV cache"] / 2
     reading = config.sampling.max_new_tokens * read / (topology.generation.bandwidth * 1e9)
     return {"rollout": max(sampled / rate, reading), "learn": (flops - sampled) / rate}

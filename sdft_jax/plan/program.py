@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,12 @@ from sdft_jax.baselines import UPDATES
 from sdft_jax.config import Config
 from sdft_jax.data import padded_width
 from sdft_jax.errors import SdftError
+from sdft_jax.hlo import matmul_flops_by_scope
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, ModelConfig, config_from_dict, read_config
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.sharding import Sharding, for_decoding, tree_shardings
-from sdft_jax.state import abstract_state
+from sdft_jax.sharding import Sharding, for_decoding, single_device, tree_shardings
+from sdft_jax.state import abstract_state, make_model
 from sdft_jax.types import TokenBatch, TrainState
 
 _SHAPES = Path(__file__).with_name("shapes.json")
@@ -46,11 +49,6 @@ def model_shape(config: Config) -> ModelConfig:
         f"model.path={path}: planning needs the model's config.json; give a directory that holds it (no "
         f"weights are read), or one of {', '.join(known)}."
     )
-
-
-def make_model(config: Config, shape: ModelConfig, sharding: Sharding) -> Model:
-    """The model as training makes it."""
-    return Model(shape, config.model.compute_dtype, config.model.remat, sharding)
 
 
 def lower_update(config: Config, model: Model, sharding: Sharding) -> Any:
@@ -91,6 +89,28 @@ def sampled_prompt(config: Config, sharding: Sharding) -> tuple[jax.ShapeDtypeSt
     if METHODS[config.train.method].samples == "teacher":
         return batch.teacher_prompt, batch.teacher_mask
     return batch.prompt, batch.prompt_mask
+
+
+class Work(NamedTuple):
+    """Floating-point operations of one update's matrix products, on all devices together."""
+
+    rollout: float
+    learn: float
+    squares: float
+    """Of both, the scores and reads of attention over whole sequences, for every pair of positions."""
+
+
+@functools.cache
+def matmul_work(config: Config, shape: ModelConfig) -> Work:
+    """Counted in the program for one device, where every shape is whole; kernels would hide theirs."""
+    one = single_device()
+    options = dataclasses.replace(config.model, attention="xla")
+    config = dataclasses.replace(config, model=options)
+    lowered = lower_update(config, make_model(config, shape, one), one)
+    flops = matmul_flops_by_scope(lowered.as_text(dialect="hlo", debug_info=True))
+    rollout = sum(count for scope, count in flops.items() if "/rollout" in scope)
+    squares = sum(count for scope, count in flops.items() if "self_attention" in scope)
+    return Work(rollout, sum(flops.values()) - rollout, squares)
 
 
 def exact_parts(config: Config, model: Model, sharding: Sharding) -> dict[str, float]:

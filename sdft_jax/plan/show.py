@@ -21,7 +21,8 @@ from sdft_jax.rules import MESH_AXES
 
 CAVEAT = (
     "Memory is what the compiler allocates. Times are estimates, measured on no TPU: the compiler's cycles "
-    "for each operation, without waiting for other chips; beside them what the chip's peak rates allow."
+    "for each operation, without waiting for other chips, and attention kernels at the chip's peak rate; "
+    "beside them what its peak rates allow for all."
 )
 MESH = "data x fsdp x tensor"
 """Heading of the meshes in a table."""
