@@ -100,12 +100,15 @@ def sample(
 ) -> Rollout:
     """`generate` as a pure function of arrays, for use inside a jitted update."""
     batch, length = tokens.shape[0], sampling.max_new_tokens
+    with jax.named_scope("prefill"):
+        hidden, cache = _whole(model).prefill(params, tokens, attention_mask, tokens.shape[1] + length)
     model, params = lay_out_for_decoding(model, params)
-    head = model.head(params)
+    head, by_word = model.head(params), model.sharding and model.sharding.yielding_to("vocab")
 
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
+        hidden = constrain(hidden, by_word, "batch", None)
         logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
-        logits = constrain(logits, model.sharding, "batch", "vocab")
+        logits = constrain(logits, by_word, "batch", "vocab")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
         token = choose(logits, step_keys, sampling)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
@@ -127,8 +130,6 @@ def sample(
         hidden, cache = model.decode(params, last, loop.cache)
         return emit(loop._replace(cache=cache), hidden)
 
-    with jax.named_scope("prefill"):
-        hidden, cache = model.prefill(params, tokens, attention_mask, tokens.shape[1] + length)
     empty = Rollout(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
         mask=jnp.zeros((batch, length), bool),
@@ -179,15 +180,30 @@ def _nucleus_threshold(descending: Float[Array, "B k"], top_p: float) -> Float[A
 
 
 def lay_out_for_decoding(model: Model, params: Params) -> tuple[Model, Params]:
-    """Parameters in the compute dtype, gathered along the width once instead of at every token.
+    """Parameters in the compute dtype, moved once to where `for_decoding` wants them.
 
     The model that comes back reads them so: under the rules of training the compiler would split the
     embedding again inside the loop, and gather it for the head it is tied to at every token.
     """
     params = jax.tree.map(lambda p: p.astype(model.compute_dtype), params)
+    model = decoding_model(model)
     if model.sharding is None:
         return model, params
-    decoding = dataclasses.replace(model.sharding, rules=for_decoding(model.sharding.rules))
-    shardings = tree_shardings(decoding, model.logical_axes(), params)
-    model = dataclasses.replace(model, sharding=decoding)
+    shardings = tree_shardings(model.sharding, model.logical_axes(), params)
     return model, jax.lax.with_sharding_constraint(params, shardings)
+
+
+def decoding_model(model: Model) -> Model:
+    """The model as it runs inside the decode loop."""
+    if model.sharding is None:
+        return model
+    sizes = {"mlp": model.config.intermediate_size, "vocab": model.config.vocab_size}
+    return dataclasses.replace(model, sharding=for_decoding(model.sharding, sizes))
+
+
+def _whole(model: Model) -> Model:
+    """Without splitting positions: a prompt's last one stands in every device's last column."""
+    if model.sharding is None:
+        return model
+    rules = dataclasses.replace(model.sharding.rules, sequence=None, residual=None)
+    return dataclasses.replace(model, sharding=dataclasses.replace(model.sharding, rules=rules))

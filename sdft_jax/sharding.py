@@ -60,6 +60,20 @@ class Sharding:
         """Every device holds the whole array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def yielding_to(self, *kept: str) -> Sharding:
+        """Every other logical axis gives up the mesh axes of these.
+
+        Such as the rows of a batch, where the devices of different rows are to hold different parts of a
+        vocabulary.
+        """
+        taken = [name for axis in kept for name in mesh_axes(getattr(self.rules, axis))]
+        others = {
+            field.name: tuple(x for x in mesh_axes(getattr(self.rules, field.name)) if x not in taken) or None
+            for field in dataclasses.fields(self.rules)
+            if field.name not in kept
+        }
+        return Sharding(self.mesh, dataclasses.replace(self.rules, **others))
+
     def size(self, axis: str) -> int:
         """Into how many parts the rules split this logical axis."""
         return math.prod(self.mesh.shape[name] for name in mesh_axes(getattr(self.rules, axis)))
@@ -167,13 +181,26 @@ def constrain(x: jax.Array, sharding: Sharding | None, *axes: str | None) -> jax
     return jax.lax.with_sharding_constraint(x, sharding.named(*axes))
 
 
-def for_decoding(rules: Rules) -> Rules:
-    """Rules inside the decode loop: weights whole along `embed`, and no positions to split.
+def for_decoding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
+    """Rules inside the decode loop: weights stay where they are and activations, which are small, travel.
 
-    Under FSDP every weight would be gathered at every token (11 to 50 TB per device for 64 rows of
-    1,024 tokens of a 7B model on 16 chips); laid out once before the loop, it is gathered once.
+    Under FSDP every weight would be gathered at every token (11 to 50 TB per device for 64 rows of 1,024
+    tokens of a 7B model on 16 chips). Here the width is whole, and the mesh axes that split it split the
+    feed-forward and the vocabulary further instead, where they divide them (2D weight-stationary; Pope et al.
+    2022).
+
+    Args:
+        sharding: that of training.
+        sizes: of the axes `mlp` and `vocab`.
     """
-    return dataclasses.replace(rules, embed=None, sequence=None, residual=None)
+    rules = dataclasses.replace(sharding.rules, embed=None, sequence=None, residual=None)
+    for axis in ("mlp", "vocab"):
+        taken = mesh_axes(getattr(rules, axis))
+        more = tuple(name for name in mesh_axes(sharding.rules.embed) if name not in taken)
+        finer = Sharding(sharding.mesh, dataclasses.replace(rules, **{axis: taken + more}))
+        if more and sizes[axis] % finer.size(axis) == 0:
+            rules = finer.rules
+    return Sharding(sharding.mesh, rules)
 
 
 def _times(shape: Mapping[str, int]) -> str:

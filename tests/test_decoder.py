@@ -38,7 +38,7 @@ def test_prefill_and_decode_equal_the_full_forward(case):
         np.testing.assert_allclose(hidden, full[:, step], atol=1e-4)
     assert int(cache.length) == tokens.shape[1]
     np.testing.assert_array_equal(cache.positions, mask.sum(axis=1))
-    assert cache.keys.shape == (4, 3, 44, model.config.num_key_value_heads, model.config.head_dim)
+    assert cache.keys.shape == (4, 3, model.config.num_key_value_heads, model.config.head_dim, 44)
 
 
 def test_padding_on_either_side_is_invisible(qwen):
@@ -227,7 +227,7 @@ def test_a_kernel_changes_no_model(case, axes):
 
         gradients, hidden = jax.jit(jax.grad(total, has_aux=True))(params)
         last, cache = prefill(model, params, tokens, mask, tokens.shape[1] + 2)
-        keys = np.asarray(cache.keys)[-1][np.asarray(cache.mask)]
+        keys = np.moveaxis(np.asarray(cache.keys)[-1], -1, 1)[np.asarray(cache.mask)]
         results.append((gradients, np.asarray(hidden)[mask], np.asarray(last)[mask], keys))
     assert_near(*results)
 
@@ -239,7 +239,7 @@ def test_a_mesh_decodes_as_one_device():
         hidden, cache = prefill(model, params, tokens, mask, 12)
         outputs.append((hidden, decode(model, params, tokens[:, 0], cache)))
     assert_near(*outputs)
-    assert outputs[1][1][1].keys.addressable_shards[0].data.shape == (4, 2, 12, 1, 16)
+    assert outputs[1][1][1].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
 
 
 def test_token_lookup_replicates_nothing():

@@ -108,10 +108,20 @@ def test_a_study_is_one_replace():
     assert partition_spec(rules, ("heads",)) == partition_spec(Rules(), ("heads",))
 
 
-def test_decoding_keeps_the_width_whole():
-    rules = for_decoding(Rules())
+def test_decoding_keeps_the_width_whole_and_splits_what_it_divides_further():
+    training = Sharding(make_mesh(1, 4, 2), Rules(residual="tensor"))
+    rules = for_decoding(training, {"mlp": 24, "vocab": 100}).rules  # 8 parts divide 24, and not 100
+    assert partition_spec(rules, ("embed", "mlp")) == P(None, ("tensor", "fsdp"))
     assert partition_spec(rules, ("vocab", "embed")) == P("tensor", None)
-    assert dataclasses.replace(rules, embed="fsdp") == Rules()
+    changed = {"embed": None, "residual": None, "mlp": ("tensor", "fsdp")}
+    assert rules == dataclasses.replace(training.rules, **changed)
+
+
+def test_other_axes_yield_to_the_ones_that_are_kept():
+    rules = Sharding(make_mesh(2, 2, 2), Rules(mlp=("tensor", "fsdp"))).yielding_to("mlp").rules
+    assert partition_spec(rules, ("batch", "sequence", "mlp")) == P(("data",), None, ("tensor", "fsdp"))
+    assert rules.heads is None
+    assert rules.embed is None
 
 
 def test_shardings_are_static_arguments():

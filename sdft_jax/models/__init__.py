@@ -1,7 +1,8 @@
 """Decoder models: Hugging Face checkpoints in and out, and pure functions of a parameter tree."""
 
+from sdft_jax.models.cache import KVCache
 from sdft_jax.models.config import ModelConfig, config_from_dict, read_config
-from sdft_jax.models.decoder import REMAT_POLICIES, KVCache, Model
+from sdft_jax.models.decoder import REMAT_POLICIES, Model
 from sdft_jax.models.families import FAMILIES
 from sdft_jax.models.reading import distance, load_model, open_checkpoint
 from sdft_jax.models.writing import save_pretrained

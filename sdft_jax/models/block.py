@@ -72,9 +72,12 @@ class Block(nnx.Module):
         return self._constrained(x + self._norm("post_mlp_norm", self._mlp(self._norm("pre_mlp_norm", x))))
 
     def _mlp(self, x: Array) -> Array:
+        # while decoding, rows come together: it is they that travel, not the weights
+        sharding = self.sharding and self.sharding.yielding_to("mlp")
+        x = constrain(x, sharding, "batch", "sequence", None)
         gate, up = (jnp.einsum("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
-        hidden = constrain(checkpoint_name(hidden, "hidden"), self.sharding, "batch", "sequence", "mlp")
+        hidden = constrain(checkpoint_name(hidden, "hidden"), sharding, "batch", "sequence", "mlp")
         return jnp.einsum("btf,fd->btd", hidden, self._weight("down"))
 
     def _weight(self, name: str) -> Array:

@@ -17,12 +17,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.errors import SdftError
-from sdft_jax.models.attention import Visibility, attention, token_positions
+from sdft_jax.models.attention import Visibility, attention, token_positions, visible_keys
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
+from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
 from sdft_jax.models.config import ModelConfig
 from sdft_jax.models.fused import Kernel, choose_kernel, fused_attention
 from sdft_jax.models.rope import rope_table
-from sdft_jax.sharding import Sharding, constrain, mesh_axes
+from sdft_jax.sharding import Sharding, constrain
 from sdft_jax.types import Params
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -36,23 +37,7 @@ REMAT_POLICIES: dict[str, Any] = {
 "full" nothing; "dots" every matrix product; "dots_no_batch" those without batch dimensions, so not the
 attention logits; "hidden" what attention read and the feed-forward's hidden activations."""
 
-_CACHE_AXES = (None, "batch", None, "kv_heads", None)
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class KVCache:
-    """Keys and values of every layer. Prompts are left-padded, so all rows share the next slot."""
-
-    keys: Float[Array, "L B S K H"]
-    values: Float[Array, "L B S K H"]
-    mask: Bool[Array, "B S"]
-    """True on slots that hold tokens."""
-    length: Int[Array, ""]
-    """The next slot, the same in all rows."""
-    positions: Int[Array, " B"]
-    """Position of each row's next token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,14 +129,7 @@ class Model:
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> KVCache:
         """An empty cache of `length` slots, in the compute dtype unless `dtype` says otherwise."""
-        c = self.config
-        shape = (c.num_hidden_layers, batch, length, c.num_key_value_heads, c.head_dim)
-        keys, values = (  # two buffers, so that the cache can be donated
-            constrain(jnp.zeros(shape, dtype or self.compute_dtype), self.sharding, *_CACHE_AXES)
-            for _ in range(2)
-        )
-        mask = jnp.zeros((batch, length), bool)
-        return KVCache(keys, values, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+        return empty_cache(self.config, batch, length, dtype or self.compute_dtype, self.sharding)
 
     def prefill(
         self,
@@ -166,7 +144,7 @@ class Model:
         cache = self.init_cache(tokens.shape[0], cache_length)
 
         def attend(store, layer, kind, q, k, v):
-            return self._store(store, layer, 0, k, v), read(kind, q, k, v)
+            return write(store, layer, 0, k, v, self.sharding), read(kind, q, k, v)
 
         hidden, (keys, values) = self._run(params, tokens, positions, attend, (cache.keys, cache.values))
         length = tokens.shape[1]
@@ -185,9 +163,10 @@ class Model:
         visibility = Visibility(positions, token_positions(mask) if windows else None, mask)
 
         def attend(store, layer, kind, q, k, v):
-            keys, values = store = self._store(store, layer, cache.length, k, v)
-            k, v = keys[layer].astype(q.dtype), values[layer].astype(q.dtype)
-            return store, attention(q, k, v, visibility, self._window(kind), self.config.query_scale)
+            visible = visible_keys(visibility, self._window(kind))
+            return write_and_attend(
+                store, layer, cache.length, q, k, v, visible, self.config.query_scale, self.sharding
+            )
 
         hidden, (keys, values) = self._run(
             params, tokens[:, None], positions, attend, (cache.keys, cache.values)
@@ -224,7 +203,7 @@ class Model:
 
         Without the first pair of constraints the compiler replicates the result on every device on its way.
         """
-        lookup = self.sharding and _for_lookup(self.sharding)
+        lookup = self.sharding and self.sharding.yielding_to("embed", "vocab")
         tokens = constrain(tokens, lookup, "batch", "sequence")
         x = constrain(embedding[tokens].astype(self.compute_dtype), lookup, "batch", "sequence", "embed")
         x = constrain(x, self.sharding, "batch", "residual", "activation")
@@ -260,27 +239,8 @@ class Model:
         (x, store), _ = jax.lax.scan(body, (x, store), layers)
         return rms_norm(x, params["norm"].astype(dtype), config), store
 
-    def _store(self, store: tuple[Array, Array], layer: Array, slot: Any, k: Array, v: Array):
-        """Write one layer's new keys and values from `slot` on, in place."""
-        start = (layer, 0, slot, 0, 0)
-        return tuple(
-            constrain(
-                jax.lax.dynamic_update_slice(whole, new[None].astype(whole.dtype), start),
-                self.sharding,
-                *_CACHE_AXES,
-            )
-            for whole, new in zip(store, (k, v), strict=True)
-        )
-
     def _tree(self, outer: Callable[..., Any], inner: Callable[..., Any]) -> dict[str, Any]:
         """The tree of parameters with a value for each tensor outside and inside the layers."""
         tree = {tensor.name: outer(tensor) for tensor in self.config.outer_tensors}
         tree["layers"] = {tensor.name: inner(tensor) for tensor in self.config.layer_tensors}
         return tree
-
-
-def _for_lookup(sharding: Sharding) -> Sharding:
-    """Rules under which rows are not split over the mesh axes that split the model's width."""
-    rules = sharding.rules
-    kept = tuple(name for name in mesh_axes(rules.batch) if name not in mesh_axes(rules.embed))
-    return dataclasses.replace(sharding, rules=dataclasses.replace(rules, batch=kept or None))

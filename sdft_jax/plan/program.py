@@ -20,8 +20,10 @@ from sdft_jax.errors import SdftError
 from sdft_jax.hlo import matmul_flops_by_scope
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, ModelConfig, config_from_dict, read_config
+from sdft_jax.models.cache import AXES as CACHE_AXES
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.sharding import Sharding, for_decoding, single_device, tree_shardings
+from sdft_jax.sampling import decoding_model
+from sdft_jax.sharding import Sharding, single_device, tree_shardings
 from sdft_jax.state import abstract_state, make_model
 from sdft_jax.types import TokenBatch, TrainState
 
@@ -125,13 +127,12 @@ def exact_parts(config: Config, model: Model, sharding: Sharding) -> dict[str, f
     }
     if METHODS[config.train.method].samples is None:
         return parts
-    decoding = Sharding(sharding.mesh, for_decoding(sharding.rules))
-    shapes = model.abstract_params(config.model.compute_dtype)
-    shardings = tree_shardings(decoding, model.logical_axes(), shapes)
-    laid_out = jax.tree.map(_with, shapes, shardings)
+    weights = model.abstract_params(config.model.compute_dtype)
+    decoding: Any = decoding_model(model).sharding
+    laid_out = jax.tree.map(_with, weights, tree_shardings(decoding, model.logical_axes(), weights))
     length = sampled_prompt(config, sharding)[0].shape[1] + config.sampling.max_new_tokens
     cache = jax.eval_shape(lambda: model.init_cache(config.train.batch_size, length))
-    where = sharding.named(None, "batch", None, "kv_heads", None)
+    where = sharding.named(*CACHE_AXES)
     return parts | {
         "decoding weights": _bytes(laid_out),
         "KV cache": _bytes([_with(x, where) for x in (cache.keys, cache.values)]),

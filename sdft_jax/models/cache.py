@@ -1,0 +1,138 @@
+"""The KV cache: how it lies in memory, how layers write into it, and what a new token reads there.
+
+Slots are the innermost axis. On TPU that is pinned: left to itself the compiler stores a token's heads
+together, and then copies and transposes each layer's whole cache at every token (40 % of the time of decoding
+a 0.5B model on v5e, by its own estimate).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Bool, Float, Int
+
+from sdft_jax.models.config import ModelConfig
+from sdft_jax.sharding import Sharding, constrain, partition_spec
+
+AXES = (None, "batch", "kv_heads", None, None)
+"""Logical axes of keys and values."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer. Prompts are left-padded, so all rows share the next slot."""
+
+    keys: Float[Array, "L B K H S"]
+    values: Float[Array, "L B K H S"]
+    mask: Bool[Array, "B S"]
+    """True on slots that hold tokens."""
+    length: Int[Array, ""]
+    """The next slot, the same in all rows."""
+    positions: Int[Array, " B"]
+    """Position of each row's next token."""
+
+
+Store = tuple[Float[Array, "L B K H S"], Float[Array, "L B K H S"]]
+"""Keys and values, as the scan over layers carries them."""
+
+
+def empty_cache(
+    config: ModelConfig, batch: int, length: int, dtype: Any, sharding: Sharding | None
+) -> KVCache:
+    """A cache of `length` slots without tokens."""
+    shape = (config.num_hidden_layers, batch, config.num_key_value_heads, config.head_dim, length)
+    # two buffers, so that the cache can be donated
+    keys, values = (constrain(jnp.zeros(shape, dtype), sharding, *AXES) for _ in range(2))
+    mask = jnp.zeros((batch, length), bool)
+    return KVCache(keys, values, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+
+
+def write(
+    store: Store,
+    layer: Int[Array, ""],
+    slot: Int[Array, ""] | int,
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    sharding: Sharding | None,
+) -> Store:
+    """One layer's new keys and values from `slot` on, in place."""
+    keys, values = (
+        constrain(_write(whole, layer, slot, new), sharding, *AXES)
+        for whole, new in zip(store, (k, v), strict=True)
+    )
+    return keys, values
+
+
+def write_and_attend(
+    store: Store,
+    layer: Int[Array, ""],
+    slot: Int[Array, ""],
+    q: Float[Array, "B 1 N H"],
+    k: Float[Array, "B 1 K H"],
+    v: Float[Array, "B 1 K H"],
+    visible: Bool[Array, "B 1 S"],
+    scale: float,
+    sharding: Sharding | None,
+) -> tuple[Store, Float[Array, "B 1 N H"]]:
+    """One new token of each row: its keys and values into `slot`, and what it reads in the visible slots.
+
+    Each device does it for its own rows and key heads, under `shard_map`: a layout can be pinned only there.
+    """
+    pinned = _platform(sharding) == "tpu"
+
+    def local(keys, values, layer, slot, q, k, v, visible):
+        keys, values = (
+            _pin(_write(_pin(whole, pinned), layer, slot, new), pinned)
+            for whole, new in ((keys, k), (values, v))
+        )
+        return keys, values, _read(q, keys[layer], values[layer], visible, scale)
+
+    if sharding is not None:
+        whole = jax.sharding.PartitionSpec()
+        cache = partition_spec(sharding.rules, AXES)
+        token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
+        rows = partition_spec(sharding.rules, ("batch", None, None))
+        local = jax.shard_map(
+            local,
+            mesh=sharding.mesh,
+            in_specs=(cache, cache, whole, whole, token, token, token, rows),
+            out_specs=(cache, cache, token),
+            check_vma=False,
+        )
+    keys, values, attended = local(*store, layer, slot, q, k, v, visible)
+    return (keys, values), attended
+
+
+def _write(whole: Array, layer: Any, slot: Any, new: Float[Array, "B T K H"]) -> Array:
+    columns = new.transpose(0, 2, 3, 1)[None].astype(whole.dtype)
+    return jax.lax.dynamic_update_slice(whole, columns, (layer, 0, 0, 0, slot))
+
+
+def _read(
+    q: Float[Array, "B 1 N H"],
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K H S"],
+    visible: Bool[Array, "B 1 S"],
+    scale: float,
+) -> Float[Array, "B 1 N H"]:
+    batch, head_dim = q.shape[0], q.shape[-1]
+    keys, values = keys.astype(q.dtype), values.astype(q.dtype)
+    grouped = q.reshape(batch, keys.shape[1], -1, head_dim)
+    scores = jnp.einsum("bkgh,bkhs->bkgs", grouped, keys, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(visible[:, :, None, :], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum("bkgs,bkhs->bkgh", weights.astype(values.dtype), values).reshape(q.shape)
+
+
+def _pin(x: Array, pinned: bool) -> Array:
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if pinned else x
+
+
+def _platform(sharding: Sharding | None) -> str:
+    device = jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
+    return device.platform
