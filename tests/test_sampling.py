@@ -312,7 +312,7 @@ def test_inside_an_outer_jit(tiny, endless):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "data x fsdp x tensor"])
-def test_weights_are_gathered_before_the_loop_and_never_in_it(tied, shape):
+def test_weights_move_before_the_loop_and_never_in_it(tied, shape):
     """A tied embedding once was split again inside the loop, and gathered for the head at every token."""
     sharding = Sharding(make_mesh(*shape))
     model, _ = tiny_model(sharding, tie_word_embeddings=tied)
@@ -327,10 +327,10 @@ def test_weights_are_gathered_before_the_loop_and_never_in_it(tied, shape):
     sampling = SamplingConfig(max_new_tokens=5)
     text = compiled_sample.lower(model, params, prompt, mask, keys, sampling, (EOS,), PAD).compile().as_text()
     found = collectives(text)
-    gathered = sum(x.bytes for x in found if x.kind == "all-gather" and "decode/while" not in x.scope)
-    assert gathered > 32 * 32 * 4 / 2  # at least most of the embedding
+    before = sum(x.bytes for x in found if "decode/while" not in x.scope)
+    assert before > 32 * 32 * 4 / 2  # at least most of the embedding
     per_token = max((x.bytes / x.times for x in found if "decode/while" in x.scope), default=0)
-    assert per_token <= 8 * 32 * 4  # no more than a batch of hidden states or logits
+    assert per_token < 2 * 8 * 32 * 4  # a batch of hidden states or logits, there and back
 
 
 def test_same_on_a_mesh(tiny, endless):
