@@ -8,7 +8,6 @@ its own tokens and its own part of the vocabulary; only scalars per token cross 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sdft_jax.sharding import Rules, Sharding, mesh_axes, partition_spec
+from sdft_jax.sharding import Sharding, check_divisible, give_way, mesh_axes, partition_spec
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
 """(logits of every role [n, v], targets [n], vocabulary axes) -> (statistics, values [n], d values / d
@@ -72,7 +71,10 @@ def _sharded_scan(
     token_loss, chunk, sharding, with_gradients, hidden, head, hiddens, heads, targets, weights
 ):
     """(loss, stats[, d_hidden, d_head]) of the whole batch, each device on its own tokens and vocabulary."""
-    rules = _rules_for_head(sharding.rules)
+    # All devices that share a token also share its whole vocabulary.
+    sharding = give_way(sharding, "vocab", "batch", "sequence", "embed")
+    check_divisible(sharding, "completions", ("batch", "sequence"), targets.shape)
+    rules = sharding.rules
     hidden_spec = partition_spec(rules, ("batch", "sequence", None))
     token_spec = partition_spec(rules, ("batch", "sequence"))
     head_spec = partition_spec(rules, ("vocab", "embed"))
@@ -98,16 +100,6 @@ def _sharded_scan(
         out_specs=(PartitionSpec(), token_spec, *gradient_specs),
         check_vma=False,
     )(hidden, head, hiddens, heads, targets, weights)
-
-
-def _rules_for_head(rules: Rules) -> Rules:
-    """Rules under which all devices that share a token also share its whole vocabulary."""
-    taken = mesh_axes(rules.vocab)
-    free = {
-        name: tuple(axis for axis in mesh_axes(getattr(rules, name)) if axis not in taken) or None
-        for name in ("batch", "sequence", "embed")
-    }
-    return dataclasses.replace(rules, **free)
 
 
 def _scan_chunks(token_loss, chunk, vocab_axes, with_gradients, hiddens, heads, targets, weights):

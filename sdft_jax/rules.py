@@ -23,7 +23,7 @@ class Rules:
     batch: MeshAxes = ("data", "fsdp")
     """Rows of a batch, in activations and in the KV cache."""
     sequence: MeshAxes = None
-    """Token positions of activations."""
+    """Token positions of activations; whole inside attention and feed-forward where those need the same mesh axis."""
     embed: MeshAxes = "fsdp"
     """Model width, in parameters."""
     activation: MeshAxes = None

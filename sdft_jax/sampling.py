@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sdft_jax.config import from_dict
 from sdft_jax.models import KVCache, Model
 from sdft_jax.settings import SamplingConfig
-from sdft_jax.sharding import constrain, for_decoding, tree_shardings
+from sdft_jax.sharding import constrain, for_decoding, give_way, tree_shardings
 from sdft_jax.types import Params, Rollout
 
 
@@ -102,10 +102,11 @@ def sample(
     batch, length = tokens.shape[0], sampling.max_new_tokens
     model, params = lay_out_for_decoding(model, params)
     head = model.head(params)
+    over_vocabulary = model.sharding and give_way(model.sharding, "vocab", "batch")
 
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
         logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
-        logits = constrain(logits, model.sharding, "batch", "vocab")
+        logits = constrain(logits, over_vocabulary, "batch", "vocab")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
         token = choose(logits, step_keys, sampling)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]

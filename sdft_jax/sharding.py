@@ -27,6 +27,7 @@ __all__ = [
     "check_divisible",
     "constrain",
     "for_decoding",
+    "give_way",
     "make_mesh",
     "mesh_axes",
     "partition_spec",
@@ -160,13 +161,27 @@ def constrain(x: jax.Array, sharding: Sharding | None, *axes: str | None) -> jax
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding.named(*axes))
 
 
+def give_way(sharding: Sharding, to: str, *axes: str) -> Sharding:
+    """Rules under which logical `axes` leave to another one the mesh axes that it uses.
+
+    So one mesh axis serves two of an array's dimensions in turn: with `sequence: tensor`, norms and the
+    residual stream are split over positions, and attention between them over heads.
+    """
+    taken = mesh_axes(getattr(sharding.rules, to))
+    left = {
+        axis: tuple(name for name in mesh_axes(getattr(sharding.rules, axis)) if name not in taken) or None
+        for axis in axes
+    }
+    return dataclasses.replace(sharding, rules=dataclasses.replace(sharding.rules, **left))
+
+
 def for_decoding(rules: Rules) -> Rules:
-    """Rules for weights inside the decode loop: whole along `embed`.
+    """Rules inside the decode loop: weights whole along `embed`, and the one position not split.
 
     Under FSDP every weight would be gathered at every token (11 to 50 TB per device for 64 rows of
     1,024 tokens of a 7B model on 16 chips); laid out once before the loop, it is gathered once.
     """
-    return dataclasses.replace(rules, embed=None)
+    return dataclasses.replace(rules, embed=None, sequence=None)
 
 
 def _times(shape: Mapping[str, int]) -> str:

@@ -14,6 +14,7 @@ from sdft_jax.sharding import (
     Sharding,
     constrain,
     for_decoding,
+    give_way,
     make_mesh,
     partition_spec,
     single_device,
@@ -109,9 +110,21 @@ def test_a_study_is_one_replace():
 
 
 def test_decoding_keeps_the_width_whole():
-    rules = for_decoding(Rules())
+    rules = for_decoding(Rules(sequence="tensor"))
     assert partition_spec(rules, ("vocab", "embed")) == P("tensor", None)
     assert dataclasses.replace(rules, embed="fsdp") == Rules()
+
+
+def test_an_axis_gives_way_to_another_where_both_want_the_same_part_of_the_mesh():
+    sharding = Sharding(make_mesh(2, 2, 2), Rules(sequence="tensor", batch=("data", "fsdp")))
+    inner = give_way(sharding, "heads", "sequence")
+    assert inner.mesh == sharding.mesh
+    assert partition_spec(inner.rules, ("batch", "sequence", "heads")) == P(("data", "fsdp"), None, "tensor")
+    assert give_way(sharding, "embed", "batch", "sequence").rules == Rules(
+        sequence=("tensor",), batch=("data",)
+    )
+    kept = dataclasses.replace(sharding, rules=Rules(sequence=("tensor",), heads=None))
+    assert give_way(kept, "heads", "sequence") == kept
 
 
 def test_shardings_are_static_arguments():

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.models.config import ModelConfig
 from sdft_jax.models.rope import rotate
-from sdft_jax.sharding import Sharding, constrain
+from sdft_jax.sharding import Sharding, constrain, give_way
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -55,10 +55,8 @@ class Block(nnx.Module):
         """Queries, keys and values, normed and rotated."""
         x = self._norm("pre_attention_norm", x)
         q, k, v = (
-            constrain(
-                self._add_bias(f"{name}_bias", jnp.einsum("btd,dnh->btnh", x, self._weight(name))),
-                self.sharding,
-                *("batch", "sequence", axis, None),
+            self._split(
+                self._add_bias(f"{name}_bias", jnp.einsum("btd,dnh->btnh", x, self._weight(name))), axis, None
             )
             for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
         )
@@ -74,7 +72,7 @@ class Block(nnx.Module):
     def _mlp(self, x: Array) -> Array:
         gate, up = (jnp.einsum("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
-        hidden = constrain(checkpoint_name(hidden, "hidden"), self.sharding, "batch", "sequence", "mlp")
+        hidden = self._split(checkpoint_name(hidden, "hidden"), "mlp")
         return jnp.einsum("btf,fd->btd", hidden, self._weight("down"))
 
     def _weight(self, name: str) -> Array:
@@ -89,6 +87,11 @@ class Block(nnx.Module):
             return x
         bias = self._weight(name)
         return x + jnp.expand_dims(bias, tuple(range(x.ndim - bias.ndim)))
+
+    def _split(self, x: Array, axis: str, *trailing: None) -> Array:
+        """Inside attention and feed-forward, where positions are whole if heads need their mesh axis."""
+        inner = self.sharding and give_way(self.sharding, axis, "sequence")
+        return constrain(x, inner, "batch", "sequence", axis, *trailing)
 
     def _constrained(self, x: Array) -> Array:
         return constrain(x, self.sharding, "batch", "sequence", "activation")

@@ -20,7 +20,7 @@ from sdft_jax.models.attention import Visibility, attention, token_positions
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.config import ModelConfig
 from sdft_jax.models.rope import rope_table
-from sdft_jax.sharding import Sharding, constrain, mesh_axes
+from sdft_jax.sharding import Sharding, constrain, give_way
 from sdft_jax.types import Params
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -186,8 +186,8 @@ class Model:
 
         Without the first pair of constraints the compiler replicates the result on every device on its way.
         """
-        lookup = self.sharding and _for_lookup(self.sharding)
-        tokens = constrain(tokens, lookup, "batch", "sequence")
+        lookup = self.sharding and give_way(self.sharding, "embed", "batch", "sequence")
+        tokens = constrain(tokens, lookup, "batch", None)
         x = constrain(embedding[tokens].astype(self.compute_dtype), lookup, "batch", "sequence", "embed")
         x = constrain(x, self.sharding, "batch", "sequence", "activation")
         scale = embedding_scale(self.config, x.dtype)
@@ -238,10 +238,3 @@ class Model:
         tree = {tensor.name: outer(tensor) for tensor in self.config.outer_tensors}
         tree["layers"] = {tensor.name: inner(tensor) for tensor in self.config.layer_tensors}
         return tree
-
-
-def _for_lookup(sharding: Sharding) -> Sharding:
-    """Rules under which rows are not split over the mesh axes that split the model's width."""
-    rules = sharding.rules
-    kept = tuple(name for name in mesh_axes(rules.batch) if name not in mesh_axes(rules.embed))
-    return dataclasses.replace(sharding, rules=dataclasses.replace(rules, batch=kept or None))
