@@ -23,7 +23,7 @@ class Rules:
     batch: MeshAxes = ("data", "fsdp")
     """Rows of a batch, in activations and in the KV cache."""
     sequence: MeshAxes = None
-    """Token positions of activations; whole inside attention and feed-forward where those need the same mesh axis."""
+    """Token positions of activations; whole in attention and feed-forward where those need its mesh axis."""
     embed: MeshAxes = "fsdp"
     """Model width, in parameters."""
     activation: MeshAxes = None
