@@ -18,7 +18,6 @@ from sdft_jax.plots import COLOURS, STYLE
 
 SHADES = (*COLOURS, *(f"{colour}60" for colour in COLOURS))
 """Of devices by their number, again from the first where there are more; numbers tell them apart."""
-_COLUMNS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ def plot_placement(
 
     if not arrays:
         raise SdftError(f"{out}: there is nothing to draw; give at least one array.")
-    columns = min(_COLUMNS, len(arrays))
+    columns = 3 if len(arrays) in (5, 6) else min(4, len(arrays))
     rows = math.ceil(len(arrays) / columns)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(3.2 * columns, 2.9 * rows + 0.4), layout="constrained")
