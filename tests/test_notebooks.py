@@ -51,7 +51,7 @@ def test_sharding_study(tmp_path, monkeypatch):
     ]  # fmt: skip
     printed = "".join(run("sharding_study.ipynb", MODEL="mini", SIZES=sizes, OUTPUT=str(tmp_path)))
     assert "mesh (2, 2, 2) of 8 devices" in printed
-    assert len(re.findall(r"^\w.* True$", printed, re.M)) == 6  # one device, and the same by five sets of rules
+    assert len(re.findall(r"^\w.* True$", printed, re.M)) == 6  # one device and five sets of rules
     if importlib.util.find_spec("libtpu"):
         assert len(re.findall(r"^(?:default|sequence) .* GiB at peak", printed, re.M)) == 2
         assert len(shown) == 10
