@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sdft_jax.sharding import Sharding, mesh_axes, partition_spec
+from sdft_jax.sharding import Sharding, check_divisible, give_way, mesh_axes, partition_spec
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
 """(logits of every role [n, v], targets [n], vocabulary axes) -> (statistics, values [n], d values / d
@@ -72,7 +72,9 @@ def _sharded_scan(
 ):
     """(loss, stats[, d_hidden, d_head]) of the whole batch, each device on its own tokens and vocabulary."""
     # all devices that share a token also share its whole vocabulary
-    rules = sharding.yielding_to("vocab").rules
+    sharding = give_way(sharding, "vocab", "batch", "sequence", "embed")
+    check_divisible(sharding, "completions", ("batch", "sequence"), targets.shape)
+    rules = sharding.rules
     hidden_spec = partition_spec(rules, ("batch", "sequence", None))
     token_spec = partition_spec(rules, ("batch", "sequence"))
     head_spec = partition_spec(rules, ("vocab", "embed"))

@@ -26,6 +26,8 @@ _COLLECTIVE = re.compile(
 )
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_SCATTER = re.compile(r"calls=%?(all-reduce-scatter[\w.\-]*)")
+_GROUPS = re.compile(r"replica_groups=.*?(?=, \w+=|$)")
 _GROUP_LIST = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _GROUP_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _GROUP_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}")
@@ -192,7 +194,16 @@ def _computations(text: str) -> Mapping[str, tuple[bool, list[Op]]]:
             found[head[1]] = (line.startswith("ENTRY"), ops)
         elif op := _OP.match(line):
             ops.append(Op(op[1], op[2]))
-    return found
+    return {name: (entry, [_unfused(op, found) for op in ops]) for name, (entry, ops) in found.items()}
+
+
+def _unfused(op: Op, computations: Mapping[str, tuple[bool, list[Op]]]) -> Op:
+    """A fusion of an all-reduce and slices of it as what a TPU makes of it: a reduce-scatter."""
+    fused = _SCATTER.search(op.text)
+    if fused is None:
+        return op
+    groups = next(_GROUPS.findall(x.text)[0] for x in computations[fused[1]][1] if " all-reduce(" in x.text)
+    return Op(op.name, op.text.replace(" fusion(", " reduce-scatter(").replace(fused[0], groups))
 
 
 def _dimensions(text: str) -> tuple[int, ...]:

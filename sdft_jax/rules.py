@@ -23,10 +23,8 @@ class Rules:
     batch: MeshAxes = ("data", "fsdp")
     """Rows of a batch, in activations and in the KV cache."""
     sequence: MeshAxes = None
-    """Token positions of activations inside attention and feed-forward, and of the loss."""
-    residual: MeshAxes = None
-    """Token positions of the residual stream between them; `tensor` splits its norms and the memory that it
-    takes (sequence parallelism; Korthikanti et al. 2022)."""
+    """Token positions of activations; whole in attention and feed-forward where those need its mesh axis, so
+    that `tensor` splits the residual stream and its norms (sequence parallelism; Korthikanti et al. 2022)."""
     embed: MeshAxes = "fsdp"
     """Model width, in parameters."""
     activation: MeshAxes = None

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sdft_jax.config import from_dict
 from sdft_jax.models import KVCache, Model
 from sdft_jax.settings import SamplingConfig
-from sdft_jax.sharding import constrain, for_decoding, tree_shardings
+from sdft_jax.sharding import constrain, for_decoding, give_way, tree_shardings
 from sdft_jax.types import Params, Rollout
 
 
@@ -103,7 +103,7 @@ def sample(
     with jax.named_scope("prefill"):
         hidden, cache = _whole(model).prefill(params, tokens, attention_mask, tokens.shape[1] + length)
     model, params = lay_out_for_decoding(model, params)
-    head, by_word = model.head(params), model.sharding and model.sharding.yielding_to("vocab")
+    head, by_word = model.head(params), model.sharding and give_way(model.sharding, "vocab", "batch")
 
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
         hidden = constrain(hidden, by_word, "batch", None)
@@ -205,5 +205,5 @@ def _whole(model: Model) -> Model:
     """Without splitting positions: a prompt's last one stands in every device's last column."""
     if model.sharding is None:
         return model
-    rules = dataclasses.replace(model.sharding.rules, sequence=None, residual=None)
+    rules = dataclasses.replace(model.sharding.rules, sequence=None)
     return dataclasses.replace(model, sharding=dataclasses.replace(model.sharding, rules=rules))

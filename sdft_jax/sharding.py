@@ -27,6 +27,7 @@ __all__ = [
     "check_divisible",
     "constrain",
     "for_decoding",
+    "give_way",
     "make_mesh",
     "mesh_axes",
     "partition_spec",
@@ -59,20 +60,6 @@ class Sharding:
     def replicated(self) -> NamedSharding:
         """Every device holds the whole array."""
         return NamedSharding(self.mesh, PartitionSpec())
-
-    def yielding_to(self, *kept: str) -> Sharding:
-        """Every other logical axis gives up the mesh axes of these.
-
-        Such as the rows of a batch, where the devices of different rows are to hold different parts of a
-        vocabulary.
-        """
-        taken = [name for axis in kept for name in mesh_axes(getattr(self.rules, axis))]
-        others = {
-            field.name: tuple(x for x in mesh_axes(getattr(self.rules, field.name)) if x not in taken) or None
-            for field in dataclasses.fields(self.rules)
-            if field.name not in kept
-        }
-        return Sharding(self.mesh, dataclasses.replace(self.rules, **others))
 
     def size(self, axis: str) -> int:
         """Into how many parts the rules split this logical axis."""
@@ -181,6 +168,20 @@ def constrain(x: jax.Array, sharding: Sharding | None, *axes: str | None) -> jax
     return jax.lax.with_sharding_constraint(x, sharding.named(*axes))
 
 
+def give_way(sharding: Sharding, to: str, *axes: str) -> Sharding:
+    """Rules under which logical `axes` leave to another one the mesh axes that it uses.
+
+    So one mesh axis serves two of an array's dimensions in turn: with `sequence: tensor`, norms and the
+    residual stream are split over positions, and attention between them over heads.
+    """
+    taken = mesh_axes(getattr(sharding.rules, to))
+    left = {
+        axis: tuple(name for name in mesh_axes(getattr(sharding.rules, axis)) if name not in taken) or None
+        for axis in axes
+    }
+    return dataclasses.replace(sharding, rules=dataclasses.replace(sharding.rules, **left))
+
+
 def for_decoding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
     """Rules inside the decode loop: weights stay where they are and activations, which are small, travel.
 
@@ -193,7 +194,7 @@ def for_decoding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
         sharding: that of training.
         sizes: of the axes `mlp` and `vocab`.
     """
-    rules = dataclasses.replace(sharding.rules, embed=None, sequence=None, residual=None)
+    rules = dataclasses.replace(sharding.rules, embed=None, sequence=None)
     for axis in ("mlp", "vocab"):
         taken = mesh_axes(getattr(rules, axis))
         more = tuple(name for name in mesh_axes(sharding.rules.embed) if name not in taken)

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from make_fixtures import CASES
 
 from sdft_jax.models import config_from_dict
 from sdft_jax.models.block import Block, block_structure, embedding_scale, rms_norm
+from sdft_jax.sharding import Rules, Sharding, make_mesh
 
 
 def test_rms_norm_over_one_and_over_two_axes():
@@ -59,3 +61,16 @@ def test_structure_and_weights_make_a_block():
     assert isinstance(block, Block)
     for tensor in config.layer_tensors:
         np.testing.assert_array_equal(getattr(block, tensor.name)[...], weights[tensor.name])
+
+
+def test_positions_are_split_between_attention_and_feed_forward_and_heads_within():
+    sharding = Sharding(make_mesh(2, 2, 2), Rules(sequence="tensor"))
+    config = config_from_dict(CASES["qwen3"])
+    weights = {t.name: jnp.full(t.shape(config.sizes), 0.5) for t in config.layer_tensors}
+    block = nnx.merge(block_structure(config, sharding), weights)
+    x = jnp.ones((4, 6, config.hidden_size))
+    angles = jnp.ones((4, 6, config.head_dim // 2))
+    q, _, v = block.project(x, angles, angles)
+    assert q.sharding.spec == v.sharding.spec == P(("data", "fsdp"), None, "tensor", None)
+    combined = block.combine(x, q).sharding
+    assert combined.is_equivalent_to(sharding.named("batch", "sequence", None), ndim=3)

@@ -150,11 +150,17 @@ HloModule jit_update
   ROOT %g = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, metadata={op_name="jit(f)/decode/dot"}
 }
 
+%all-reduce-scatter.3.clone.1 (p: bf16[8,8], q: bf16[8]) -> (bf16[2,8], bf16[2]) {
+  %r = (bf16[8,8]{1,0}, bf16[8]{0}) all-reduce(%p, %q), channel_id=6, replica_groups=mesh['a'=2,'b'=4] {'b'}, use_global_device_ids=true
+  ROOT %s = bf16[2,8]{1,0} dynamic-slice(%r, %i, %j), dynamic_slice_sizes={2,8}
+}
+
 %body (b: (s32[], bf16[4])) -> (s32[], bf16[4]) {
   %b = (s32[]{:T(128)}, bf16[4]) parameter(0)
   %async-collective-start.5 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%begun
   %fusion.1 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%async_collective_fusion.1, metadata={op_name="jit(f)/decode/mul"}, backend_config={"window_config":{"estimated_cycles":"100"}}
   %async-collective-done.5 = bf16[32]{0} fusion(%fusion.1), kind=kCustom, calls=%ended
+  %fusion.2 = (bf16[2,8]{1,0}, bf16[2]{0}) fusion(%b, %b), kind=kCustom, calls=%all-reduce-scatter.3.clone.1, metadata={op_name="jit(f)/decode/sum"}
   ROOT %t = (s32[], bf16[4]) tuple(%b)
 }
 
@@ -167,10 +173,11 @@ ENTRY %main (x: bf16[4]) -> bf16[4] {
 """  # noqa: E501
 
 
-def test_an_exchange_beside_computations_counts_once():
+def test_an_exchange_beside_computations_counts_once_and_a_fused_one_for_what_it_does():
     assert set(collectives(TPU)) == {
         Collective("all-gather", "jit(f)/decode/dot", 11, 11 * 64 * 3 / 4),
         Collective("collective-permute", "jit(f)/shift", 1, 16),
+        Collective("reduce-scatter", "jit(f)/decode/sum", 11, 11 * (16 + 2) * 2 * 3),
     }
 
 

@@ -1,8 +1,10 @@
 """Notebooks run from top to bottom, and what they print is still true."""
 
 import contextlib
+import importlib.util
 import io
 import json
+import re
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
@@ -37,3 +39,22 @@ def test_quickstart(tmp_path, monkeypatch):
     assert "after SDFT" in "".join(printed)
     assert "What it costs" in printed[-1]
     assert shown == [True, True]
+
+
+def test_sharding_study(tmp_path, monkeypatch):
+    """Part two on the embedded model too, where the TPU compiler is installed."""
+    shown = []
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(True))
+    sizes = [
+        "train.batch_size=8", "data.max_prompt=32", "data.max_teacher_prompt=64", "sampling.max_new_tokens=16"
+    ]  # fmt: skip
+    printed = "".join(run("sharding_study.ipynb", MODEL="mini", SIZES=sizes, OUTPUT=str(tmp_path)))
+    assert "mesh (2, 2, 2) of 8 devices" in printed
+    assert len(re.findall(r"^\w.* True$", printed, re.M)) == 6  # one device and five sets of rules
+    if importlib.util.find_spec("libtpu"):
+        assert len(re.findall(r"^(?:default|sequence) .* GiB at peak", printed, re.M)) == 2
+        assert len(shown) == 10
+    else:
+        assert "Part two is skipped: the TPU compiler cannot be had" in printed
+        assert len(shown) == 8

@@ -14,6 +14,7 @@ from sdft_jax.sharding import (
     Sharding,
     constrain,
     for_decoding,
+    give_way,
     make_mesh,
     partition_spec,
     single_device,
@@ -109,19 +110,24 @@ def test_a_study_is_one_replace():
 
 
 def test_decoding_keeps_the_width_whole_and_splits_what_it_divides_further():
-    training = Sharding(make_mesh(1, 4, 2), Rules(residual="tensor"))
+    training = Sharding(make_mesh(1, 4, 2), Rules(sequence="tensor"))
     rules = for_decoding(training, {"mlp": 24, "vocab": 100}).rules  # 8 parts divide 24, and not 100
     assert partition_spec(rules, ("embed", "mlp")) == P(None, ("tensor", "fsdp"))
     assert partition_spec(rules, ("vocab", "embed")) == P("tensor", None)
-    changed = {"embed": None, "residual": None, "mlp": ("tensor", "fsdp")}
+    changed = {"embed": None, "sequence": None, "mlp": ("tensor", "fsdp")}
     assert rules == dataclasses.replace(training.rules, **changed)
 
 
-def test_other_axes_yield_to_the_ones_that_are_kept():
-    rules = Sharding(make_mesh(2, 2, 2), Rules(mlp=("tensor", "fsdp"))).yielding_to("mlp").rules
-    assert partition_spec(rules, ("batch", "sequence", "mlp")) == P(("data",), None, ("tensor", "fsdp"))
-    assert rules.heads is None
-    assert rules.embed is None
+def test_an_axis_gives_way_to_another_where_both_want_the_same_part_of_the_mesh():
+    sharding = Sharding(make_mesh(2, 2, 2), Rules(sequence="tensor", batch=("data", "fsdp")))
+    inner = give_way(sharding, "heads", "sequence")
+    assert inner.mesh == sharding.mesh
+    assert partition_spec(inner.rules, ("batch", "sequence", "heads")) == P(("data", "fsdp"), None, "tensor")
+    assert give_way(sharding, "embed", "batch", "sequence").rules == Rules(
+        sequence=("tensor",), batch=("data",)
+    )
+    kept = dataclasses.replace(sharding, rules=Rules(sequence=("tensor",), heads=None))
+    assert give_way(kept, "heads", "sequence") == kept
 
 
 def test_shardings_are_static_arguments():

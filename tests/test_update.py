@@ -33,7 +33,7 @@ COMMON = (
 def compiled(*overrides, mesh=None):
     """(config, model, initial state, update); tests of the same settings share one compilation."""
     config = load_config(None, [*COMMON, *overrides])
-    sharding = None if mesh is None else Sharding(make_mesh(*mesh))
+    sharding = None if mesh is None else Sharding(make_mesh(*mesh), config.sharding)
     model, params = tiny_model(sharding)
     optimizer = make_optimizer(config.optimizer, 10)
     update = make_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)
@@ -68,6 +68,31 @@ def test_same_on_every_mesh(single, mesh):
         np.testing.assert_allclose(ours.scalars["loss"], theirs.scalars["loss"], rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("sharding.sequence=tensor",),
+        ("sharding.sequence=tensor", "sharding.vocab=null"),
+        ("sharding.sequence=fsdp", "sharding.batch=data"),
+        ("sharding.activation=tensor",),
+        ("sharding.vocab=[fsdp,tensor]", "sharding.embed=null"),
+    ],
+    ids=" ".join,
+)
+def test_same_under_other_rules(single, rules):
+    _, (metrics,), _ = run(*rules, mesh=(2, 2, 2), steps=1)
+    expected = single[1][0]
+    np.testing.assert_array_equal(metrics.rollout.tokens, expected.rollout.tokens)
+    for name in ("loss", "grad_norm", "update_norm"):
+        np.testing.assert_allclose(metrics.scalars[name], expected.scalars[name], rtol=1e-5, atol=1e-5)
+
+
+def test_completions_that_the_rules_cannot_split_are_refused():
+    rules = ("sharding.sequence=tensor", "sharding.vocab=null", "sampling.max_new_tokens=7")
+    with pytest.raises(SdftError, match=r"completions: axis 'sequence' of size 7 .* 2 parts of .* tensor"):
+        run(*rules, mesh=(2, 2, 2), steps=1)
 
 
 def test_micro_batches_change_nothing(single):

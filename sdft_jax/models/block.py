@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.models.config import ModelConfig
 from sdft_jax.models.rope import rotate
-from sdft_jax.sharding import Sharding, constrain
+from sdft_jax.sharding import Sharding, constrain, give_way
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -53,12 +53,11 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
         """Queries, keys and values, normed and rotated."""
-        x = self._norm("pre_attention_norm", x)
+        x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
         q, k, v = (
-            constrain(
+            self._inside(
                 self._add_bias(f"{name}_bias", jnp.einsum("btd,dnh->btnh", x, self._weight(name))),
-                self.sharding,
-                *("batch", "sequence", axis, None),
+                *(axis, axis, None),
             )
             for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
         )
@@ -68,16 +67,15 @@ class Block(nnx.Module):
         """The residual stream after this layer, from what its attention has read."""
         attended = checkpoint_name(attended, "attended")
         out = self._add_bias("o_bias", jnp.einsum("btnh,nhd->btd", attended, self._weight("o")))
-        x = self._constrained(x + self._norm("post_attention_norm", out))
-        return self._constrained(x + self._norm("post_mlp_norm", self._mlp(self._norm("pre_mlp_norm", x))))
+        x = x + self._norm("post_attention_norm", self._constrained(out))
+        out = self._mlp(self._norm("pre_mlp_norm", x))
+        return x + self._norm("post_mlp_norm", self._constrained(out))
 
     def _mlp(self, x: Array) -> Array:
-        # while decoding, rows come together: it is they that travel, not the weights
-        sharding = self.sharding and self.sharding.yielding_to("mlp")
-        x = constrain(x, sharding, "batch", "sequence", None)
+        x = self._inside(x, "mlp", None)  # while decoding rows travel, and not weights
         gate, up = (jnp.einsum("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
-        hidden = constrain(checkpoint_name(hidden, "hidden"), sharding, "batch", "sequence", "mlp")
+        hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
         return jnp.einsum("btf,fd->btd", hidden, self._weight("down"))
 
     def _weight(self, name: str) -> Array:
@@ -93,8 +91,15 @@ class Block(nnx.Module):
         bias = self._weight(name)
         return x + jnp.expand_dims(bias, tuple(range(x.ndim - bias.ndim)))
 
+    def _inside(self, x: Array, owner: str, *trailing: str | None) -> Array:
+        """In attention and feed-forward: rows and positions are whole where `owner` needs their mesh axes."""
+        inner = self.sharding and give_way(self.sharding, owner, "batch", "sequence")
+        return constrain(x, inner, "batch", "sequence", *trailing)
+
     def _constrained(self, x: Array) -> Array:
-        return constrain(x, self.sharding, "batch", "residual", "activation")
+        # in two steps: in one, XLA (0.10.2) mixes up the rows of a product that it also splits by its width
+        x = constrain(x, self.sharding, "batch", "sequence", None)
+        return constrain(x, self.sharding, "batch", "sequence", "activation")
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
 from sdft_jax.models.config import ModelConfig
 from sdft_jax.models.fused import Kernel, choose_kernel, fused_attention
 from sdft_jax.models.rope import rope_table
-from sdft_jax.sharding import Sharding, constrain
+from sdft_jax.sharding import Sharding, constrain, give_way
 from sdft_jax.types import Params
 
 REMAT_POLICIES: dict[str, Any] = {
@@ -104,7 +104,7 @@ class Model:
         """Hidden states after the final norm. The head is applied by the caller."""
         length = tokens.shape[1]
         if self.sharding is not None:  # columns of padding, so that the mesh divides the residual stream
-            padding = [(0, 0), (0, -length % self.sharding.size("residual"))]
+            padding = [(0, 0), (0, -length % self.sharding.size("sequence"))]
             tokens, attention_mask = jnp.pad(tokens, padding), jnp.pad(attention_mask, padding)
         positions = token_positions(attention_mask)
         read = self._self_attention(attention_mask, positions)
@@ -203,10 +203,11 @@ class Model:
 
         Without the first pair of constraints the compiler replicates the result on every device on its way.
         """
-        lookup = self.sharding and self.sharding.yielding_to("embed", "vocab")
+        lookup = self.sharding and give_way(self.sharding, "embed", "batch", "sequence")
+        lookup = lookup and give_way(lookup, "vocab", "batch", "sequence")
         tokens = constrain(tokens, lookup, "batch", "sequence")
         x = constrain(embedding[tokens].astype(self.compute_dtype), lookup, "batch", "sequence", "embed")
-        x = constrain(x, self.sharding, "batch", "residual", "activation")
+        x = constrain(x, self.sharding, "batch", "sequence", "activation")
         scale = embedding_scale(self.config, x.dtype)
         return x if scale is None else x * scale
 

@@ -160,7 +160,7 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
     ]
     memory = [
         {name: one.parts[name] / GIB for name in STATE}
-        | {f"besides: {name}": size / GIB for name, size in one.temporaries.items()}
+        | {f"+ {name}": size / GIB for name, size in one.temporaries.items()}
         for one in found
     ]
     height = 2.3 + 0.6 * len(found)  # a title above; below, an axis, three lines of a legend and a caption
@@ -183,8 +183,8 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
             )  # fmt: skip
         figure.text(
             0.5, 0.12 / height,
-            f"{config.model.path}, batch {config.train.batch_size}. Line: what a device has; dotted: at peak "
-            f"rates. Compiled by {compiler()}; measured on no TPU.",
+            f"{config.model.path}, batch {config.train.batch_size}. +: besides the state, by phase; line: "
+            f"what a device has; dotted: at peak rates. Compiled by {compiler()}; measured on no TPU.",
             fontsize=8.5, color="#555555", ha="center",
         )  # fmt: skip
         figure.savefig(path, dpi=150)
