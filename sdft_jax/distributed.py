@@ -144,6 +144,7 @@ def spread(tree: Any, sharding: Sharding) -> Any:
 
 def collect(tree: Any) -> Any:
     """Global arrays -> host arrays, whole on every process."""
+    jax.block_until_ready(tree)  # an error of the device is raised here; NumPy would end the process
     return jax.tree.map(
         lambda x: (
             np.asarray(x)

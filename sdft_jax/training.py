@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ from sdft_jax.config import Config, to_dict
 from sdft_jax.data import make_batches
 from sdft_jax.distributed import collect
 from sdft_jax.errors import SdftError
+from sdft_jax.exhaustion import explained
 from sdft_jax.hub import model_directory
+from sdft_jax.memory import answer_arrays, update_arrays, widths_of
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, load_model, read_config, save_pretrained
 from sdft_jax.optimizer import learning_rate, make_optimizer
@@ -77,7 +80,8 @@ def train(
         watch: measures more at each evaluation.
 
     Raises:
-        SdftError: a mistake in configuration or data, a full disk, or numbers that are not finite.
+        SdftError: a mistake in configuration or data, a full disk, a device whose memory does not suffice, or
+            numbers that are not finite.
         Interrupted: SIGTERM; the state has been saved.
     """
     sharding = sharding_from(config)
@@ -99,7 +103,14 @@ def train(
         model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
     )
     keep = config.checkpoint
-    with checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager:
+    widths = widths_of((*prepared.train, *prepared.general))
+    with (
+        checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager,
+        explained(
+            "training", config, model, functools.partial(update_arrays, widths=widths), output=config.output,
+            saved=manager.latest_step,
+        ),
+    ):  # fmt: skip
         restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
         if restored is None:
             start = load_start(config, prepared, sharding)
@@ -290,12 +301,25 @@ def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) ->
 def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: Scores) -> dict[str, Any]:
     """Assess the student, write a row, return it as a checkpoint's meta."""
     params = join(state.params, state.frozen)
-    row = assess(loop.model, params, loop.config, loop.prepared, loop.base, step, loop.active)
-    best = score(row, loop.config.train)
-    row |= loop.watch(loop.model, params) if loop.watch else {}
+    with _evaluation_explained(loop, step):
+        row = assess(loop.model, params, loop.config, loop.prepared, loop.base, step, loop.active)
+        best = score(row, loop.config.train)
+        row |= loop.watch(loop.model, params) if loop.watch else {}
     if loop.active and row:
         sinks.write_evaluation(step, row)
     return {"step": step, "metrics": row | {"score": best}, "scores": [*scores, best]}
+
+
+def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextManager[None]:
+    """Where memory does not suffice for the rows that are asked."""
+    prepared = loop.prepared
+    sets = [rows for rows in (prepared.new, prepared.validation, prepared.prior) if rows]
+    widths = widths_of(encoded for rows in sets for encoded in rows.encoded)
+    count = functools.partial(answer_arrays, widths=widths, training=True, base=step > 0)
+    return explained(
+        f"the evaluation at step {step}", loop.config, loop.model, count, output=loop.config.output,
+        saved=loop.manager.latest_step,
+    )  # fmt: skip
 
 
 def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int) -> dict[str, float]:
