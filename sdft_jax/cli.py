@@ -33,7 +33,8 @@ examples:
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
 
-exit codes: 0 done, 2 a mistake that you can mend (one sentence says which), 143 stopped by SIGTERM
+exit codes: 0 done, 1 a fault, or other processes did not come, 2 a mistake that you can mend (one sentence
+says which), 143 stopped by SIGTERM
 """
 TERMINATED = 143
 MISTAKE = 2

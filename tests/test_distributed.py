@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,21 +39,31 @@ class Group:
 
 
 def begin(
-    config: str, processes: int, caches: Path, *overrides: str, each: Sequence[Sequence[str]] = ()
+    config: str,
+    processes: int,
+    caches: Path,
+    *overrides: str,
+    each: Sequence[Sequence[str]] = (),
+    of: int | None = None,
+    command: str = "train",
 ) -> Group:
-    """Start them; `each` has further overrides of every one."""
+    """Start them; `each` has further overrides of every one, `of` counts also those that never come."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={DEVICES}")
-    shared = {"SDFT_COORDINATOR": f"127.0.0.1:{port}", "SDFT_PROCESSES": str(processes), "XLA_FLAGS": flags}
+    shared = {
+        "SDFT_COORDINATOR": f"127.0.0.1:{port}",
+        "SDFT_PROCESSES": str(of or processes),
+        "XLA_FLAGS": flags,
+    }
     members = []
     for number in range(processes):
         with pytest.MonkeyPatch.context() as patch:
             for key, value in (shared | {"SDFT_PROCESS": str(number)}).items():
                 patch.setenv(key, value)
             own = each[number] if each else ()
-            members.append(start(["-m", "sdft_jax.cli", "train", config, *overrides, *own], caches))
+            members.append(start(["-m", "sdft_jax.cli", command, config, *overrides, *own], caches))
     return Group(members)
 
 
@@ -195,6 +206,24 @@ def test_a_coordinator_that_does_not_answer_is_named_with_the_time(config, cache
     assert process.returncode == 2, errors
     (sentence,) = [line for line in errors.splitlines() if line.startswith("sdft: ")]
     assert "the coordinator 127.0.0.1:9 could not be reached within 1 s" in sentence
+
+
+def test_processes_that_never_come_are_told_with_address_and_time(config, caches):
+    """Two of three are there: process 0, which listens, and one that has reached it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDFT_TIMEOUT", "8")
+        group = begin(config, 2, caches, of=3)
+    began = time.monotonic()
+    codes, errors = group.end(100)
+    assert codes == [1, 1], errors
+    assert time.monotonic() - began < 60  # JAX's own deadline is later
+    address = re.search(r"127\.0\.0\.1:\d+", errors[0])[0]
+    for number, text in enumerate(errors):
+        (sentence,) = text.splitlines()
+        assert sentence.startswith(
+            f"sdft: process {number} has waited 8 s at {address}, and not all of the 3 "
+        )
+        assert "SDFT_TIMEOUT=SECONDS waits longer" in sentence
 
 
 @pytest.mark.parametrize("name", ["SDFT_PROCESSES", "SDFT_PROCESS"])
