@@ -103,12 +103,10 @@ def plan(arguments: argparse.Namespace) -> int:
 def _until_terminated(run: Callable[[Config], object], arguments: argparse.Namespace) -> int:
     """The exit code of a run that saves itself on SIGTERM; what it compiles is kept for the next one."""
     config = load_config(arguments.config, arguments.overrides)
+    _join(config)
     from sdft_jax.compilation import cache_compilations
-    from sdft_jax.distributed import initialize, require_agreement
     from sdft_jax.training import Interrupted
 
-    initialize()
-    require_agreement(to_dict(config))
     cache_compilations()
     try:
         run(config)
@@ -118,12 +116,21 @@ def _until_terminated(run: Callable[[Config], object], arguments: argparse.Names
     return 0
 
 
+def _join(config: Config) -> None:
+    """The other processes of this run, if there are any, which must have the same configuration."""
+    from sdft_jax.distributed import initialize, require_agreement
+
+    initialize()
+    require_agreement(to_dict(config))
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """`sdft evaluate`."""
     overrides = [f"model.path={arguments.model}", f"eval.path={arguments.file}", *arguments.overrides]
     if arguments.task:
         overrides.append(f"eval.task={arguments.task}")
     config = load_config(arguments.config, overrides)
+    _join(config)
     from sdft_jax.measure import measure
 
     measure(config, arguments.json)
