@@ -105,8 +105,10 @@ def _until_terminated(run: Callable[[Config], object], arguments: argparse.Names
     config = load_config(arguments.config, arguments.overrides)
     _join(config)
     from sdft_jax.compilation import cache_compilations
+    from sdft_jax.maintenance import watch
     from sdft_jax.training import Interrupted
 
+    watch()
     cache_compilations()
     try:
         run(config)

@@ -376,7 +376,7 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
 def _termination() -> Iterator[Callable[[int], bool]]:
     """Whether to stop after this step because SIGTERM has come; several processes stop after the same one.
 
-    There JAX listens itself, to the signal and to announced maintenance, on whichever host it comes.
+    There JAX listens itself, on whichever host the signal comes; maintenance.py makes one of announcements.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

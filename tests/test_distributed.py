@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -46,8 +46,16 @@ def begin(
     each: Sequence[Sequence[str]] = (),
     of: int | None = None,
     command: str = "train",
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> Group:
-    """Start them; `each` has further overrides of every one, `of` counts also those that never come."""
+    """Start them.
+
+    Args:
+        config, processes, caches, overrides: what all have in common.
+        each, environments: further overrides and variables of every one.
+        of: counts also those that never come.
+        command: of `sdft`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +68,8 @@ def begin(
     members = []
     for number in range(processes):
         with pytest.MonkeyPatch.context() as patch:
-            for key, value in (shared | {"SDFT_PROCESS": str(number)}).items():
+            more = environments[number] if environments else {}
+            for key, value in {**shared, "SDFT_PROCESS": str(number), **more}.items():
                 patch.setenv(key, value)
             own = each[number] if each else ()
             members.append(start(["-m", "sdft_jax.cli", command, config, *overrides, *own], caches))
