@@ -256,7 +256,9 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--rules", nargs="+", default=[], metavar="FILE", help="sharding rules to compare")
     command.add_argument("--output", metavar="DIR", help="also write plan.json and plan.png there")
-    command.add_argument("--fast", action="store_true", help="do not look for the largest batch")
+    command.add_argument(
+        "--fast", action="store_true", help="neither look for the largest batch nor compile what is advised"
+    )
 
 
 def _add_lab(commands: argparse._SubParsersAction) -> None:

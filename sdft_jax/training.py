@@ -80,8 +80,7 @@ def train(
         watch: measures more at each evaluation.
 
     Raises:
-        SdftError: a mistake in configuration or data, a full disk, a device whose memory does not suffice, or
-            numbers that are not finite.
+        SdftError: a mistake in configuration or data, a full disk or memory, or numbers that are not finite.
         Interrupted: SIGTERM; the state has been saved.
     """
     sharding = sharding_from(config)
@@ -103,24 +102,15 @@ def train(
         model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
     )
     keep = config.checkpoint
-    widths = widths_of((*prepared.train, *prepared.general))
     with (
         checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager,
         explained(
-            "training", config, model, functools.partial(update_arrays, widths=widths), output=config.output,
-            saved=manager.latest_step,
+            "training", config, model,
+            functools.partial(update_arrays, widths=widths_of((*prepared.train, *prepared.general))),
+            output=config.output, saved=manager.latest_step,
         ),
     ):  # fmt: skip
-        restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
-        if restored is None:
-            start = load_start(config, prepared, sharding)
-            state = init_state(model, start, optimizer, config)
-            meta: Mapping[str, Any] = {"step": 0, "metrics": {}, "scores": []}
-        else:
-            for sentence in restored.skipped:
-                _say(sentence, active)
-            _say(f"resuming from step {restored.step}", active)
-            state, meta = restored.state, {"scores": []} | restored.meta
+        state, meta = _begin(config, prepared, model, optimizer, manager, batches, active)
         loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active, base, watch)
         with jax.debug_nans(config.debug.nans):
             state = _run(loop, state, meta)
@@ -134,6 +124,18 @@ def train(
     mirror.push(config.output)
     rows = tuple(read_jsonl(directory / EVALUATIONS)) if active else ()
     return Run(model, params, step, rows, exported)
+
+
+def _begin(
+    config: Config, prepared: Prepared, model: Model, optimizer: Any, manager: Any, batches: Any, active: bool
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """State and meta of the newest checkpoint, or of a new run."""
+    restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
+    if restored is None:
+        start = load_start(config, prepared, sharding_of(model))
+        return init_state(model, start, optimizer, config), {"step": 0, "metrics": {}, "scores": []}
+    _say("\n".join((*restored.skipped, f"resuming from step {restored.step}")), active)
+    return restored.state, {"scores": []} | restored.meta
 
 
 def _afterwards(config: Config, prepared: Prepared, steps: int) -> tuple[Sequence[Encoded], int] | None:
@@ -312,9 +314,8 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: S
 
 def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextManager[None]:
     """Where memory does not suffice for the rows that are asked."""
-    prepared = loop.prepared
-    sets = [rows for rows in (prepared.new, prepared.validation, prepared.prior) if rows]
-    widths = widths_of(encoded for rows in sets for encoded in rows.encoded)
+    sets = (loop.prepared.new, loop.prepared.validation, loop.prepared.prior)
+    widths = widths_of(encoded for rows in sets if rows for encoded in rows.encoded)
     count = functools.partial(answer_arrays, widths=widths, training=True, base=step > 0)
     return explained(
         f"the evaluation at step {step}", loop.config, loop.model, count, output=loop.config.output,
