@@ -29,8 +29,8 @@ from sdft_jax.types import TrainState
 
 GIB = 2.0**30
 ALWAYS = "always"
-STEPS = 4
-"""Settings that are combined at most."""
+STEPS = 8
+"""Changes that are combined at most; one setting may change more than once."""
 
 SHRUNK_BY = {
     "parameters": "mesh.fsdp, mesh.tensor, model.param_dtype",
@@ -186,13 +186,19 @@ def combined(config: Config, model: Model, count: Count, wanted: float) -> Remed
 
     Where all of them do not save as much, they are what comes nearest.
     """
-    texts: list[str] = []
-    saved, mesh = 0.0, dict(sharding_of(model).mesh.shape)
-    while saved < wanted and (found := remedies(config, model, count)) and len(texts) < STEPS:
+    begun = dict(sharding_of(model).mesh.shape)
+    texts: dict[str, str] = {}
+    saved, mesh = 0.0, begun
+    for _ in range(STEPS):
+        found = remedies(config, model, count)
+        if saved >= wanted or not found:
+            break
         best = found[0]
-        texts, saved = [*texts, best.text], saved + best.saves
         config, mesh, model = best.config, dict(best.mesh), _model(best.config, model, best.mesh)
-    return Remedy(" with ".join(texts), config, mesh, saved) if len(texts) > 1 else None
+        key = "mesh" if best.text.startswith("mesh.") else best.text.partition("=")[0]
+        moved = " ".join(f"mesh.{axis}={size}" for axis, size in mesh.items() if size != begun[axis])
+        texts[key], saved = moved if key == "mesh" else best.text, saved + best.saves
+    return Remedy(" with ".join(texts.values()), config, mesh, saved) if len(texts) > 1 else None
 
 
 def as_size(size: float) -> str:
