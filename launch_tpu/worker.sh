@@ -8,7 +8,8 @@
 #   worker.sh tail                     the end of the log
 #   worker.sh stop                     SIGTERM: the run saves and ends with 143
 #
-# The run is a systemd service, so it outlives the ssh session, and a preempted VM sends it SIGTERM.
+# The run is a systemd service, so it outlives the ssh session, and a preempted VM sends it SIGTERM. It looks
+# every SDFT_MAINTENANCE seconds (5) whether maintenance is announced for its host, and saves and ends if so.
 
 set -euo pipefail
 export PATH=$HOME/.local/bin:$PATH
@@ -43,6 +44,7 @@ case ${1-} in
     stop
     mkdir -p ~/sdft-inputs
     gcloud storage rsync --recursive "gs://$bucket/inputs/$name" ~/sdft-inputs
+    SDFT_MAINTENANCE=${SDFT_MAINTENANCE-5}
     # A file, because systemd would expand the $ and % of arguments.
     {
       echo "export JAX_COMPILATION_CACHE_DIR=gs://$bucket/compiled"

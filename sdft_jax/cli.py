@@ -33,7 +33,8 @@ examples:
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
 
-exit codes: 0 done, 2 a mistake that you can mend (one sentence says which), 143 stopped by SIGTERM
+exit codes: 0 done, 1 a fault, or other processes did not come, 2 a mistake that you can mend (one sentence
+says which), 143 stopped by SIGTERM
 """
 TERMINATED = 143
 MISTAKE = 2
@@ -102,12 +103,12 @@ def plan(arguments: argparse.Namespace) -> int:
 def _until_terminated(run: Callable[[Config], object], arguments: argparse.Namespace) -> int:
     """The exit code of a run that saves itself on SIGTERM; what it compiles is kept for the next one."""
     config = load_config(arguments.config, arguments.overrides)
+    _join(config)
     from sdft_jax.compilation import cache_compilations
-    from sdft_jax.distributed import initialize, require_agreement
+    from sdft_jax.maintenance import watch
     from sdft_jax.training import Interrupted
 
-    initialize()
-    require_agreement(to_dict(config))
+    watch()
     cache_compilations()
     try:
         run(config)
@@ -117,12 +118,21 @@ def _until_terminated(run: Callable[[Config], object], arguments: argparse.Names
     return 0
 
 
+def _join(config: Config) -> None:
+    """The other processes of this run, if there are any, which must have the same configuration."""
+    from sdft_jax.distributed import initialize, require_agreement
+
+    initialize()
+    require_agreement(to_dict(config))
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     """`sdft evaluate`."""
     overrides = [f"model.path={arguments.model}", f"eval.path={arguments.file}", *arguments.overrides]
     if arguments.task:
         overrides.append(f"eval.task={arguments.task}")
     config = load_config(arguments.config, overrides)
+    _join(config)
     from sdft_jax.measure import measure
 
     measure(config, arguments.json)
@@ -246,7 +256,9 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--rules", nargs="+", default=[], metavar="FILE", help="sharding rules to compare")
     command.add_argument("--output", metavar="DIR", help="also write plan.json and plan.png there")
-    command.add_argument("--fast", action="store_true", help="do not look for the largest batch")
+    command.add_argument(
+        "--fast", action="store_true", help="neither look for the largest batch nor compile what is advised"
+    )
 
 
 def _add_lab(commands: argparse._SubParsersAction) -> None:

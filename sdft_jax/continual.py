@@ -16,7 +16,9 @@ from typing import Any
 
 from sdft_jax.config import Config
 from sdft_jax.evaluation import Evaluation, evaluate
+from sdft_jax.exhaustion import explained
 from sdft_jax.hub import model_directory
+from sdft_jax.memory import answer_arrays, widths_of
 from sdft_jax.models import Model, load_model, save_pretrained
 from sdft_jax.prepare import EvalSet, Prepared, refuse_examined, trained_prompts
 from sdft_jax.sharding import sharding_from
@@ -196,17 +198,20 @@ def measure(
         base = load_model(
             prepared.directory, dtype=plan.config.model.param_dtype, sharding=sharding_of(model)
         )[1]
-    return {
-        name: numbers(
-            evaluate(
-                model, params, rows, prepared.tokenizer, prepared.eos, config, teacher=teacher, base=base,
-                description=name, active=plan.active,
-            ),
-            rows,
-        )
-        for name, (config, rows) in plan.rows.items()
-        if not teacher or _is_shown(name, config)
-    }  # fmt: skip
+    widths = widths_of(encoded for _, rows in plan.rows.values() for encoded in rows.encoded)
+    count = functools.partial(answer_arrays, widths=widths, training=False, base=base is not None)
+    with explained("an evaluation", plan.config, model, count, output=plan.config.output):
+        return {
+            name: numbers(
+                evaluate(
+                    model, params, rows, prepared.tokenizer, prepared.eos, config, teacher=teacher, base=base,
+                    description=name, active=plan.active,
+                ),
+                rows,
+            )
+            for name, (config, rows) in plan.rows.items()
+            if not teacher or _is_shown(name, config)
+        }  # fmt: skip
 
 
 def _is_shown(name: str, config: Config) -> bool:

@@ -5,12 +5,15 @@ Nothing here does anything where there is one process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
+import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,18 @@ COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
 )  # fmt: skip
 """Environment: host:port of process 0, how many there are, which this one is (from 0), seconds to wait."""
 
+ABSENT = 1
+"""Exit code where others do not come: no mistake for certain, so that launchers start again."""
+_MARGIN = 60
+"""Seconds by which JAX's deadline is later than ours."""
+
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
     """Join the other processes of this run, before JAX looks for devices.
 
     They are those of SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS, or of whatever cluster JAX itself
-    recognises: a TPU pod, GKE, SLURM, Open MPI. A single process joins nobody.
+    recognises: a TPU pod, GKE, SLURM, Open MPI. A single process joins nobody. Where not all come in time,
+    the process ends with a sentence and exit code 1.
 
     Raises:
         SdftError: a variable is missing or no number, or nothing answers at that address in time.
@@ -50,7 +59,36 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
     seconds = _number(environment, TIMEOUT) if TIMEOUT in environment else 300
     if arguments.get("process_id"):
         _await_coordinator(environment[COORDINATOR], seconds)
-    jax.distributed.initialize(**arguments, initialization_timeout=seconds)
+    with _deadline(seconds):
+        jax.distributed.initialize(**arguments, initialization_timeout=seconds + _MARGIN)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: int) -> Iterator[None]:
+    """End the process with one sentence where the others have not all come in time.
+
+    JAX's own deadline, which is later, ends it with a stack trace of C++, and no exception can be caught.
+    """
+    timer = threading.Timer(seconds, _give_up, [seconds])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _give_up(seconds: int) -> None:
+    from jax._src.distributed import global_state  # who waits for whom has no public name
+
+    print(
+        f"sdft: process {global_state.process_id} has waited {seconds} s at "
+        f"{global_state.coordinator_address or 'the coordinator'}, and not all of the "
+        f"{global_state.num_processes} processes have come: check that every one of them was started, with "
+        f"the same address and number of processes, and can reach it; {TIMEOUT}=SECONDS waits longer.",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    os._exit(ABSENT)
 
 
 def _await_coordinator(address: str, seconds: int) -> None:
@@ -144,6 +182,7 @@ def spread(tree: Any, sharding: Sharding) -> Any:
 
 def collect(tree: Any) -> Any:
     """Global arrays -> host arrays, whole on every process."""
+    jax.block_until_ready(tree)  # an error of the device is raised here; NumPy would end the process
     return jax.tree.map(
         lambda x: (
             np.asarray(x)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from sdft_jax.config import Config
 from sdft_jax.data import find_buckets, pad_batch
+from sdft_jax.distributed import collect
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation import Evaluation, decode, evaluate
+from sdft_jax.exhaustion import explained
 from sdft_jax.export import load_run, run_config
 from sdft_jax.hub import model_directory
+from sdft_jax.memory import answer_arrays, widths_of
 from sdft_jax.models import Model, load_model
-from sdft_jax.prepare import prepare_eval
+from sdft_jax.prepare import EvalSet, prepare_eval
 from sdft_jax.prompts import Example, encode_all, eos_ids, load_tokenizer
 from sdft_jax.report import summary_table
 from sdft_jax.sampling import generate
@@ -31,8 +34,10 @@ from sdft_jax.types import Params
 def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
     """Accuracy of the student, and of the teacher with the demonstration in context (`eval.teacher`).
 
-    Prints a table; `out` gets a JSON line per row with both answers and verdicts.
+    Prints a table; `out` gets a JSON line per row with both answers and verdicts. Of several processes all
+    measure, and process 0 tells.
     """
+    active = jax.process_index() == 0
     if out and not Path(out).absolute().parent.is_dir():
         raise SdftError(f"{out} cannot be written: its directory does not exist; make it, or give another.")
     if config.eval.path is None:
@@ -42,10 +47,20 @@ def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
     rows = prepare_eval(config.eval.path, config, tokenizer, eos, config.eval.teacher)
     model, params = _load(config, directory)
     roles = {"student": False} | ({"teacher": True} if config.eval.teacher else {})
-    found = {
-        role: evaluate(model, params, rows, tokenizer, eos, config, teacher=shown, description=role)
-        for role, shown in roles.items()
-    }
+    count = functools.partial(answer_arrays, widths=widths_of(rows.encoded), training=False)
+    with explained("the evaluation", config, model, count):
+        found = {
+            role: evaluate(
+                model, params, rows, tokenizer, eos, config, teacher=shown, active=active, description=role
+            )
+            for role, shown in roles.items()
+        }  # fmt: skip
+    if active:
+        _tell(config, found, rows, out)
+    return found
+
+
+def _tell(config: Config, found: Mapping[str, Evaluation], rows: EvalSet, out: str | None) -> None:
     table = [
         {
             "role": role,
@@ -66,7 +81,6 @@ def measure(config: Config, out: str | None = None) -> dict[str, Evaluation]:
             for i, example in enumerate(rows.examples)
         )
         Path(out).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    return found
 
 
 def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]]:
@@ -84,7 +98,7 @@ def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]
         model, params, batch.prompt, batch.prompt_mask, key=jax.random.key(config.train.seed), eos_ids=eos,
         pad_id=tokenizer.pad_token_id, **dataclasses.asdict(config.sampling),
     )  # fmt: skip
-    ids, mask = np.asarray(rollout.tokens), np.asarray(rollout.mask)
+    ids, mask = collect((rollout.tokens, rollout.mask))
     texts = [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)][: len(repeated)]
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,9 @@ from sdft_jax.config import Config, to_dict
 from sdft_jax.data import make_batches
 from sdft_jax.distributed import collect
 from sdft_jax.errors import SdftError
+from sdft_jax.exhaustion import explained
 from sdft_jax.hub import model_directory
+from sdft_jax.memory import answer_arrays, update_arrays, widths_of
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, load_model, read_config, save_pretrained
 from sdft_jax.optimizer import learning_rate, make_optimizer
@@ -77,7 +80,7 @@ def train(
         watch: measures more at each evaluation.
 
     Raises:
-        SdftError: a mistake in configuration or data, a full disk, or numbers that are not finite.
+        SdftError: a mistake in configuration or data, a full disk or memory, or numbers that are not finite.
         Interrupted: SIGTERM; the state has been saved.
     """
     sharding = sharding_from(config)
@@ -97,17 +100,15 @@ def train(
         model, optimizer, config, eos_ids=prepared.eos, pad_id=prepared.pad_id
     )
     keep = config.checkpoint
-    with checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager:
-        restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
-        if restored is None:
-            start = load_start(config, prepared, sharding)
-            state = init_state(model, start, optimizer, config)
-            meta: Mapping[str, Any] = {"step": 0, "metrics": {}, "scores": []}
-        else:
-            for sentence in restored.skipped:
-                _say(sentence, active)
-            _say(f"resuming from step {restored.step}", active)
-            state, meta = restored.state, {"scores": []} | restored.meta
+    with (
+        checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager,
+        explained(
+            "training", config, model,
+            functools.partial(update_arrays, widths=widths_of((*prepared.train, *prepared.general))),
+            output=config.output, saved=manager.latest_step,
+        ),
+    ):  # fmt: skip
+        state, meta = _begin(config, prepared, model, optimizer, manager, batches, active)
         loop = _Loop(config, prepared, model, step_fn, batches, manager, steps, active, base, watch)
         with jax.debug_nans(config.debug.nans):
             state = _run(loop, state, meta)
@@ -121,6 +122,18 @@ def train(
     mirror.push(config.output)
     rows = tuple(read_jsonl(directory / EVALUATIONS)) if active else ()
     return Run(model, params, step, rows, exported)
+
+
+def _begin(
+    config: Config, prepared: Prepared, model: Model, optimizer: Any, manager: Any, batches: Any, active: bool
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """State and meta of the newest checkpoint, or of a new run."""
+    restored = checkpoint.restore_latest(manager, abstract_state(model, optimizer, config), batches)
+    if restored is None:
+        start = load_start(config, prepared, sharding_of(model))
+        return init_state(model, start, optimizer, config), {"step": 0, "metrics": {}, "scores": []}
+    _say("\n".join((*restored.skipped, f"resuming from step {restored.step}")), active)
+    return restored.state, {"scores": []} | restored.meta
 
 
 def _afterwards(config: Config, prepared: Prepared, steps: int) -> tuple[Sequence[Encoded], int] | None:
@@ -288,12 +301,24 @@ def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) ->
 def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: Scores) -> dict[str, Any]:
     """Assess the student, write a row, return it as a checkpoint's meta."""
     params = join(state.params, state.frozen)
-    row = assess(loop.model, params, loop.config, loop.prepared, loop.base, step, loop.active)
-    best = score(row, loop.config.train)
-    row |= loop.watch(loop.model, params) if loop.watch else {}
+    with _evaluation_explained(loop, step):
+        row = assess(loop.model, params, loop.config, loop.prepared, loop.base, step, loop.active)
+        best = score(row, loop.config.train)
+        row |= loop.watch(loop.model, params) if loop.watch else {}
     if loop.active and row:
         sinks.write_evaluation(step, row)
     return {"step": step, "metrics": row | {"score": best}, "scores": [*scores, best]}
+
+
+def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextManager[None]:
+    """Where memory does not suffice for the rows that are asked."""
+    sets = (loop.prepared.new, loop.prepared.validation, loop.prepared.prior)
+    widths = widths_of(encoded for rows in sets if rows for encoded in rows.encoded)
+    count = functools.partial(answer_arrays, widths=widths, training=True, base=step > 0)
+    return explained(
+        f"the evaluation at step {step}", loop.config, loop.model, count, output=loop.config.output,
+        saved=loop.manager.latest_step,
+    )  # fmt: skip
 
 
 def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int) -> dict[str, float]:
@@ -350,7 +375,7 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
 def _termination() -> Iterator[Callable[[int], bool]]:
     """Whether to stop after this step because SIGTERM has come; several processes stop after the same one.
 
-    There JAX listens itself, to the signal and to announced maintenance, on whichever host it comes.
+    There JAX listens itself, on whichever host the signal comes; maintenance.py makes one of announcements.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -38,21 +39,40 @@ class Group:
 
 
 def begin(
-    config: str, processes: int, caches: Path, *overrides: str, each: Sequence[Sequence[str]] = ()
+    config: str,
+    processes: int,
+    caches: Path,
+    *overrides: str,
+    each: Sequence[Sequence[str]] = (),
+    of: int | None = None,
+    command: str = "train",
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> Group:
-    """Start them; `each` has further overrides of every one."""
+    """Start them.
+
+    Args:
+        config, processes, caches, overrides: what all have in common.
+        each, environments: further overrides and variables of every one.
+        of: counts also those that never come.
+        command: of `sdft`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={DEVICES}")
-    shared = {"SDFT_COORDINATOR": f"127.0.0.1:{port}", "SDFT_PROCESSES": str(processes), "XLA_FLAGS": flags}
+    shared = {
+        "SDFT_COORDINATOR": f"127.0.0.1:{port}",
+        "SDFT_PROCESSES": str(of or processes),
+        "XLA_FLAGS": flags,
+    }
     members = []
     for number in range(processes):
         with pytest.MonkeyPatch.context() as patch:
-            for key, value in (shared | {"SDFT_PROCESS": str(number)}).items():
+            more = environments[number] if environments else {}
+            for key, value in {**shared, "SDFT_PROCESS": str(number), **more}.items():
                 patch.setenv(key, value)
             own = each[number] if each else ()
-            members.append(start(["-m", "sdft_jax.cli", "train", config, *overrides, *own], caches))
+            members.append(start(["-m", "sdft_jax.cli", command, config, *overrides, *own], caches))
     return Group(members)
 
 
@@ -174,6 +194,22 @@ def test_sigterm_on_one_host_stops_all_after_the_same_step(two, directory, confi
     assert_close(two, output)
 
 
+def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys):
+    """Two by two devices, ten rows in batches of eight: answers, and the table of process 0 alone."""
+    words = [str(half_directory), "mini:old", "--task", "mini", "data.demonstration=answer", "eval.limit=10",
+             "eval.batch_size=8", "sampling.max_new_tokens=12", "model.compute_dtype=float32"]  # fmt: skip
+    group = begin(words[0], 2, caches, *words[1:], f"--json={directory / 'two.jsonl'}", command="evaluate")
+    outputs = [member.communicate(timeout=240) for member in group.members]
+    assert [member.returncode for member in group.members] == [0, 0], outputs
+    told, silent = (re.sub(r"\[Gloo\] .*\n", "", text) for text, _ in outputs)
+    assert silent == ""
+    assert cli.main(["evaluate", *words, f"--json={directory / 'one.jsonl'}", "mesh.fsdp=1"]) == 0
+    assert capsys.readouterr().out == told
+    rows = (directory / "two.jsonl").read_text()
+    assert rows == (directory / "one.jsonl").read_text()
+    assert len(rows.splitlines()) == 10
+
+
 def test_processes_with_other_configurations_are_refused(directory, config, caches):
     rates = [("optimizer.learning_rate=2e-3",), ("optimizer.learning_rate=1e-3",)]
     codes, errors = begin(config, 2, caches, f"output={directory / 'differ'}", each=rates).end()
@@ -195,6 +231,24 @@ def test_a_coordinator_that_does_not_answer_is_named_with_the_time(config, cache
     assert process.returncode == 2, errors
     (sentence,) = [line for line in errors.splitlines() if line.startswith("sdft: ")]
     assert "the coordinator 127.0.0.1:9 could not be reached within 1 s" in sentence
+
+
+def test_processes_that_never_come_are_told_with_address_and_time(config, caches):
+    """Two of three are there: process 0, which listens, and one that has reached it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SDFT_TIMEOUT", "8")
+        group = begin(config, 2, caches, of=3)
+    began = time.monotonic()
+    codes, errors = group.end(100)
+    assert codes == [1, 1], errors
+    assert time.monotonic() - began < 60  # JAX's own deadline is later
+    address = re.search(r"127\.0\.0\.1:\d+", errors[0])[0]
+    for number, text in enumerate(errors):
+        (sentence,) = text.splitlines()
+        assert sentence.startswith(
+            f"sdft: process {number} has waited 8 s at {address}, and not all of the 3 "
+        )
+        assert "SDFT_TIMEOUT=SECONDS waits longer" in sentence
 
 
 @pytest.mark.parametrize("name", ["SDFT_PROCESSES", "SDFT_PROCESS"])

@@ -277,6 +277,7 @@ def test_a_run_on_a_vm_gets_its_words_intact(tmp_path):
         "train", "quickstart.yaml", "output=gs://my-bucket/runs/sdft-1", AWKWARD,
     ]  # fmt: skip
     assert "--property=RemainAfterExit=yes" in (home / "unit").read_text()
+    assert "export SDFT_MAINTENANCE=5\n" in (home / "sdft-command.sh").read_text()
     assert cloud.calls("storage rsync", "gs://my-bucket/inputs/sdft-1")
 
 
@@ -298,6 +299,7 @@ def test_xpk_and_skypilot_get_their_words_intact(tmp_path):
     assert set(given) == set(task["envs"])
     subprocess.run(["bash", "-c", task["run"]], env={**environment, **given}, cwd=ROOT, check=True)
     assert ran(tmp_path)[1:] == ["gs://my-bucket/compiled", "train", CONFIG, words[2], "a=1", AWKWARD]
+    assert "export SDFT_MAINTENANCE=5" in task["run"]
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [143]
 
 

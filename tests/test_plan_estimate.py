@@ -1,5 +1,7 @@
 """A tiny update compiled for TPUs: numbers that can be checked by hand, and a program that is too large."""
 
+import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -7,6 +9,12 @@ import pytest
 from tiny import QWEN3
 
 from sdft_jax import cli
+from sdft_jax.config import load_config
+from sdft_jax.memory import GIB, as_size
+from sdft_jax.plan.advice import advise
+from sdft_jax.plan.estimate import estimate
+from sdft_jax.plan.program import model_shape
+from sdft_jax.plan.topologies import Topology, parse_topology, topology_devices
 
 pytest.importorskip("libtpu")
 
@@ -86,10 +94,45 @@ def test_of_several_meshes_those_that_do_not_divide_are_left_out(directory, caps
 def test_what_is_too_large_says_by_how_much_and_what_would_help(tmp_path, capsys):
     config = tmp_path / "big.yaml"
     config.write_text(json.dumps({"model": {"path": "Qwen2.5-7B"}}))
-    assert cli.main(["plan", str(config), "--topology", "v5e-4", "--mesh", "fsdp=4"]) == 0
+    words = ["plan", str(config), "--topology", "v5e-4", "--mesh", "fsdp=4", "--fast"]
+    assert cli.main(words) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "not compiled: the state alone is 28.4 GiB a device" in printed
-    assert "What would make it smaller: model.param_dtype=bfloat16" in printed
+    assert "What would make it smaller: model.param_dtype=bfloat16 (small steps are then lost): " in printed
+    assert "GiB too much; none of these suffices, so take more chips." in printed
+
+
+def test_what_is_advised_is_what_the_compiler_says(directory):
+    """Of a chip with too little memory for one setting; of one with far too little, nothing is compiled."""
+    whole, mesh = parse_topology("v5e-1"), {"data": 1, "fsdp": 1, "tensor": 1}
+    devices = topology_devices(whole)
+
+    def of(chip, *settings):
+        config = load_config(directory / "run.yaml", [*SETTINGS, "model.remat=none", *settings])
+        shape = model_shape(config)
+        one = estimate(config, shape, chip, devices, mesh, config.sharding, "")
+        return one, functools.partial(advise, config, shape, one, chip, devices, config.sharding)
+
+    def with_memory(size):
+        return Topology(dataclasses.replace(whole.generation, hbm_gib=size / GIB), whole.shape)
+
+    large, advice = of(whole)
+    assert advice(compiling=True) == ()
+    setting = "model.param_dtype=bfloat16"
+    then, _ = of(whole, setting)
+    room = (large.peak - then.peak) / 2
+    one, advice = of(with_memory(then.peak + room))
+    assert not one.fits
+    first, *others = advice(compiling=True)
+    told = f"needs {as_size(then.peak)}, fits with {as_size(room)} free"
+    assert first == f"{setting} (small steps are then lost): {told}"
+    assert all("needs about" in line for line in others)  # one that suffices is enough
+    assert all("needs about" in line for line in advice(compiling=False))
+    _, advice = of(with_memory(one.state / 10))
+    *lines, last = advice(compiling=True)
+    assert last == "none of these suffices, so take more chips"
+    assert all(line.endswith("too much") for line in lines)
+    assert f"{setting} (small steps are then lost) with " in lines[-1]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 
 from sdft_jax.config import load_config
 from sdft_jax.errors import SdftError
-from sdft_jax.plan.estimate import GIB, Estimate, _temporaries, phase_of
-from sdft_jax.plan.planner import _rank, advice, candidates, largest_batch, mesh_name
+from sdft_jax.memory import GIB
+from sdft_jax.plan.estimate import Estimate, _temporaries, phase_of
+from sdft_jax.plan.planner import _rank, candidates, largest_batch, mesh_name
 
 CONFIG = load_config(None, ["mesh.fsdp=4", "mesh.tensor=4"])
 
@@ -81,13 +82,9 @@ def test_the_largest_batch_is_where_the_line_meets_the_limit():
     assert largest_batch(made(18, 4), made(17.9, 2)) == 0
 
 
-def test_what_dominates_and_what_would_help():
+def test_what_dominates():
     assert made(14).dominant == "optimizer 4.0 GiB"
     assert made(14, temporaries={"divergence": 5 * GIB}).dominant == "divergence 5.0 GiB"
-    found = advice(CONFIG, made(20))
-    assert "model.param_dtype=bfloat16 (small steps are then lost) (about 4.0 GiB)" in found[0]
-    assert any("train.micro_batch" in text for text in found)
-    assert not any("remat" in text for text in found)  # it is full already
 
 
 def test_names_of_meshes():

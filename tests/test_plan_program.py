@@ -12,9 +12,10 @@ from tiny import QWEN3
 from sdft_jax.config import load_config
 from sdft_jax.data import make_batches
 from sdft_jax.errors import SdftError
+from sdft_jax.memory import by_kind, update_arrays
 from sdft_jax.models import Model
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.plan.program import abstract_batch, exact_parts, mesh_sizes, model_shape
+from sdft_jax.plan.program import abstract_batch, mesh_sizes, model_shape
 from sdft_jax.prepare import prepare
 from sdft_jax.sampling import lay_out_for_decoding
 from sdft_jax.sharding import Sharding, make_mesh
@@ -88,7 +89,7 @@ def test_bytes_of_known_shapes_are_those_that_training_allocates(mesh, tmp_path)
     ])  # fmt: skip
     sharding = Sharding(make_mesh(*mesh))
     model = make_model(config, model_shape(config), sharding)
-    parts = exact_parts(config, model, sharding)
+    parts = by_kind(update_arrays(config, model))
     optimizer = make_optimizer(config.optimizer, 10)
     state = init_state(model, model.init(jax.random.key(0)), optimizer, config)
 

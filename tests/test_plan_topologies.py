@@ -1,5 +1,7 @@
 """Names of topologies, and what is said of unknown ones."""
 
+from pathlib import Path
+
 import pytest
 
 from sdft_jax.errors import SdftError
@@ -16,6 +18,8 @@ PRODUCTS = {
     "v4-16": ("v4:2x2x2", 8, 16),
     "V5E-4": ("v5e:2x2", 4, 4),
     "ironwood-64": ("tpu7x:2x4x4", 32, 64),
+    "v6e-4x4": ("v6e:4x4", 16, 16),
+    "v5litepod-2x4": ("v5e:2x4", 8, 8),
 }
 
 
@@ -23,6 +27,26 @@ PRODUCTS = {
 def test_product_names_mean_topologies(product):
     found = parse_topology(product)
     assert (found.name, found.chips, found.size) == PRODUCTS[product]
+
+
+def slices():
+    """What the launchers know: (product name, topology, hosts, chips of a host)."""
+    lines = (Path(__file__).parent.parent / "launch_tpu" / "accelerators.txt").read_text().splitlines()
+    rows = [line.split()[:4] for line in lines if not line.startswith("#")]
+    return [(name, topology, int(hosts), int(chips)) for name, topology, hosts, chips in rows]
+
+
+@pytest.mark.parametrize(("name", "shape", "hosts", "chips"), slices())
+def test_what_can_be_launched_can_be_planned(name, shape, hosts, chips):
+    found = parse_topology(name)
+    assert (found.shape, found.chips) == (shape, hosts * chips)
+    assert parse_topology(f"{name.partition('-')[0]}-{shape}") == found
+
+
+def test_the_compiler_sees_the_hosts_that_are_launched():
+    pytest.importorskip("libtpu")
+    for name, _, hosts, _ in slices():
+        assert len({device.process_index for device in topology_devices(parse_topology(name))}) == hosts, name
 
 
 @pytest.mark.parametrize("name", all_names())

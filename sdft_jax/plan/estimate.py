@@ -15,15 +15,15 @@ import jax
 
 from sdft_jax.config import Config
 from sdft_jax.hlo import Collective, collectives, estimated_cycles
+from sdft_jax.memory import GIB, by_kind, fullest, update_arrays
 from sdft_jax.methods import METHODS
 from sdft_jax.models import ModelConfig
-from sdft_jax.plan.program import exact_parts, lower_update, matmul_work
+from sdft_jax.plan.program import lower_update, matmul_work
 from sdft_jax.plan.topologies import Topology
 from sdft_jax.rules import Rules
 from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.state import check_batch, make_model
 
-GIB = 2.0**30
 PHASES = {
     "prefill": r"/rollout/prefill",
     "decode": r"/rollout",
@@ -73,6 +73,8 @@ class Estimate:
     refusal: str = ""
     """Why it does not fit or was not compiled."""
     largest_batch: int | None = None
+    advice: Sequence[str] = ()
+    """What would make it smaller, and what it would then need."""
 
     @property
     def state(self) -> float:
@@ -110,13 +112,13 @@ def estimate(
     check_batch(config, sharding)
     model = make_model(config, shape, sharding)
     limit = topology.generation.hbm_gib * GIB
+    held = update_arrays(config, model)
     found = Estimate(
-        topology.name, dict(mesh), rules_name, config.train.batch_size, limit,
-        exact_parts(config, model, sharding),
+        topology.name, dict(mesh), rules_name, config.train.batch_size, limit, by_kind(held)
     )  # fmt: skip
     if found.state > limit:
         reason = f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"
-        return dataclasses.replace(found, peak=found.state, refusal=reason)
+        return dataclasses.replace(found, peak=fullest(held)[1], refusal=reason)
     lowered = lower_update(config, model, sharding)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as dump:

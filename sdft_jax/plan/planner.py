@@ -12,7 +12,8 @@ from sdft_jax.config import Config, from_dict, to_dict
 from sdft_jax.errors import SdftError
 from sdft_jax.models import ModelConfig
 from sdft_jax.overrides import merge, read_yaml
-from sdft_jax.plan.estimate import GIB, Estimate, estimate
+from sdft_jax.plan.advice import advise
+from sdft_jax.plan.estimate import Estimate, estimate
 from sdft_jax.plan.program import mesh_sizes, model_shape
 from sdft_jax.plan.topologies import Topology, parse_topology, topology_devices
 from sdft_jax.rules import MESH_AXES, Rules
@@ -111,7 +112,7 @@ def plan(
     Args:
         config: what is trained.
         every: from `candidates`.
-        largest: also find the largest batch, by compiling each once more.
+        largest: also find the largest batch, by compiling each once more, and compile what is advised.
         show: progress, (done, title of what is under way).
 
     Raises:
@@ -129,8 +130,19 @@ def plan(
             if len(every) == 1:
                 raise
             left_out.append(f"{candidate.title}: {error}")
+    found.sort(key=_rank)
+    for one in {one.topology: one for one in reversed(found)}.values():  # the best of each
+        show(len(every), f"{one.topology}: what would make it smaller")
+        candidate = next(x for x in every if (x.topology.name, x.mesh, x.rules_name) == _identity(one))
+        advice = advise(config, shape, one, candidate.topology, devices[candidate.topology], candidate.rules,
+                        compiling=largest)  # fmt: skip
+        found[found.index(one)] = dataclasses.replace(one, advice=advice)
     show(len(every), "")
-    return sorted(found, key=_rank), left_out
+    return found, left_out
+
+
+def _identity(one: Estimate) -> tuple[str, Mesh, str]:
+    return one.topology, one.mesh, one.rules
 
 
 def _rank(one: Estimate) -> tuple[Any, ...]:
@@ -178,24 +190,3 @@ def largest_batch(one: Estimate, other: Estimate) -> int | None:
         return None
     rows = one.batch + (one.limit - one.peak) / per_row
     return max(int(rows // parts) * parts, 0)
-
-
-def advice(config: Config, one: Estimate) -> list[str]:
-    """Settings that would make it smaller, the most effective first."""
-    parts, options = one.parts, []
-    if one.mesh["tensor"] * one.mesh["fsdp"] < math.prod(one.mesh.values()):
-        options.append((one.state / 2, "mesh.fsdp instead of mesh.data"))
-    if (config.train.micro_batch or config.train.batch_size) > one.mesh["data"] * one.mesh["fsdp"]:
-        options.append((sum(one.temporaries.values()) / 2, "a smaller train.micro_batch"))
-    if config.model.remat != "full":
-        options.append((sum(one.temporaries.values()) / 2, "model.remat=full"))
-    if config.teacher.dtype == "float32" and parts["teacher"]:
-        options.append((parts["teacher"] / 2, "teacher.dtype=bfloat16 (it then moves less)"))
-    if config.model.param_dtype == "float32":
-        options.append((one.state / 2, "model.param_dtype=bfloat16 (small steps are then lost)"))
-    if cache := parts.get("KV cache"):
-        options.append((cache / 2, "a smaller train.batch_size or sampling.max_new_tokens"))
-    if weights := parts.get("decoding weights"):
-        options.append((weights / 2, "a larger mesh.tensor"))
-    best = sorted((pair for pair in options if pair[0]), reverse=True)[:4]
-    return [f"{text} (about {size / GIB:.1f} GiB)" for size, text in best]

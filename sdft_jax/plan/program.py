@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +14,15 @@ import jax.numpy as jnp
 
 from sdft_jax.baselines import UPDATES
 from sdft_jax.config import Config
-from sdft_jax.data import padded_width
 from sdft_jax.errors import SdftError
 from sdft_jax.hlo import matmul_flops_by_scope
+from sdft_jax.memory import widest
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, ModelConfig, config_from_dict, read_config
-from sdft_jax.models.cache import AXES as CACHE_AXES
 from sdft_jax.optimizer import make_optimizer
-from sdft_jax.sampling import decoding_model
-from sdft_jax.sharding import Sharding, single_device, tree_shardings
+from sdft_jax.sharding import Sharding, single_device
 from sdft_jax.state import abstract_state, make_model
-from sdft_jax.types import TokenBatch, TrainState
+from sdft_jax.types import TokenBatch
 
 _SHAPES = Path(__file__).with_name("shapes.json")
 _STEPS = 1000
@@ -63,24 +60,17 @@ def lower_update(config: Config, model: Model, sharding: Sharding) -> Any:
 
 def abstract_batch(config: Config, sharding: Sharding) -> TokenBatch:
     """Shapes of a batch in its longest bucket."""
-    method, rows = METHODS[config.train.method], config.train.batch_size
-    prompt = max(config.data.prompt_buckets, default=config.data.max_prompt)
-    teacher = max(config.data.teacher_buckets, default=config.data.max_teacher_prompt)
-    teacher = teacher if method.context else 0
-    completion = config.sampling.max_new_tokens if method.completion else 0
-    if method.completion == "text":
-        prompt, completion = 1, config.data.max_teacher_prompt
-    split = sharding.named("batch")
+    widths, split = widest(config), sharding.named("batch")
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
+        return jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=split)
 
     def tokens(width: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        width = padded_width(width)
         return array(jnp.int32, width), array(jnp.bool_, width)
 
     columns: tuple[Any, ...] = (
-        *tokens(prompt), *tokens(teacher), *tokens(completion), array(jnp.int32), array(jnp.float32),
+        *tokens(widths.prompt), *tokens(widths.teacher), *tokens(widths.completion), array(jnp.int32),
+        array(jnp.float32),
     )  # fmt: skip
     return TokenBatch(*columns)
 
@@ -113,44 +103,6 @@ def matmul_work(config: Config, shape: ModelConfig) -> Work:
     rollout = sum(count for scope, count in flops.items() if "/rollout" in scope)
     squares = sum(count for scope, count in flops.items() if "self_attention" in scope)
     return Work(rollout, sum(flops.values()) - rollout, squares)
-
-
-def exact_parts(config: Config, model: Model, sharding: Sharding) -> dict[str, float]:
-    """Bytes on each device of what has a known shape: the state, and what a rollout and a gradient add."""
-    optimizer = make_optimizer(config.optimizer, _STEPS)
-    state: TrainState = abstract_state(model, optimizer, config)
-    parts = {
-        "parameters": _bytes(state.params) + _bytes(state.frozen),
-        "optimizer": _bytes(state.opt_state),
-        "teacher": _bytes(state.teacher),
-        "gradients": _bytes(state.params),
-    }
-    if METHODS[config.train.method].samples is None:
-        return parts
-    weights = model.abstract_params(config.model.compute_dtype)
-    decoding: Any = decoding_model(model).sharding
-    laid_out = jax.tree.map(_with, weights, tree_shardings(decoding, model.logical_axes(), weights))
-    length = sampled_prompt(config, sharding)[0].shape[1] + config.sampling.max_new_tokens
-    cache = jax.eval_shape(lambda: model.init_cache(config.train.batch_size, length))
-    where = sharding.named(*CACHE_AXES)
-    return parts | {
-        "decoding weights": _bytes(laid_out),
-        "KV cache": _bytes([_with(x, where) for x in (cache.keys, cache.values)]),
-    }
-
-
-def _with(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-
-
-def _bytes(tree: Any) -> float:
-    """On one device."""
-    leaves: list[Any] = jax.tree.leaves(tree)
-    return float(sum(_local(leaf) for leaf in leaves))
-
-
-def _local(leaf: jax.ShapeDtypeStruct) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
 
 
 def mesh_sizes(devices: int) -> list[Mapping[str, int]]:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
-from sdft_jax.plan.estimate import GIB, STATE, Estimate
-from sdft_jax.plan.planner import Candidate, advice, candidates, mesh_name, plan
+from sdft_jax.memory import GIB
+from sdft_jax.plan.estimate import STATE, Estimate
+from sdft_jax.plan.planner import Candidate, candidates, mesh_name, plan
 from sdft_jax.plots import COLOURS, STYLE
 from sdft_jax.report import bar, summary_table
 from sdft_jax.rules import MESH_AXES
@@ -53,7 +54,7 @@ def run(
         for one in chosen[1:]:
             if one.refusal:
                 console.print(f"{mesh_name(one.mesh)}: {one.refusal}", highlight=False)
-        for line in details(config, chosen[0]):
+        for line in details(chosen[0]):
             console.print(line, highlight=False)
         console.print()
     for sentence in left_out:
@@ -91,7 +92,7 @@ def row(one: Estimate) -> dict[str, Any]:
     }
 
 
-def details(config: Config, one: Estimate) -> list[str]:
+def details(one: Estimate) -> list[str]:
     """A mesh in words: where memory, traffic and time go, and what would make it smaller."""
     lines = [f"{mesh_name(one.mesh)}: of known shapes, in GiB a device: {_gib(one.parts)}."]
     if one.refusal:
@@ -109,8 +110,8 @@ def details(config: Config, one: Estimate) -> list[str]:
             f"{one.flops / 1e12:.2f} TFLOP a device and step. Seconds, estimated: {_seconds(one.seconds)}; "
             f"at peak rates: {_seconds(one.roofline)}. Compiled in {one.compile_seconds:.0f} s."
         )
-    if one.peak > 0.9 * one.limit and (found := advice(config, one)):
-        lines.append(f"What would make it smaller: {'; '.join(found)}.")
+    if one.advice:
+        lines.append(f"What would make it smaller: {'; '.join(one.advice)}.")
     return lines
 
 

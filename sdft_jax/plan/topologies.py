@@ -1,7 +1,7 @@
 """TPU topologies by their names, and what a chip of each generation can do.
 
-A topology is `v5e:4x4`; product names such as v5e-16 or v5litepod-16 mean one too. v4, v5p and tpu7x are
-three-dimensional, and their product names count cores, of which a chip has two.
+A topology is `v5e:4x4`; v5e-4x4 and product names such as v5e-16 or v5litepod-16 mean one too. v4, v5p and
+tpu7x are three-dimensional, and their product names count cores, of which a chip has two.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def parse_topology(name: str) -> Topology:
     Raises:
         SdftError: there is none of that name; the nearest ones are named.
     """
-    match = re.fullmatch(r"([a-z0-9]+)(?::([0-9x]+)|-(\d+))", name.lower())
+    match = re.fullmatch(r"([a-z0-9]+)(?:[:-](\d+(?:x\d+)+)|-(\d+))", name.lower())
     generation = GENERATIONS.get(_ALIASES.get(match[1], match[1])) if match else None
     if match is None or generation is None:
         raise _unknown(name)
@@ -115,6 +115,8 @@ def _unknown(name: str) -> SdftError:
     )
 
 
+_ONE_HOST = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1), "2x4": (2, 4, 1)}
+"""Slices whose only host has other chips than the 2x2 that the compiler takes for granted."""
 _NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -137,7 +139,8 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    single = {} if topology.chips > 1 else {"chips_per_host_bounds": (1, 1, 1)}
+    bounds = _ONE_HOST.get(topology.shape)
+    single = {"chips_per_host_bounds": bounds} if bounds else {}
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **single)
     except Exception as error:
