@@ -19,7 +19,7 @@ from sdft_jax.data import padded_width
 from sdft_jax.errors import SdftError
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model
-from sdft_jax.models.attention import BLOCK
+from sdft_jax.models.attention import block_size
 from sdft_jax.models.cache import AXES as CACHE_AXES
 from sdft_jax.optimizer import make_optimizer
 from sdft_jax.prompts import Encoded
@@ -325,7 +325,7 @@ def _scores(kind: str, model: Model, make: Callable[..., Held], rows: int, lengt
     """Of attention over whole sequences, which kernels never hold."""
     if model.kernel != "xla":
         return []
-    shape = (rows, model.config.num_attention_heads, min(BLOCK, length), length)
+    shape = (rows, model.config.num_attention_heads, min(block_size(model.device.platform), length), length)
     return [make(kind, "attention scores of a layer", shape, "float32", ("batch", "heads", None, None))]
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.models import attention as module
-from sdft_jax.models.attention import Visibility, attention, token_positions
+from sdft_jax.models.attention import attention, token_positions
 
 
 def slow_attention(q, k, v, visible, scale):
@@ -32,9 +31,8 @@ def test_equals_the_loop(window):
     mask = np.ones((2, 9), bool)
     mask[0, :4] = False
     mask[1, 7:] = False
-    positions = token_positions(jnp.asarray(mask))
     limit = None if window is None else jnp.int32(window)
-    out = attention(*map(jnp.asarray, (q, k, v)), Visibility(positions, positions, mask), limit, 0.3)
+    out = attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(mask), limit, 0.3, 9)
     t, s = np.indices((9, 9))
     near = t - s < (window or 100)
     visible = (s <= t) & near & mask[:, None, :]
@@ -51,10 +49,9 @@ def test_positions_count_real_tokens():
 def test_a_row_of_padding_is_finite_and_so_are_its_gradients():
     qkv = [jnp.asarray(x) for x in random_qkv()]
     mask = jnp.zeros((2, 9), bool).at[1].set(True)
-    positions = token_positions(mask)
 
     def total(qkv):
-        return jnp.sum(attention(*qkv, Visibility(positions, positions, mask), None, 0.3) ** 2)
+        return jnp.sum(attention(*qkv, jnp.asarray(mask), None, 0.3, 4) ** 2)
 
     value, gradients = jax.value_and_grad(total)(qkv)
     assert np.isfinite(value)
@@ -63,48 +60,42 @@ def test_a_row_of_padding_is_finite_and_so_are_its_gradients():
 
 def test_softmax_is_float32_under_bfloat16():
     q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in random_qkv())
-    positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
-    visibility = Visibility(positions, positions, jnp.ones((2, 9), bool))
-    out = attention(q, k, v, visibility, None, 0.3)
-    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), visibility, None, 0.3)
+    mask = jnp.ones((2, 9), bool)
+    out = attention(q, k, v, mask, None, 0.3, 4)
+    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, None, 0.3, 4)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.03)
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_a_block_of_queries_at_a_time_is_the_same_in_values_and_gradients(window, monkeypatch):
+def test_a_block_of_queries_at_a_time_is_the_same_in_values_and_gradients(window):
     qkv = [jnp.asarray(x) for x in random_qkv()]
     mask = np.ones((2, 9), bool)
     mask[0, :5] = False
-    positions = token_positions(jnp.asarray(mask))
     limit = None if window is None else jnp.int32(window)
 
     def of(block):
-        monkeypatch.setattr(module, "BLOCK", block)
-
         def total(qkv):
-            out = attention(*qkv, Visibility(positions, positions, mask), limit, 0.3)
+            out = attention(*qkv, jnp.asarray(mask), limit, 0.3, block)
             return jnp.sum(jnp.sin(out) * mask[:, :, None, None]), out
 
         (_, out), gradients = jax.value_and_grad(total, has_aux=True)(qkv)
         return [np.asarray(out)[mask], *map(np.asarray, gradients)]
 
-    for whole, cut in zip(of(9), of(4), strict=True):  # 9 is no multiple of 4
-        np.testing.assert_allclose(cut, whole, atol=1e-6)
+    for block in (1, 2, 4):  # 9 is no multiple of 4; of 1 there are more blocks than segments
+        for whole, cut in zip(of(9), of(block), strict=True):
+            np.testing.assert_allclose(cut, whole, atol=1e-6)
 
 
-def test_scores_of_a_long_prompt_never_exist_at_once(monkeypatch):
+def test_scores_of_a_long_prompt_never_exist_at_once():
     """In neither pass: the whole [1, 4, T, T] in float32 is 16 MiB here."""
     length = 1024
     shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (4, 2, 2)]
     mask = jnp.ones((1, length), bool)
-    positions = token_positions(mask)
 
     def memory(block):
-        monkeypatch.setattr(module, "BLOCK", block)
-
         def total(*qkv):
-            return jnp.sum(attention(*qkv, Visibility(positions, positions, mask), None, 0.3) ** 2)
+            return jnp.sum(attention(*qkv, jnp.asarray(mask), None, 0.3, block) ** 2)
 
         compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes

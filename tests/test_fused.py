@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdft_jax.models import fused
-from sdft_jax.models.attention import Visibility, attention, token_positions
+from sdft_jax.models.attention import attention
 from sdft_jax.models.fused import choose_kernel, fused_attention
 from sdft_jax.plan.topologies import parse_topology, topology_devices
 from sdft_jax.rules import Rules
@@ -37,9 +37,8 @@ def random_inputs(length, heads=4, keys=2, batch=4, dtype=jnp.float32, seed=0):
 
 
 def plain(qkv, mask, window):
-    positions = token_positions(mask)
     limit = None if window is None else jnp.int32(window)
-    return attention(*qkv, Visibility(positions, positions, mask), limit, SCALE)
+    return attention(*qkv, mask, limit, SCALE, 64)
 
 
 def value_and_gradients(attend, qkv, mask):

@@ -60,7 +60,7 @@ def test_arrays_have_names_shapes_and_a_devices_share_of_bytes(directory):
     # a micro-batch of 8 rows, the student's 24 + 8 tokens; the teacher's are 40 + 8
     assert found["activations: inputs of all layers"] == ((2, 8, 32, 128), 2 * 2 * 32 * 128 * 2)
     assert found["activations: feed-forward of all layers"] == ((2, 8, 32, 256), 2 * 2 * 32 * 128 * 2)
-    assert found["activations: attention scores of a layer"] == ((8, 4, 48, 48), 2 * 2 * 48 * 48 * 4)
+    assert found["activations: attention scores of a layer"] == ((8, 4, 32, 48), 2 * 2 * 32 * 48 * 4)
     # of 8 rows x 8 tokens a device has 16; half of the vocabulary
     assert found["logits: of a chunk, student"] == ((16, 512), 16 * 256 * 4)
     assert found["logits: of the head, gradient"] == ((512, 128), 256 * 128 * 4)

@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.errors import SdftError
-from sdft_jax.models.attention import Visibility, attention, token_positions, visible_keys
+from sdft_jax.models.attention import attention, block_size, token_positions, visible_keys
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
 from sdft_jax.models.config import ModelConfig
@@ -66,8 +66,12 @@ class Model:
     @property
     def kernel(self) -> Kernel:
         """What attends over whole sequences on this model's devices."""
-        device = jax.devices()[0] if self.sharding is None else self.sharding.mesh.devices.flat[0]
-        return choose_kernel(self.attention, device, self.compute_dtype, self.config.head_dim)
+        return choose_kernel(self.attention, self.device, self.compute_dtype, self.config.head_dim)
+
+    @property
+    def device(self) -> Any:
+        """The first of the mesh, or of all."""
+        return jax.devices()[0] if self.sharding is None else self.sharding.mesh.devices.flat[0]
 
     def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
         """While tracing: float32 products are float32 on TPU and GPU too, whose default is less."""
@@ -107,7 +111,7 @@ class Model:
             padding = [(0, 0), (0, -length % self.sharding.size("sequence"))]
             tokens, attention_mask = jnp.pad(tokens, padding), jnp.pad(attention_mask, padding)
         positions = token_positions(attention_mask)
-        read = self._self_attention(attention_mask, positions)
+        read = self._self_attention(attention_mask)
 
         def attend(store, layer, kind, q, k, v):
             return store, read(kind, q, k, v)
@@ -140,7 +144,7 @@ class Model:
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Read left-padded prompts. Returns their hidden states and a cache with `cache_length` slots."""
         positions = token_positions(attention_mask)
-        read = self._self_attention(attention_mask, positions)
+        read = self._self_attention(attention_mask)
         cache = self.init_cache(tokens.shape[0], cache_length)
 
         def attend(store, layer, kind, q, k, v):
@@ -160,10 +164,10 @@ class Model:
         mask = jax.lax.dynamic_update_slice(cache.mask, written, (0, cache.length))
         windows = any(kind.window for kind in self.config.kinds)
         positions = cache.positions[:, None]
-        visibility = Visibility(positions, token_positions(mask) if windows else None, mask)
+        places = token_positions(mask) if windows else None
 
         def attend(store, layer, kind, q, k, v):
-            visible = visible_keys(visibility, self._window(kind))
+            visible = visible_keys(positions, places, mask, self._window(kind))
             return write_and_attend(
                 store, layer, cache.length, q, k, v, visible, self.config.query_scale, self.sharding
             )
@@ -173,10 +177,10 @@ class Model:
         )
         return hidden[:, 0], KVCache(keys, values, mask, cache.length + 1, cache.positions + 1)
 
-    def _self_attention(self, mask: Bool[Array, "B T"], positions: Int[Array, "B T"]) -> Callable[..., Any]:
+    def _self_attention(self, mask: Bool[Array, "B T"]) -> Callable[..., Any]:
         """(kind of layer, q, k, v) -> what each token reads in the real tokens up to itself."""
-        visibility = Visibility(positions, positions, mask)
         kernel, scale = self.kernel, self.config.query_scale
+        block = block_size(self.device.platform)
 
         def fused(window, q, k, v):
             return fused_attention(q, k, v, mask, window, scale, kernel, self.sharding)
@@ -186,7 +190,7 @@ class Model:
         def read(kind, q, k, v):
             with jax.named_scope("self_attention"):
                 if kernel == "xla":
-                    return attention(q, k, v, visibility, self._window(kind), scale)
+                    return attention(q, k, v, mask, self._window(kind), scale, block)
                 return jax.lax.switch(kind, branches, q, k, v)
 
         return read

@@ -133,9 +133,8 @@ def estimate(
     spent = time.monotonic() - begun
     text, peak = compiled.as_text(), float(compiled.memory_analysis().peak_memory_in_bytes)
     work = matmul_work(config, shape)
-    # kernels skip the half of the squares that lies ahead of the queries
-    kernels = 0.0 if model.kernel == "xla" else work.squares / 2 / len(devices)
-    flops = (work.rollout + work.learn) / len(devices) - kernels
+    kernels = 0.0 if model.kernel == "xla" else work.attention / len(devices)
+    flops = (work.rollout + work.learn) / len(devices)
     rate = topology.generation.teraflops * 1e12
     return dataclasses.replace(
         found,

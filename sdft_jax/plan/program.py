@@ -88,8 +88,8 @@ class Work(NamedTuple):
 
     rollout: float
     learn: float
-    squares: float
-    """Of both, the scores and reads of attention over whole sequences, for every pair of positions."""
+    attention: float
+    """Of both, over whole sequences; of keys that are masked, those in the query's own quarter."""
 
 
 @functools.cache
@@ -101,8 +101,8 @@ def matmul_work(config: Config, shape: ModelConfig) -> Work:
     lowered = lower_update(config, make_model(config, shape, one), one)
     flops = matmul_flops_by_scope(lowered.as_text(dialect="hlo", debug_info=True))
     rollout = sum(count for scope, count in flops.items() if "/rollout" in scope)
-    squares = sum(count for scope, count in flops.items() if "self_attention" in scope)
-    return Work(rollout, sum(flops.values()) - rollout, squares)
+    attention = sum(count for scope, count in flops.items() if "self_attention" in scope)
+    return Work(rollout, sum(flops.values()) - rollout, attention)
 
 
 def mesh_sizes(devices: int) -> list[Mapping[str, int]]:
