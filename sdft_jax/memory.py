@@ -40,7 +40,7 @@ SHRUNK_BY = {
     "teacher": "mesh.fsdp, mesh.tensor, teacher.dtype, teacher.schedule=live",
     "base model": "mesh.fsdp, mesh.tensor, model.param_dtype",
     "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
-    "activations": "train.micro_batch, model.remat, data.max_prompt, data.max_teacher_prompt",
+    "activations": "train.micro_batch, model.remat, sharding.sequence, data.max_prompt",
     "logits": "divergence.chunk, mesh.tensor",
     "decoding weights": "mesh.tensor, model.compute_dtype",
     "KV cache": "train.batch_size, sampling.max_new_tokens, data.max_prompt, mesh.tensor",
@@ -242,6 +242,8 @@ def _changes(config: Config, mesh: Mapping[str, int]) -> list[tuple[str, Config,
         "eval.max_new_tokens", evaluation.max_new_tokens or config.sampling.max_new_tokens, "shorter answers"
     )
     halve("divergence.chunk", config.divergence.chunk, "slower")
+    if mesh["tensor"] > 1 and not config.sharding.sequence:
+        change("sharding.sequence", "tensor", "more exchanges")
     if config.model.remat != "full":
         change("model.remat", "full", "slower")
     if config.teacher.dtype == "float32":
@@ -255,7 +257,7 @@ def _model(config: Config, model: Model, mesh: Mapping[str, int]) -> Model:
     """The model as a changed configuration makes it, on a changed mesh of the same devices."""
     sharding = sharding_of(model)
     devices = list(sharding.mesh.devices.flat)
-    moved = Sharding(make_mesh(**mesh, devices=devices), sharding.rules)
+    moved = Sharding(make_mesh(**mesh, devices=devices), config.sharding)
     return dataclasses.replace(
         model, compute_dtype=config.model.compute_dtype, remat=config.model.remat, sharding=moved
     )

@@ -45,7 +45,7 @@ def test_an_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, cach
     assert "Traceback" not in errors
     # 2^24 tokens of 155 logits, 4 bytes each: 9.69 GiB.
     assert "logits of a chunk, student [16777216, 155] float32: 9.69 GiB a device" in errors
-    assert "activations attention scores of a layer [4096, 2, 512, 4128] float32: 64.50 GiB" in errors
+    assert "activations attention scores of a layer [4096, 2, 32, 4128] float32: 4.03 GiB" in errors
     assert "train.micro_batch=2048, about " in errors
     assert "no step was saved yet" in errors
     table = output / "profile" / "memory.json"
@@ -58,7 +58,7 @@ def test_an_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, cach
     assert names["parameters", "layers/gate"] == names["optimizer", "mu layers/gate"] == 2 * 32 * 64 * 4
     assert names["teacher", "layers/gate"] == names["gradients", "layers/gate"] == 2 * 32 * 64 * 4
     assert {"KV cache", "decoding weights", "activations"} <= {kind for kind, _ in names}
-    assert report["would save"]["train.micro_batch=2048"] > 2**36
+    assert report["would save"]["train.micro_batch=2048"] > 2**35
 
 
 def test_a_later_evaluation_that_does_not_fit_names_the_last_saved_step(

@@ -39,7 +39,7 @@ def setting(directory, *overrides, mesh=(2, 2, 2)):
         f"model.path={directory}", "train.batch_size=16", "data.max_prompt=24", "data.max_teacher_prompt=40",
         "sampling.max_new_tokens=8", "divergence.chunk=16", *overrides,
     ])  # fmt: skip
-    return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh)))
+    return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh), config.sharding))
 
 
 def sizes(held):
@@ -91,7 +91,12 @@ def test_what_a_setting_saves_is_what_counting_again_gives(directory):
     found = {one.text.partition(" (")[0]: one for one in remedies(config, model, update_arrays)}
     assert list(found.values()) == sorted(found.values(), key=lambda one: -one.saves)
     _, now = fullest(update_arrays(config, model))
-    for text in ("model.remat=full", "train.micro_batch=8", "teacher.dtype=bfloat16"):
+    for text in (
+        "model.remat=full",
+        "train.micro_batch=8",
+        "teacher.dtype=bfloat16",
+        "sharding.sequence=tensor",
+    ):
         _, then = fullest(update_arrays(*setting(directory, "model.remat=none", text)))
         assert found[text].saves == now - then > 0
     moved = found["mesh.data=1 mesh.fsdp=4"]
@@ -113,7 +118,7 @@ def test_several_settings_save_what_is_wanted_or_as_much_as_they_can(directory):
     keys = [text.partition("=")[0] for text in all_of_it.text.split(" with ")]
     assert len(set(keys)) == len(keys) > 2  # each is named once, as it ends
     _, now = fullest(update_arrays(config, model))
-    sharding = Sharding(make_mesh(**all_of_it.mesh))
+    sharding = Sharding(make_mesh(**all_of_it.mesh), all_of_it.config.sharding)
     other = make_model(all_of_it.config, model_shape(all_of_it.config), sharding)
     _, then = fullest(update_arrays(all_of_it.config, other))
     assert all_of_it.saves == now - then

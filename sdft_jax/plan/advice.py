@@ -58,10 +58,12 @@ def advise(
     """
     if one.peak <= NEAR * one.limit:
         return ()
+    config = dataclasses.replace(config, sharding=rules)
     model = make_model(config, shape, Sharding(make_mesh(**one.mesh, devices=devices), rules))
 
     def compiled(remedy: Remedy) -> Estimate:
-        return estimate(remedy.config, shape, topology, devices, remedy.mesh, rules, one.rules)
+        changed = remedy.config
+        return estimate(changed, shape, topology, devices, remedy.mesh, changed.sharding, one.rules)
 
     ask = compiled if compiling and not one.fits else None
     found: list[Advice] = []
