@@ -28,6 +28,8 @@ examples:
       three skills in turn, SDFT against SFT: what is learned, kept and forgotten
   sdft lab skill --quick
       one of the paper's experiments in small; sdft lab all for all of them
+  sdft bench trl --output runs/bench
+      seconds and memory of a step beside TRL's, in a table, a picture and JSON
   sdft plan configs/qwen2.5-7b-tooluse.yaml --topology v5e-16 --mesh all
       memory, traffic and estimated time on every mesh of a TPU slice, without a TPU
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
@@ -97,6 +99,14 @@ def plan(arguments: argparse.Namespace) -> int:
         config, arguments.topology, arguments.mesh, arguments.rules, arguments.output,
         largest=not arguments.fast,
     )  # fmt: skip
+    return 0
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    """`sdft bench`."""
+    from sdft_jax.bench import run
+
+    run(arguments.name, arguments.words)
     return 0
 
 
@@ -205,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", metavar="key=value", nargs="*", help="such as continual.seeds=[0,1,2]")
 
     _add_lab(commands)
+    _add_bench(commands)
 
     _add_plan(
         add("plan", plan, "what an update needs on a TPU topology, from the TPU compiler, without a TPU")
@@ -278,6 +289,23 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
     command.add_argument("--output", default="runs/lab", help="directory of trials and reports (runs/lab)")
     command.add_argument("--workers", type=int, help="processes; default: one for each core of a CPU")
     command.add_argument("--publish", metavar="DIR", help="also write tables and pictures into DIR/README.md")
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    """`sdft bench`; each measurement reads the words after its name itself."""
+    from sdft_jax.bench import BENCHES
+
+    listed = "\n".join(f"  {name:<12} {what}" for name, what in BENCHES.items())
+    command = commands.add_parser(
+        "bench", help="speed and memory, side by side", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Measurements against a named peer in one run; sdft bench NAME --help has the options.",
+        epilog=f"measurements:\n{listed}",
+    )  # fmt: skip
+    command.set_defaults(command=bench)
+    command.add_argument("name", metavar="NAME", choices=list(BENCHES), help="one of them")
+    command.add_argument(
+        "words", metavar="...", nargs=argparse.REMAINDER, help="options, such as --output DIR"
+    )
 
 
 if __name__ == "__main__":

@@ -316,6 +316,13 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     return table
 
 
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of the same table for a page; cells as they are."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return lines + ["| " + " | ".join(str(row.get(key, "–")) for key in columns) + " |" for row in rows]
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "–"

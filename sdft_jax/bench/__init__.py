@@ -1,4 +1,9 @@
-"""Side-by-side measurements, each against a named peer or a physical limit in the same run."""
+"""Side-by-side measurements, each against a named peer or a physical limit in the same run: `sdft bench`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
 
 BENCHES = {
     "trl": "a whole training step against TRL's SDFTTrainer: seconds and memory",
@@ -6,3 +11,8 @@ BENCHES = {
     "divergence": "the chunked divergence against whole logits: seconds and memory",
 }
 """Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name."""
+
+
+def run(name: str, words: Sequence[str]) -> None:
+    """Run one measurement with the words that follow its name."""
+    importlib.import_module(f"sdft_jax.bench.{name}").main(words)

@@ -1,4 +1,4 @@
-"""Greedy decoding against transformers.generate on the same weights: `python -m sdft_jax.bench.decode DIR`.
+"""Greedy decoding against transformers.generate on the same weights: `sdft bench decode DIR`.
 
 Needs PyTorch (`pip install -e '.[parity]'`). Prints tokens per second of both and their ratio.
 """
@@ -6,6 +6,7 @@ Needs PyTorch (`pip install -e '.[parity]'`). Prints tokens per second of both a
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -17,13 +18,13 @@ from sdft_jax.report import hardware
 from sdft_jax.sampling import generate
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Run with the sizes of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="sdft bench decode", description=__doc__)
     parser.add_argument("model", nargs="?", default="mini", help="Hugging Face directory")
     for name, default in dict(batch=8, prompt=64, new=64).items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    a = parser.parse_args()
+    a = parser.parse_args(words)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -54,7 +55,3 @@ def main() -> None:
     for name, times in zip(("sdft_jax", "transformers"), seconds, strict=True):
         print(f"{name:<13} {a.batch * a.new / sorted(times)[len(times) // 2]:9.0f} tokens/s")
     print(f"same tokens: {same:.3f}; sdft_jax is faster by {ratio(*seconds)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Chunked divergence against the plain one that makes every logit: `python -m sdft_jax.bench.divergence`.
+"""Chunked divergence against the plain one that makes every logit: `sdft bench divergence`.
 
 Prints time and temporary memory (as the compiler plans it) of value and gradients, and their ratios.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,13 +33,13 @@ def _finish(function: Any, *arguments: Any) -> None:
     jax.block_until_ready(function(*arguments))
 
 
-def main() -> None:
+def main(words: Sequence[str]) -> None:
     """Run with the sizes of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="sdft bench divergence", description=__doc__)
     for name, default in dict(batch=4, tokens=256, width=256, vocabulary=32768, chunk=256).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="float32")
-    a = parser.parse_args()
+    a = parser.parse_args(words)
     keys = jax.random.split(jax.random.key(0), 4)
     hidden, head = (a.batch, a.tokens, a.width), (a.vocabulary, a.width)
     arrays = [
@@ -66,7 +67,3 @@ def main() -> None:
     for name, mib, times in zip(("chunked", "whole logits"), memory, seconds, strict=True):
         print(f"{name:<13} {mib:9.1f} MiB temporary   {sorted(times)[len(times) // 2] * 1e3:9.1f} ms")
     print(f"whole logits / chunked: memory {memory[1] / memory[0]:.1f}x, time {ratio(*seconds)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,44 +1,101 @@
-"""What a benchmark leaves: a table on the console, and with an output directory also JSON and a picture."""
+"""What a measurement leaves: a table on the console, and with a directory also JSON, a picture and a page."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from sdft_jax.bench import BENCHES
 from sdft_jax.figures import Bar, plot_bars
-from sdft_jax.report import summary_table
+from sdft_jax.report import markdown_table, summary_table
 
 
-def publish(
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
-    measured_on: str,
-    output: str | None,
-    bars: Mapping[str, Sequence[Bar]],
-) -> None:
-    """Print rows as a table; write NAME.json and a picture for each kind of bars into `output`.
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One measurement, done."""
 
-    Args:
-        name: of the benchmark.
-        rows: cells by column.
-        measured_on: hardware and versions.
-        output: directory, or None.
-        bars: unit of the values, such as `seconds a step` -> bars; the picture is NAME-<first word>.png.
-    """
-    console = Console()
-    console.print(summary_table(rows, name))
-    console.print(measured_on, highlight=False)
+    name: str
+    """Of the benchmark."""
+    rows: Sequence[Mapping[str, Any]]
+    """Cells by column, as they are to be read."""
+    ratios: Sequence[Bar]
+    """What the peer takes, divided by what sdft_jax takes: above 1 is better."""
+    details: Any
+    """Every single number, for the JSON file."""
+    machine: str
+    """Hardware and versions."""
+    conditions: str
+    """When, and how busy the machine was."""
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """What all measurements take: `--output`."""
+    made = argparse.ArgumentParser(
+        prog=f"sdft bench {name}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    made.add_argument(
+        "--output", metavar="DIR", help=f"also write {name}.json, {name}.png and README.md there"
+    )
+    return made
+
+
+def conditions() -> str:
+    """Date and load, asked before the measurement itself makes load."""
+    day, loads = time.strftime("%Y-%m-%d"), os.getloadavg()
+    return f"{day}, load average {loads[0]:.1f} (1 min) and {loads[2]:.1f} (15 min) before it began"
+
+
+def publish(measured: Measured, output: str | None) -> None:
+    """Print the table; with a directory, write NAME.json, NAME.png and README.md of all that lie there."""
+    console, told = Console(), f"{measured.machine}; {measured.conditions}"
+    console.print(summary_table(measured.rows, BENCHES[measured.name]))
+    console.print(told, highlight=False)
     if output is None:
         return
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
-    report = {"measured on": measured_on, "rows": list(rows)}
-    (directory / f"{name}.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    for unit, drawn in bars.items():
-        path = directory / f"{name}-{unit.split()[0]}.png"
-        plot_bars(drawn, path, f"Measured on {measured_on}.", y_label=unit)
+    report = {
+        "name": measured.name,
+        "measured on": told,
+        "rows": list(measured.rows),
+        "details": measured.details,
+    }
+    (directory / f"{measured.name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    picture = directory / f"{measured.name}.png"
+    plot_bars(measured.ratios, picture, f"Measured on {told}.", y_label="the peer's, divided by sdft_jax's")
+    page = directory / "README.md"
+    page.write_text(_page(directory), encoding="utf-8")
+    for path in (picture, page):
         console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def _page(directory: Path) -> str:
+    lines = [
+        "# Measured",
+        "",
+        "Written by `sdft bench NAME --output DIR`; what they compare is told in sdft_jax/bench/README.md.",
+        "",
+    ]
+    for name, what in BENCHES.items():
+        file = directory / f"{name}.json"
+        if not file.is_file():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        lines += [
+            f"## `sdft bench {name}`",
+            "",
+            f"{what[0].upper()}{what[1:]}.",
+            "",
+            *markdown_table(found["rows"]),
+        ]
+        lines += ["", f"Measured on {found['measured on']}.", "", f"![Ratios]({name}.png)", ""]
+    return "\n".join(lines)

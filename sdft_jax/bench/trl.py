@@ -1,159 +1,171 @@
-"""`sdft bench trl`: a training step against TRL's SDFTTrainer.
+"""A whole training step against TRL's SDFTTrainer: seconds, and memory at its peak.
 
-Both train the same checkpoint on the same rows by the same method: one rollout a prompt with the library's
-own sampler, full-vocabulary reverse KL, AdamW, an EMA teacher after every step; float32 on a CPU, bfloat16 on
-a GPU. Each run is a process of its own, so that its largest memory is its own, and the sides take turns.
+Both train the same checkpoint on the same rows by the same method: one rollout a prompt by the library's own
+sampler, reverse KL over the whole vocabulary, AdamW, an EMA teacher after every step; in float32 on a CPU, in
+bfloat16 on a GPU (weights, moments and teacher too). Every run is a process of its own, so that its peak is
+its own, and the two sides take turns, so that a machine that drifts drifts for both.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import dataclasses
+import functools
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-from transformers import AutoTokenizer
-
-from sdft_jax.bench.results import publish
+from sdft_jax.bench.models import SIZES
+from sdft_jax.bench.results import Measured, conditions, parser, publish
 from sdft_jax.errors import SdftError
 from sdft_jax.figures import Bar
-from sdft_jax.hub import model_directory
-from sdft_jax.models import Model, config_from_dict, save_pretrained
-from sdft_jax.report import bar, hardware
+from sdft_jax.report import bar
 
-SIZES: Mapping[str, Mapping[str, int]] = {
-    "0.2M": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 2048},
-    "1M": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "vocab_size": 2048},
-    "4M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 4096},
-    "32M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192},
-}
-"""Random Qwen2 models by their parameters, with tied embeddings, 4 query and 2 key heads."""
 WARM_UP = 2
-"""First steps that are not counted: they compile."""
+"""First steps that are not counted: they compile, and fill caches."""
+SIDES = ("ours", "trl")
+Run = Mapping[str, Any]
+"""What a process wrote: see trl_sides.py."""
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the cases of the command line."""
-    parser = argparse.ArgumentParser(prog="sdft bench trl", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=list(SIZES), default=["0.2M", "1M", "4M"])
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32], help="prompts a step (8 32)")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[256], help="longest prompts (256)")
-    parser.add_argument("--new", type=int, default=64, help="tokens of a completion (64)")
-    parser.add_argument("--steps", type=int, default=6, help="counted steps of a process (6)")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each side, in turns (2)")
-    parser.add_argument("--output", metavar="DIR", help="also write trl.json and pictures there")
-    a = parser.parse_args(argv)
-    missing = [name for name in ("torch", "trl", "accelerate") if importlib.util.find_spec(name) is None]
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What both sides are given."""
+
+    size: str
+    batch: int
+    prompt: int
+    new: int
+
+    def __str__(self) -> str:
+        return f"{self.size}, {self.batch} x ({self.prompt} + {self.new})"
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the cases of the command line.
+
+    Raises:
+        SdftError: TRL is missing, a side fails, or the sides ran on different kinds of device.
+    """
+    a = _arguments(words)
+    missing = [name for name in ("torch", "trl") if importlib.util.find_spec(name) is None]
     if missing:
-        raise SdftError(f"sdft bench trl needs {', '.join(missing)}: pip install 'sdft_jax[bench]'.")
-    cases = [(model, batch, prompt) for model in a.models for prompt in a.prompts for batch in a.batches]
-    rows: list[dict[str, Any]] = []
+        raise SdftError(f"sdft bench trl needs {' and '.join(missing)}: pip install 'sdft_jax[bench]'.")
+    cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
+    began, measured = conditions(), []
     with tempfile.TemporaryDirectory() as scratch, bar("trl", 2 * a.rounds * len(cases)) as show:
-        for number, (model, batch, prompt) in enumerate(cases):
-            begun = 2 * a.rounds * number
-            settings = _prepare(Path(scratch) / f"case{number}", model, batch, prompt, a.new, a.steps)
-            measured = _take_turns(
-                settings, a.rounds, lambda done, side, b=begun, m=model: show(b + done, f"{m} {side}")
-            )
-            rows.append({"model": model, "batch": batch, "prompt": prompt, **_compare(measured)})
+        for number, case in enumerate(cases):
+            show_side = functools.partial(_show, show, 2 * a.rounds * number, case)
+            runs = measure(case, Path(scratch) / str(number), a.rounds, a.steps, a.dtype, show_side)
+            measured.append((case, runs))
         show(2 * a.rounds * len(cases), "")
-    versions = ", ".join(
-        f"{name} {importlib.metadata.version(name)}" for name in ("trl", "torch", "transformers")
-    )
-    publish("trl", rows, f"{hardware()}; {versions}", a.output, _bars(rows))
+    compared = [compare(case, runs) for case, runs in measured]
+    machine = "; ".join(measured[0][1][side][0]["machine"] for side in SIDES)
+    details = [dataclasses.asdict(case) | {"runs": runs} for case, runs in measured]
+    rows, ratios = [row for row, _ in compared], [each for _, bars in compared for each in bars]
+    publish(Measured("trl", rows, ratios, details, machine, began), a.output)
 
 
-def _take_turns(settings: Mapping[str, Any], rounds: int, show: Any) -> dict[str, list[dict[str, Any]]]:
-    """What each side's processes printed, in turns."""
-    found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
-    for turn in range(rounds):
-        for side, results in found.items():
-            show(2 * turn + len(found["ours"]) - len(found["trl"]), side)
-            results.append(_run(side, settings, f"{side}{turn}"))
-    return found
+def _show(show: Callable[[int, str], None], before: int, case: Case, done: int, side: str) -> None:
+    show(before + done, f"{case}: {side}")
 
 
-def _run(side: str, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    directory = Path(settings["directory"]) / name
-    directory.mkdir()
-    file = directory / "settings.json"
-    file.write_text(json.dumps({**settings, "output": str(directory / "run")}), encoding="utf-8")
-    command = [sys.executable, "-m", "sdft_jax.bench.trl_sides", side, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SdftError(f"sdft bench trl: the side {side} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def _arguments(words: Sequence[str]) -> argparse.Namespace:
+    made = parser("trl", __doc__)
+    made.add_argument("--models", nargs="+", choices=list(SIZES), default=["0.2M", "1M", "4M"],
+                      help="random Qwen3 models by their parameters (0.2M 1M 4M)")  # fmt: skip
+    made.add_argument("--shapes", nargs="+", type=_shape, metavar="BxPxN",
+                      default=[(8, 64, 64), (32, 64, 64), (8, 256, 128)],
+                      help="prompts a step, tokens of a prompt, tokens of a completion "
+                      "(8x64x64 32x64x64 8x256x128)")  # fmt: skip
+    made.add_argument("--steps", type=int, default=6, help="counted steps of a process (6)")
+    made.add_argument("--rounds", type=int, default=2, help="processes of each side, in turns (2)")
+    made.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto",
+                      help="auto: float32 on a CPU, bfloat16 on a GPU")  # fmt: skip
+    return made.parse_args(words)
 
 
-def _compare(measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Median seconds and largest memory of both sides; ratios are TRL's over ours, pair by pair."""
-    medians = {
-        side: [statistics.median(one["seconds"][WARM_UP:]) for one in every]
-        for side, every in measured.items()
-    }
-    memory = {
-        side: max(one["device_peak"] or one["peak"] for one in every) / 2**20
-        for side, every in measured.items()
-    }
-    ratios = [b / a for a, b in zip(medians["ours"], medians["trl"], strict=True)]
-    return {
-        "ours, s": statistics.median(medians["ours"]),
-        "TRL, s": statistics.median(medians["trl"]),
-        "times faster": f"{statistics.median(ratios):.1f} ({min(ratios):.1f}-{max(ratios):.1f})",
-        "ours, MiB": round(memory["ours"]),
-        "TRL, MiB": round(memory["trl"]),
-    }
+def _shape(text: str) -> tuple[int, int, int]:
+    batch, prompt, new = map(int, text.split("x"))  # argparse turns a ValueError into its own message
+    return batch, prompt, new
 
 
-def _bars(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Bar]]:
-    units = {"seconds a step": "s", "MiB at the peak of the process": "MiB"}
-    return {
-        unit: [
-            Bar(f"{row['model']}, batch {row['batch']}", side, float(row[f"{side}, {short}"]))
-            for row in rows
-            for side in ("ours", "TRL")
-        ]
-        for unit, short in units.items()
-    }
-
-
-def _prepare(directory: Path, size: str, batch: int, prompt: int, new: int, steps: int) -> dict[str, Any]:
-    """A random model and rows of random words: prompts of a quarter of `prompt` tokens up to all of them."""
-    directory.mkdir()
-    tokenizer = AutoTokenizer.from_pretrained(model_directory("mini"))
-    shape = config_from_dict(
-        dict(
-            architectures=["Qwen2ForCausalLM"], model_type="qwen2", num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1e4,
-            tie_word_embeddings=True, hidden_act="silu", torch_dtype="float32",
-            eos_token_id=tokenizer.eos_token_id, **SIZES[size],
-        )
-    )  # fmt: skip
-    model = Model(shape)
-    save_pretrained(model, model.init(jax.random.key(0)), tokenizer, directory / "model")
-    rng, words = np.random.default_rng(0), sorted(word for word in tokenizer.get_vocab() if word.isalpha())
-    lengths = rng.integers(prompt // 4, prompt - 16, size=batch * (steps + WARM_UP))
-    rows = [
-        {"prompt": " ".join(rng.choice(words, n)), "demonstration": " ".join(rng.choice(words, new))}
-        for n in lengths
-    ]
-    file = directory / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return {
-        "directory": str(directory), "model": str(directory / "model"), "rows": str(file), "batch": batch,
-        "new": new, "steps": steps + WARM_UP, "dtype": dtype,
+def measure(
+    case: Case, directory: Path, rounds: int, steps: int, dtype: str, show: Callable[[int, str], None]
+) -> dict[str, list[Run]]:
+    """What each side's processes wrote, in turns."""
+    directory.mkdir(parents=True)
+    settings = dataclasses.asdict(case) | {
+        "model": str(directory / "model"), "rows": str(directory / "rows.jsonl"), "steps": steps + WARM_UP,
+        "dtype": dtype,
     }  # fmt: skip
+    show(0, "model")
+    _process("prepare", settings, directory / "prepare")
+    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
+    for turn in range(rounds):
+        for place, side in enumerate(SIDES):
+            show(2 * turn + place, side)
+            runs[side].append(_process(side, settings, directory / f"{side}{turn}"))
+    return runs
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _process(side: str, settings: Mapping[str, Any], directory: Path) -> Run:
+    directory.mkdir()
+    file, result = directory / "settings.json", directory / "result.json"
+    places = {"output": str(directory / "run"), "result": str(result)}
+    file.write_text(json.dumps({**settings, **places}), encoding="utf-8")
+    environment = {"CUDA_VISIBLE_DEVICES": "0", "TRL_EXPERIMENTAL_SILENCE": "1"} | os.environ
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)  # each compiles, as a first run does
+    if side == "prepare":
+        environment["JAX_PLATFORMS"] = "cpu"
+    done = subprocess.run(
+        [sys.executable, "-m", "sdft_jax.bench.trl_sides", side, str(file)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.stderr.write(done.stderr)
+        raise SdftError(f"sdft bench trl: the process `{side}` failed, and says above why.")
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def compare(case: Case, runs: Mapping[str, Sequence[Run]]) -> tuple[dict[str, Any], list[Bar]]:
+    """A row of the table and the ratios: medians of the counted steps, largest memory, TRL's over ours.
+
+    Raises:
+        SdftError: the sides ran on different kinds of device.
+    """
+    kinds = [{(run["dtype"], run["device_peak"] is None) for run in runs[side]} for side in SIDES]
+    if kinds[0] != kinds[1]:
+        raise SdftError(
+            "sdft bench trl: one side ran on a GPU and the other did not: install both jax and torch for it, "
+            "or set CUDA_VISIBLE_DEVICES= and JAX_PLATFORMS=cpu for neither."
+        )
+    seconds = {side: [statistics.median(run["seconds"][WARM_UP:]) for run in runs[side]] for side in SIDES}
+    memory = {
+        side: max(run["peak"] if run["device_peak"] is None else run["device_peak"] for run in runs[side])
+        / 2**20
+        for side in SIDES
+    }
+    faster = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    ours, trl = (statistics.median(seconds[side]) for side in SIDES)
+    smaller = memory["trl"] / memory["ours"]
+    first = {side: statistics.median(run["seconds"][0] for run in runs[side]) for side in SIDES}
+    row = {
+        "model": case.size, "prompts": case.batch, "tokens": f"{case.prompt} + {case.new}",
+        "sdft_jax": f"{ours:.3g} s", "TRL": f"{trl:.3g} s",
+        "times faster": f"{statistics.median(faster):.1f} ({min(faster):.1f}-{max(faster):.1f})",
+        "sdft_jax, peak": f"{memory['ours']:.0f} MiB", "TRL, peak": f"{memory['trl']:.0f} MiB",
+        "times less": f"{smaller:.2f}", "first step": f"{first['ours']:.1f} s",
+        "TRL's first": f"{first['trl']:.1f} s",
+    }  # fmt: skip
+    return row, [
+        Bar(str(case), "seconds a step", statistics.median(faster)),
+        Bar(str(case), "peak memory", smaller),
+    ]

@@ -1,16 +1,19 @@
-"""The sides of `sdft bench trl`, each a process of its own: `python -m sdft_jax.bench.trl_sides SIDE FILE`.
+"""The processes of `sdft bench trl`: `python -m sdft_jax.bench.trl_sides SIDE FILE`.
 
-FILE is JSON: `model` (directory), `rows` (JSONL with prompt and demonstration), `batch`, `new`, `steps`,
-`output`. Prints JSON: seconds of every step and the process's largest resident memory in bytes.
+SIDE is `prepare` (writes model and rows), `ours` or `trl`. FILE is JSON: `size`, `model`, `rows`, `batch`,
+`prompt`, `new`, `steps`, `dtype` (float32, bfloat16 or auto), `output` and `result`, a file to write what was
+measured into.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import resource
 import sys
 import time
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +21,70 @@ TEMPLATE = "{prompt}\n{privileged_context}"
 """Of the teacher's prompt, on both sides; ours writes $question and $demonstration."""
 
 
-def ours(settings: Mapping[str, Any]) -> list[float]:
-    """Seconds of each step of `sdft train`, from its metrics."""
+def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Model and rows of a case."""
+    from sdft_jax.bench.models import write_model, write_rows
+
+    parameters = write_model(settings["size"], settings["model"])
+    count = settings["batch"] * settings["steps"]
+    write_rows(settings["model"], Path(settings["rows"]), count, settings["prompt"], settings["new"])
+    return {"parameters": parameters}
+
+
+def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every step of the loop behind `sdft train`, as its metrics tell; memory until the model is saved."""
+    _hide("torch")
+    import jax
+
     from sdft_jax.config import load_config
-    from sdft_jax.experiment import run
+    from sdft_jax.report import METRICS, hardware, read_jsonl
+    from sdft_jax.training import train
 
     template = TEMPLATE.replace("{prompt}", "$question").replace("{privileged_context}", "$demonstration")
+    dtype = _dtype(settings, jax.default_backend() != "cpu")
     keys = {
-        "model.path": settings["model"], "model.compute_dtype": settings["dtype"], "model.remat": "none",
-        "data.path": settings["rows"], "data.template": json.dumps(template), "output": settings["output"],
-        "train.batch_size": settings["batch"], "train.steps": settings["steps"], "train.save_every": 0,
-        "train.phases_every": 0, "train.rollouts_every": 0, "sampling.max_new_tokens": settings["new"],
-        "optimizer.warmup": 0, "optimizer.schedule": "constant", "mesh.fsdp": 1,
+        "model.path": settings["model"], "model.param_dtype": dtype, "model.compute_dtype": dtype,
+        "teacher.dtype": dtype, "model.remat": "none", "data.path": settings["rows"],
+        "data.template": json.dumps(template), "data.max_prompt": 4096, "data.max_teacher_prompt": 4096,
+        "data.overlong": "error", "output": settings["output"], "train.batch_size": settings["batch"],
+        "train.steps": settings["steps"], "train.save_every": 0, "train.phases_every": 0,
+        "train.rollouts_every": 0, "sampling.max_new_tokens": settings["new"], "optimizer.warmup": 0,
+        "optimizer.schedule": "constant", "mesh.fsdp": 1,
     }  # fmt: skip
-    run(load_config(None, [f"{key}={value}" for key, value in keys.items()]))
-    metrics = (Path(settings["output"]) / "metrics.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line)["seconds"] for line in metrics.splitlines()]
+    memory: dict[str, Any] = {}
+
+    def watch(*_: Any) -> dict[str, float]:
+        memory.update(peak=peak_memory(), device_peak=_device_stats(jax.devices()[0]))
+        return {}
+
+    train(load_config(None, [f"{key}={value}" for key, value in keys.items()]), watch=watch)
+    steps = read_jsonl(Path(settings["output"]) / METRICS)
+    return memory | {
+        "seconds": [step["seconds"] for step in steps],
+        "loss": sum(step["loss"] for step in steps) / len(steps),
+        "dtype": dtype, "machine": hardware(),
+    }  # fmt: skip
 
 
-def trl(settings: Mapping[str, Any]) -> list[float]:
-    """Seconds of each step of TRL's trainer: rollout, teacher, full-logit reverse KL, AdamW, EMA teacher."""
+def trl(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every step of TRL's trainer: rollout, teacher, full-logit reverse KL, AdamW, EMA teacher."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
-    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+    from trl.experimental.sdft import SDFTTrainer
 
-    lines = Path(settings["rows"]).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
+    seconds: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.since = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            now = time.perf_counter()
+            seconds.append(now - self.since)
+            self.since = now
+
+    rows = [json.loads(line) for line in Path(settings["rows"]).read_text(encoding="utf-8").splitlines()]
     dataset = Dataset.from_list(
         [
             {
@@ -54,50 +94,76 @@ def trl(settings: Mapping[str, Any]) -> list[float]:
             for row in rows
         ]
     )
-    seconds: list[float] = []
+    gpu = torch.cuda.is_available()
+    dtype = _dtype(settings, gpu)
+    config = trl_config(settings, dtype, use_cpu=not gpu)
+    done = SDFTTrainer(settings["model"], config, train_dataset=dataset, callbacks=[Clock()]).train()
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("trl", "torch", "transformers")
+    )
+    return {
+        "seconds": seconds, "loss": done.training_loss, "dtype": dtype, "machine": versions,
+        "peak": peak_memory(), "device_peak": torch.cuda.max_memory_allocated() if gpu else None,
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
 
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *_, **__):
-            self.since = time.perf_counter()
 
-        def on_step_end(self, *_, **__):
-            now = time.perf_counter()
-            seconds.append(now - self.since)
-            self.since = now
+def trl_config(settings: Mapping[str, Any], dtype: str, use_cpu: bool) -> Any:
+    """TRL's options for what `sdft train` does by default; it neither saves nor logs nor recomputes."""
+    from trl.experimental.sdft import SDFTConfig
 
-    wide = settings["dtype"] == "float32"
-    config = SDFTConfig(
+    return SDFTConfig(
         output_dir=settings["output"], per_device_train_batch_size=settings["batch"],
         gradient_accumulation_steps=1, max_steps=settings["steps"], num_generations=1,
         max_prompt_length=4096, max_completion_length=settings["new"], distillation_mode="full_logits",
         distillation_alpha=1.0, teacher_model_kind="ema", teacher_update_rate=0.01, teacher_sync_steps=1,
         teacher_prompt_template=TEMPLATE, learning_rate=1e-5, lr_scheduler_type="constant",
-        save_strategy="no", report_to="none", logging_steps=1000, disable_tqdm=True, bf16=not wide,
-        use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, gradient_checkpointing=False,
-        model_init_kwargs={"dtype": "float32" if wide else "bfloat16"},
+        save_strategy="no", report_to="none", logging_steps=settings["steps"], disable_tqdm=True,
+        bf16=dtype == "bfloat16", use_cpu=use_cpu, dataloader_pin_memory=False,
+        gradient_checkpointing=False, model_init_kwargs={"dtype": dtype},
     )  # fmt: skip
-    SDFTTrainer(settings["model"], config, train_dataset=dataset, callbacks=[Clock()]).train()
-    return seconds
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes.
+
+    On Linux of what it has been since it was executed: getrusage there begins with what its parent had held.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _dtype(settings: Mapping[str, Any], accelerator: bool) -> str:
+    if settings["dtype"] == "auto":
+        return "bfloat16" if accelerator else "float32"
+    return settings["dtype"]
+
+
+def _device_stats(device: Any) -> int | None:
+    """Most bytes in use on an accelerator; None on a CPU, which counts none."""
+    return (device.memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _hide(name: str) -> None:
+    """As where it is not installed: sdft_jax does not need PyTorch, transformers imports it where it is."""
+
+    class Without(PathFinder):
+        @classmethod
+        def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> Any:
+            return None if fullname.partition(".")[0] == name else super().find_spec(fullname, path, target)
+
+    sys.meta_path[:] = [Without if finder is PathFinder else finder for finder in sys.meta_path]
 
 
 def main() -> None:
-    """One side, from the command line."""
+    """One process, from the command line."""
     side, file = sys.argv[1:]
-    seconds = {"ours": ours, "trl": trl}[side](json.loads(Path(file).read_text(encoding="utf-8")))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print("\n" + json.dumps({"seconds": seconds, "peak": peak, "device_peak": _device_peak(side)}))
-
-
-def _device_peak(side: str) -> int | None:
-    """Bytes on the first GPU; None on a CPU."""
-    if side == "trl":
-        import torch
-
-        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    import jax
-
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    settings = json.loads(Path(file).read_text(encoding="utf-8"))
+    found = {"prepare": prepare, "ours": ours, "trl": trl}[side](settings)
+    Path(settings["result"]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

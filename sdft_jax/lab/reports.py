@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from sdft_jax.figures import Bar, Line
 from sdft_jax.lab.lab import Comparison, Swept
+from sdft_jax.report import markdown_table
 from sdft_jax.stages import scientific
 from sdft_jax.statistics import Estimate, difference_interval, mean_interval
 
@@ -189,7 +190,7 @@ def write(report: Report, directory: Path, caption: str) -> Path:
 def markdown(report: Report, caption: str) -> str:
     """The report to be read: verdict, what the paper says, table, checks, picture, notes, sweep."""
     lines = [f"## {report.title}", "", f"`sdft lab {report.name}`: **{report.verdict}**. {caption}", ""]
-    lines += [f"The paper: {report.paper}", "", *_table(report.rows), ""]
+    lines += [f"The paper: {report.paper}", "", *markdown_table(report.rows), ""]
     lines += [f"- {check}{f' (paper: {check.paper})' if check.paper else ''}" for check in report.checks]
     lines += ["", f"![{report.title}]({report.name}.png)", ""]
     lines += [line for note in report.notes for line in (note, "")]
@@ -198,7 +199,7 @@ def markdown(report: Report, caption: str) -> str:
             "Learning rates: new / prior skills (%) on validation rows, one run each; the chosen in bold"
         )
         lines += [f"<details><summary>{summary}</summary>", ""]
-        lines += [*_table(_sweep_rows(report.sweep)), "", "</details>", ""]
+        lines += [*markdown_table(_sweep_rows(report.sweep)), "", "</details>", ""]
     return "\n".join(lines)
 
 
@@ -211,9 +212,3 @@ def _sweep_rows(sweep: Sequence[Swept]) -> list[Row]:
         row = rows.setdefault(trial.label, {"": trial.label} | dict.fromkeys(columns, "–"))
         row[scientific(trial.rate)] = f"**{cell}**" if trial.chosen else cell
     return list(rows.values())
-
-
-def _table(rows: Sequence[Row]) -> list[str]:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    return lines + ["| " + " | ".join(str(row.get(key, "–")) for key in columns) + " |" for row in rows]
