@@ -194,6 +194,11 @@ def test_sigterm_on_one_host_stops_all_after_the_same_step(two, directory, confi
     assert_close(two, output)
 
 
+def printed(text):
+    """Lines, without those of Gloo, whose threads break each other's."""
+    return [line for line in text.splitlines() if line.strip() and "[Gloo]" not in line]
+
+
 def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys):
     """Two by two devices, ten rows in batches of eight: answers, and the table of process 0 alone."""
     words = [str(half_directory), "mini:old", "--task", "mini", "data.demonstration=answer", "eval.limit=10",
@@ -201,10 +206,10 @@ def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys
     group = begin(words[0], 2, caches, *words[1:], f"--json={directory / 'two.jsonl'}", command="evaluate")
     outputs = [member.communicate(timeout=240) for member in group.members]
     assert [member.returncode for member in group.members] == [0, 0], outputs
-    told, silent = (re.sub(r"\[Gloo\] .*\n", "", text) for text, _ in outputs)
-    assert silent == ""
+    told, silent = (printed(text) for text, _ in outputs)
+    assert silent == []
     assert cli.main(["evaluate", *words, f"--json={directory / 'one.jsonl'}", "mesh.fsdp=1"]) == 0
-    assert capsys.readouterr().out == told
+    assert printed(capsys.readouterr().out) == told
     rows = (directory / "two.jsonl").read_text()
     assert rows == (directory / "one.jsonl").read_text()
     assert len(rows.splitlines()) == 10
