@@ -49,12 +49,21 @@ def test_sharding_study(tmp_path, monkeypatch):
     sizes = [
         "train.batch_size=8", "data.max_prompt=32", "data.max_teacher_prompt=64", "sampling.max_new_tokens=16"
     ]  # fmt: skip
-    printed = "".join(run("sharding_study.ipynb", MODEL="mini", SIZES=sizes, OUTPUT=str(tmp_path)))
+    larger = dict(LARGER=("mini", "v5e:2x2", "fsdp=2,tensor=2"), LARGER_SIZES=sizes)
+    study = run("sharding_study.ipynb", MODEL="mini", SIZES=sizes, **larger, OUTPUT=str(tmp_path))
+    printed = "".join(study)
+    layouts = r"^(as in training|whole width|rows travel) "
+    assert re.findall(layouts + ".* [0-9]+$", printed, re.M) == [
+        "as in training",
+        "whole width",
+        "rows travel",
+    ]
     assert "mesh (2, 2, 2) of 8 devices" in printed
     assert len(re.findall(r"^\w.* True$", printed, re.M)) == 6  # one device and five sets of rules
     if importlib.util.find_spec("libtpu"):
         assert len(re.findall(r"^(?:default|sequence) .* GiB at peak", printed, re.M)) == 2
-        assert len(shown) == 10
+        assert len(re.findall(layouts + ".* exchanges .* GiB$", printed, re.M)) == 3
+        assert len(shown) == 11
     else:
         assert "Part two is skipped: the TPU compiler cannot be had" in printed
-        assert len(shown) == 8
+        assert len(shown) == 9
