@@ -84,7 +84,7 @@ def open_manager(output: Path, keep_last: int = 2, keep_best: int = 1) -> Iterat
     """Manager of `output`/checkpoints; leaving the context waits for the last save.
 
     It keeps the `keep_last` newest checkpoints and, besides, the `keep_best` of best score. What a
-    killed process left half-written is removed.
+    killed process left half-written is removed meanwhile, at the latest before the next save.
 
     Raises:
         SdftError: the last save failed for want of space or permission.

@@ -328,7 +328,9 @@ def test_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
         restored = restore(tmp_path / moment)
         assert (restored.step, restored.skipped) == (1, ())
         assert_identical(restored.state, train_state(1))
-        assert os.listdir(directory) == ["1"]
+        with checkpoint.open_manager(tmp_path / moment) as manager:  # clears the remains before it saves
+            save_and_wait(manager, 2, train_state(2))
+        assert sorted(os.listdir(directory)) == ["1", "2"]
 
 
 def save_and_wait(manager, step: int, state: TrainState) -> None:
