@@ -17,10 +17,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.config import from_dict
-from sdft_jax.models import KVCache, Model
+from sdft_jax.models import KVCache, Model, layer_by_layer
 from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import constrain, for_decoding, give_way, tree_shardings
 from sdft_jax.types import Params, Rollout
+
+UNROLLED = 8
+"""Layers up to which a CPU decodes without a scan, which there copies each layer's weights and cache at every
+token; each layer so adds 0.1 s to compilation."""
 
 
 def generate(
@@ -72,6 +76,7 @@ def generate(
     )  # fmt: skip
 
 
+@functools.partial(jax.jit, static_argnames="rows")
 def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
     """One typed key per row: `key` folded with each row's position, or `key` itself where it is per row."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -103,6 +108,8 @@ def sample(
     with jax.named_scope("prefill"):
         hidden, cache = _whole(model).prefill(params, tokens, attention_mask, tokens.shape[1] + length)
     model, params = lay_out_for_decoding(model, params)
+    if model.device.platform == "cpu" and model.config.num_hidden_layers <= UNROLLED:
+        params, cache = layer_by_layer(params, cache)
     head, by_word = model.head(params), model.sharding and give_way(model.sharding, "vocab", "batch")
 
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
@@ -148,10 +155,18 @@ compiled_sample = functools.partial(jax.jit, static_argnames=("model", "sampling
 def choose(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingConfig) -> Int[Array, " B"]:
     """Draw one token per row by the Gumbel-max trick, or take the likeliest at temperature 0."""
     if sampling.temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return first_largest(logits)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
     kept = truncate(logits / sampling.temperature, sampling)
-    return jnp.argmax(kept + noise, axis=-1).astype(jnp.int32)
+    return first_largest(kept + noise)
+
+
+def first_largest(x: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """`jnp.argmax` over fewer than 2^24 numbers, by two plain maxima: XLA vectorises only those on a CPU."""
+    size = x.shape[-1]
+    from_behind = size - jnp.arange(size, dtype=jnp.float32)
+    largest = jnp.where(x == jnp.max(x, axis=-1, keepdims=True), from_behind, 1.0)
+    return size - jnp.max(largest, axis=-1).astype(jnp.int32)
 
 
 def truncate(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Float[Array, "B V"]:

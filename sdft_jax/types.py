@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = Mapping[str, Any]
-"""Nested dictionary of arrays; the layers of a model are stacked along axis 0."""
+"""Nested dictionary of arrays; a model's layers are stacked on axis 0 (of `layer_by_layer`: a tuple)."""
 
 
 @jax.tree_util.register_dataclass

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from make_fixtures import CASES, DIRECTORY, tokens_and_mask
+from tiny import VOCABULARY, ragged
 
 from sdft_jax.errors import SdftError
-from sdft_jax.models import REMAT_POLICIES, Model, config_from_dict, load_model
+from sdft_jax.models import REMAT_POLICIES, Model, config_from_dict, layer_by_layer, load_model
 from sdft_jax.sharding import Rules, Sharding, make_mesh, tree_shardings
 
 hidden_of = jax.jit(Model.hidden_states, static_argnums=0)
@@ -241,6 +242,37 @@ def test_a_mesh_decodes_as_one_device():
         outputs.append((hidden, decode(model, params, tokens[:, 0], cache)))
     assert_near(*outputs)
     assert outputs[1][1][1].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
+
+
+@pytest.mark.parametrize("case", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
+def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
+    rng = np.random.default_rng()
+    raw = {**CASES[case], "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = Model(config_from_dict(raw), sharding=mesh and Sharding(make_mesh(*mesh)))
+    params = jax.tree.map(lambda p: 5 * p if np.ptp(p) else p, model.init(jax.random.key(rng.integers(999))))
+    tokens, mask = ragged(rng, 8, 6)
+    _, scanned = prefill(model, params, tokens, mask, 9)
+    alone, apart = jax.tree.map(jnp.copy, layer_by_layer(params, scanned))
+    for column in rng.integers(2, VOCABULARY, (3, 8)):
+        expected, scanned = decode(model, params, column, scanned)
+        found, apart = decode(model, alone, column, apart)
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    for whole, layers in ((scanned.keys, apart.keys), (scanned.values, apart.values)):
+        np.testing.assert_allclose(np.stack(layers), whole, atol=2e-5)
+    np.testing.assert_array_equal(apart.mask, scanned.mask)
+    np.testing.assert_array_equal(apart.positions, scanned.positions)
+
+
+def test_layer_by_layer_the_cache_is_updated_in_place_and_nothing_loops(qwen):
+    model, params = qwen
+    params, cache = jax.eval_shape(layer_by_layer, params, jax.eval_shape(lambda: model.init_cache(8, 4096)))
+    tokens = jax.ShapeDtypeStruct((8,), jnp.int32)
+    step = jax.jit(model.decode, donate_argnums=2).lower(params, tokens, cache).compile()
+    layer = cache.keys[0].size * 4
+    assert step.memory_analysis().alias_size_in_bytes >= 2 * len(cache.keys) * layer
+    assert " while(" not in step.as_text()
+    assert not re.findall(rf"= f32\[{','.join(map(str, cache.keys[0].shape))}\][^ ]* copy\(", step.as_text())
 
 
 def test_token_lookup_replicates_nothing():

@@ -14,7 +14,7 @@ from tiny import EOS, ragged, tiny_model
 from sdft_jax.errors import SdftError
 from sdft_jax.hlo import collectives
 from sdft_jax.models import Model, load_model
-from sdft_jax.sampling import compiled_sample, generate, row_keys, sample, truncate
+from sdft_jax.sampling import UNROLLED, compiled_sample, first_largest, generate, row_keys, sample, truncate
 from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 
@@ -25,6 +25,14 @@ def log_softmax(x):
     x = np.asarray(x, np.float64)
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def test_the_first_largest_is_the_argmax():
+    rng = np.random.default_rng()
+    for size in (1, 2, 31, 4096):
+        x = rng.integers(-3, 4, (16, size)).astype(np.float32)  # with many ties
+        x[0], x[1, : size // 2], x[2, -1] = -np.inf, -np.inf, np.inf
+        np.testing.assert_array_equal(first_largest(jnp.asarray(x)), np.argmax(x, axis=-1))
 
 
 # Greedy
@@ -312,10 +320,11 @@ def test_inside_an_outer_jit(tiny, endless):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=["fsdp", "data x fsdp x tensor"])
-def test_weights_move_before_the_loop_and_never_in_it(tied, shape):
+@pytest.mark.parametrize("layers", [2, UNROLLED + 1], ids=["layer by layer", "scan"])
+def test_weights_move_before_the_loop_and_never_in_it(tied, shape, layers):
     """A tied embedding once was split again inside the loop, and gathered for the head at every token."""
     sharding = Sharding(make_mesh(*shape))
-    model, _ = tiny_model(sharding, tie_word_embeddings=tied)
+    model, _ = tiny_model(sharding, tie_word_embeddings=tied, num_hidden_layers=layers)
     shapes = model.abstract_params()
     params = jax.tree.map(
         lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -331,6 +340,18 @@ def test_weights_move_before_the_loop_and_never_in_it(tied, shape):
     assert before > 32 * 32 * 4 / 2  # at least most of the embedding
     per_token = max((x.bytes / x.times for x in found if "decode/while" in x.scope), default=0)
     assert per_token < 2 * 8 * 32 * 4  # a batch of hidden states or logits, there and back
+
+
+def test_a_deep_model_is_scanned_and_samples_the_same_on_a_mesh():
+    sharding = Sharding(make_mesh(2, 2, 2))
+    model, params = tiny_model(num_hidden_layers=UNROLLED + 1)
+    tokens, mask = ragged(np.random.default_rng(), 8, 6)
+    alone = generate(model, params, tokens, mask, key=KEY, **SETTINGS)
+    spread = dataclasses.replace(model, sharding=sharding)
+    params = jax.device_put(params, tree_shardings(sharding, model.logical_axes(), params))
+    rollout = generate(spread, params, tokens, mask, key=KEY, **SETTINGS)
+    np.testing.assert_allclose(rollout.logprobs[:, 0], alone.logprobs[:, 0], atol=1e-4)
+    assert np.mean(rollout.tokens == alone.tokens) > 0.9  # rounding may flip a draw, and all after it
 
 
 def test_same_on_a_mesh(tiny, endless):

@@ -2,7 +2,7 @@
 
 from sdft_jax.models.cache import KVCache
 from sdft_jax.models.config import ModelConfig, config_from_dict, read_config
-from sdft_jax.models.decoder import REMAT_POLICIES, Model
+from sdft_jax.models.decoder import REMAT_POLICIES, Model, layer_by_layer
 from sdft_jax.models.families import FAMILIES
 from sdft_jax.models.reading import distance, load_model, open_checkpoint
 from sdft_jax.models.writing import save_pretrained
@@ -15,6 +15,7 @@ __all__ = [
     "ModelConfig",
     "config_from_dict",
     "distance",
+    "layer_by_layer",
     "load_model",
     "open_checkpoint",
     "read_config",

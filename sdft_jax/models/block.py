@@ -66,7 +66,7 @@ class Block(nnx.Module):
     def combine(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         """The residual stream after this layer, from what its attention has read."""
         attended = checkpoint_name(attended, "attended")
-        out = self._add_bias("o_bias", jnp.einsum("btnh,nhd->btd", attended, self._weight("o")))
+        out = self._add_bias("o_bias", jnp.einsum("bthk,hkd->btd", attended, self._weight("o")))
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out = self._mlp(self._norm("pre_mlp_norm", x))
         return x + self._norm("post_mlp_norm", self._constrained(out))

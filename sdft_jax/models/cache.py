@@ -21,14 +21,17 @@ from sdft_jax.sharding import Sharding, constrain, partition_spec
 AXES = (None, "batch", "kv_heads", None, None)
 """Logical axes of keys and values."""
 
+Layers = Any
+"""Float[Array, "L B K H S"] for a scan over layers, or without one a Float[Array, "B K H S"] for each."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
     """Keys and values of every layer. Prompts are left-padded, so all rows share the next slot."""
 
-    keys: Float[Array, "L B K H S"]
-    values: Float[Array, "L B K H S"]
+    keys: Layers
+    values: Layers
     mask: Bool[Array, "B S"]
     """True on slots that hold tokens."""
     length: Int[Array, ""]
@@ -37,8 +40,8 @@ class KVCache:
     """Position of each row's next token."""
 
 
-Store = tuple[Float[Array, "L B K H S"], Float[Array, "L B K H S"]]
-"""Keys and values, as the scan over layers carries them."""
+Store = tuple[Layers, Layers]
+"""Keys and values, as the layers hand them on."""
 
 
 def empty_cache(
@@ -62,7 +65,7 @@ def write(
 ) -> Store:
     """One layer's new keys and values from `slot` on, in place."""
     keys, values = (
-        constrain(_write(whole, layer, slot, new), sharding, *AXES)
+        constrain(_write(whole, (layer,), slot, new), sharding, *AXES)
         for whole, new in zip(store, (k, v), strict=True)
     )
     return keys, values
@@ -70,7 +73,7 @@ def write(
 
 def write_and_attend(
     store: Store,
-    layer: Int[Array, ""],
+    layer: Int[Array, ""] | int,
     slot: Int[Array, ""],
     q: Float[Array, "B 1 N H"],
     k: Float[Array, "B 1 K H"],
@@ -84,17 +87,21 @@ def write_and_attend(
     Each device does it for its own rows and key heads, under `shard_map`: a layout can be pinned only there.
     """
     pinned = _platform(sharding) == "tpu"
+    apart = isinstance(store[0], tuple)
+    own: Any = tuple(whole[layer] for whole in store) if apart else store
+    axes = AXES[1:] if apart else AXES
 
     def local(keys, values, layer, slot, q, k, v, visible):
+        at = () if apart else (layer,)
         keys, values = (
-            _pin(_write(_pin(whole, pinned), layer, slot, new), pinned)
+            _pin(_write(_pin(whole, pinned), at, slot, new), pinned)
             for whole, new in ((keys, k), (values, v))
         )
-        return keys, values, _read(q, keys[layer], values[layer], visible, scale)
+        return keys, values, _read(q, keys[at], values[at], visible, scale)
 
     if sharding is not None:
         whole = jax.sharding.PartitionSpec()
-        cache = partition_spec(sharding.rules, AXES)
+        cache = partition_spec(sharding.rules, axes)
         token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
         rows = partition_spec(sharding.rules, ("batch", None, None))
         local = jax.shard_map(
@@ -104,13 +111,17 @@ def write_and_attend(
             out_specs=(cache, cache, token),
             check_vma=False,
         )
-    keys, values, attended = local(*store, layer, slot, q, k, v, visible)
-    return (keys, values), attended
+    *written, attended = local(own[0], own[1], layer, slot, q, k, v, visible)
+    if apart:
+        written = [
+            (*whole[:layer], new, *whole[layer + 1 :]) for whole, new in zip(store, written, strict=True)
+        ]
+    return (written[0], written[1]), attended
 
 
-def _write(whole: Array, layer: Any, slot: Any, new: Float[Array, "B T K H"]) -> Array:
-    columns = new.transpose(0, 2, 3, 1)[None].astype(whole.dtype)
-    return jax.lax.dynamic_update_slice(whole, columns, (layer, 0, 0, 0, slot))
+def _write(whole: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"]) -> Array:
+    columns = jnp.expand_dims(new.transpose(0, 2, 3, 1), range(len(at))).astype(whole.dtype)
+    return jax.lax.dynamic_update_slice(whole, columns, (*at, 0, 0, 0, slot))
 
 
 def _read(

@@ -1,6 +1,7 @@
 """The decoder as pure functions of a parameter tree: full forward, prefill and decoding with a cache.
 
-Layers are stacked and run by one `lax.scan`, so that the program does not grow with depth.
+Layers are stacked and run by one `lax.scan`, so that the program does not grow with depth. Only shallow
+models on a CPU decode without it (`layer_by_layer`).
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ class Model:
     def _run(
         self, params: Params, tokens: Array, positions: Array, attend: Callable[..., Any], store: Any
     ) -> tuple[Array, Any]:
-        """Embed, scan over the layers, norm. `attend` reads and updates `store`, which the scan carries.
+        """Embed, run the layers, norm. `attend` reads and updates `store`, which goes from layer to layer.
 
         attend: (store, layer, kind, q, k, v) -> (store, attended).
         """
@@ -229,19 +230,25 @@ class Model:
         uniform = len(config.kinds) == 1
         cos, sin = ropes[0] if uniform else (jnp.stack(tables) for tables in zip(*ropes, strict=True))
 
-        def body(carry, layer):
+        def run_layer(carry, weights, kind, index):
             x, store = carry
-            weights, kind, index = layer
             block = nnx.merge(structure, jax.tree.map(lambda w: w.astype(dtype), weights))
             q, k, v = block.project(x, *((cos, sin) if uniform else (cos[kind], sin[kind])))
             store, attended = attend(store, index, kind, q, k, v)
-            return (block.combine(x, attended), store), None
+            return block.combine(x, attended), store
 
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        kinds = jnp.array(config.kind_of_layer, jnp.int32)
-        layers = (params["layers"], kinds, jnp.arange(config.num_hidden_layers))
-        (x, store), _ = jax.lax.scan(body, (x, store), layers)
+        def body(carry, layer):
+            return run_layer(carry, *layer), None
+
+        if isinstance(params["layers"], tuple):
+            for index, weights in enumerate(params["layers"]):
+                x, store = run_layer((x, store), weights, config.kind_of_layer[index], index)
+        else:
+            if self.remat != "none":
+                body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+            kinds = jnp.array(config.kind_of_layer, jnp.int32)
+            layers = (params["layers"], kinds, jnp.arange(config.num_hidden_layers))
+            (x, store), _ = jax.lax.scan(body, (x, store), layers)
         return rms_norm(x, params["norm"].astype(dtype), config), store
 
     def _tree(self, outer: Callable[..., Any], inner: Callable[..., Any]) -> dict[str, Any]:
@@ -249,3 +256,14 @@ class Model:
         tree = {tensor.name: outer(tensor) for tensor in self.config.outer_tensors}
         tree["layers"] = {tensor.name: inner(tensor) for tensor in self.config.layer_tensors}
         return tree
+
+
+def layer_by_layer(params: Params, cache: KVCache) -> tuple[Params, KVCache]:
+    """Both with each layer in arrays of its own: `decode` then runs one after the other, without a scan."""
+
+    def split(stacked: Any) -> tuple[Any, ...]:
+        leaves, treedef = jax.tree.flatten(stacked)
+        return tuple(jax.tree.unflatten(treedef, own) for own in zip(*leaves, strict=True))
+
+    cache = dataclasses.replace(cache, keys=split(cache.keys), values=split(cache.values))
+    return {**params, "layers": split(params["layers"])}, cache
