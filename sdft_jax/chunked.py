@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sdft_jax.sharding import Sharding, check_divisible, give_way, mesh_axes, partition_spec
+from sdft_jax.sharding import Sharding, check_divisible, give_way, partition_spec
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
 """(logits of every role [n, v], targets [n], vocabulary axes) -> (statistics, values [n], d values / d
@@ -78,8 +78,8 @@ def _sharded_scan(
     hidden_spec = partition_spec(rules, ("batch", "sequence", None))
     token_spec = partition_spec(rules, ("batch", "sequence"))
     head_spec = partition_spec(rules, ("vocab", "embed"))
-    token_axes = mesh_axes(rules.batch) + mesh_axes(rules.sequence)
-    vocab_axes, embed_axes = mesh_axes(rules.vocab), mesh_axes(rules.embed)
+    token_axes = sharding.split("batch", "sequence")
+    vocab_axes, embed_axes = sharding.split("vocab"), sharding.split("embed")
 
     def local(hidden, head, hiddens, heads, targets, weights):
         # cast before the gather: half the bytes on the wire
@@ -151,12 +151,17 @@ def _logits(hidden: Float[Array, "n D"], head: Float[Array, "v D"]) -> Float[Arr
     return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
 
 
+def largest(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:
+    """Over the whole vocabulary, of which each device holds a part; 0 where it is not finite."""
+    found = jnp.max(x, axis=-1, keepdims=True)
+    found = jax.lax.pmax(found, axes) if axes else found
+    return jnp.where(jnp.isfinite(found), found, 0.0)
+
+
 def logsumexp(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:
-    """Over the whole vocabulary, of which each device holds a part."""
-    largest = jnp.max(x, axis=-1, keepdims=True)
-    largest = jax.lax.pmax(largest, axes) if axes else largest
-    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    return largest + jnp.log(psum(jnp.sum(jnp.exp(x - largest), axis=-1, keepdims=True), axes))
+    """Over the whole vocabulary."""
+    most = largest(x, axes)
+    return most + jnp.log(psum(jnp.sum(jnp.exp(x - most), axis=-1, keepdims=True), axes))
 
 
 def is_token(x: Float[Array, "n v"], target: Int[Array, " n"], axes: tuple[str, ...]) -> Array:

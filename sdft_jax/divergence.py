@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdft_jax.chunked import chunked_loss, gather, is_token, logsumexp, total
+from sdft_jax.chunked import chunked_loss, gather, is_token, largest, logsumexp, total
 from sdft_jax.settings import DivergenceConfig
 from sdft_jax.sharding import Sharding
 
@@ -88,39 +88,51 @@ def _chunk(
 ) -> tuple[TokenStats, Float[Array, " n"], Float[Array, "n v"]]:
     """Statistics and divergences of a chunk, and their gradient with respect to the student's logits."""
     over_v = functools.partial(total, axes=vocab_axes)
-    log_s = student / config.temperature
-    log_t = teacher / config.temperature
-    log_s -= logsumexp(log_s, vocab_axes)
-    log_t -= logsumexp(log_t, vocab_axes)
-    s, t = jnp.exp(log_s), jnp.exp(log_t)
     is_target = is_token(student, target, vocab_axes)
     pick = lambda x: over_v(jnp.where(is_target, x, 0.0))  # noqa: E731
-    log_ratio = pick(log_t - log_s)
+    mean = lambda p, x: over_v(jnp.where(p > 0, p * x, 0.0)) / over_v(p)  # noqa: E731
 
+    # From unnormalised probabilities, so that all sums are made in one pass over the logits.
+    s, t = (x - largest(x, vocab_axes) for x in (student / config.temperature, teacher / config.temperature))
+    e_s, e_t = jnp.exp(s), jnp.exp(t)
+    log_z_s, log_z_t = jnp.log(over_v(e_s)), jnp.log(over_v(e_t))
+    stats = TokenStats(
+        divergence=jnp.zeros_like(log_z_s),
+        forward_kl=mean(e_t, t - s) + (log_z_s - log_z_t),
+        reverse_kl=mean(e_s, s - t) + (log_z_t - log_z_s),
+        student_entropy=log_z_s - mean(e_s, s),
+        teacher_entropy=log_z_t - mean(e_t, t),
+        logprob=pick(student) - logsumexp(student, vocab_axes)[:, 0],
+        log_ratio=pick(t - s) + (log_z_s - log_z_t),
+    )
+
+    log_s, log_t = s - log_z_s[:, None], t - log_z_t[:, None]
     if config.support == "sampled":
-        value = -log_ratio
-        d_logits = value[:, None] * (is_target - s)
+        value = -stats.log_ratio
+        d_logits = value[:, None] * (is_target - jnp.exp(log_s))
+    elif config.support == "full":
+        value, d_logits = _full(log_s, log_t, stats, config.alpha, vocab_axes)
     else:
         keep = _support(log_s, log_t, config, vocab_axes)
         value, d_logits = _supported(log_s, log_t, keep, config, vocab_axes)
-    stats = TokenStats(
-        divergence=value,
-        forward_kl=over_v(t * (log_t - log_s)),
-        reverse_kl=over_v(s * (log_s - log_t)),
-        student_entropy=-over_v(s * log_s),
-        teacher_entropy=-over_v(t * log_t),
-        logprob=pick(student) - logsumexp(student, vocab_axes)[:, 0],
-        log_ratio=log_ratio,
-    )
-    return stats, value, d_logits / config.temperature
+    return dataclasses.replace(stats, divergence=value), value, d_logits / config.temperature
+
+
+def _full(log_s, log_t, stats: TokenStats, alpha: float, vocab_axes):
+    """Divergence over the whole vocabulary and its gradient at the logits; of a KL the sums are known."""
+    terms, q = _pointwise(log_s, log_t, alpha)
+    if alpha == 1:
+        value = sum_q = stats.reverse_kl
+    elif alpha == 0:
+        value, sum_q = stats.forward_kl, -jnp.ones_like(stats.forward_kl)
+    else:
+        value, sum_q = total(terms, vocab_axes), total(q, vocab_axes)
+    return value, q - jnp.exp(log_s) * sum_q[:, None]
 
 
 def _supported(log_s, log_t, keep, config: DivergenceConfig, vocab_axes):
-    """Divergence over the tokens in `keep` (None: all of them) and its gradient at the logits."""
+    """Divergence over the tokens in `keep` and its gradient at the logits."""
     over_v = functools.partial(total, axes=vocab_axes)
-    if keep is None:
-        terms, q = _pointwise(log_s, log_t, config.alpha)
-        return over_v(terms), q - jnp.exp(log_s) * over_v(q)[:, None]
     inside = lambda x: jnp.where(keep, x, 0.0)  # noqa: E731
     if config.tail == "renormalise":
         log_s -= logsumexp(jnp.where(keep, log_s, -jnp.inf), vocab_axes)
@@ -151,9 +163,7 @@ def _pointwise(log_s: Array, log_t: Array, alpha: float) -> tuple[Array, Array]:
 
 
 def _support(log_s, log_t, config: DivergenceConfig, vocab_axes):
-    """Which tokens the divergence sums over, or None for all; ties with the k-th are all in."""
-    if config.support == "full":
-        return None
+    """Which tokens the divergence sums over; ties with the k-th are all in."""
     by_role = {"student": [log_s], "teacher": [log_t], "union": [log_s, log_t]}[config.support]
     masks = [x >= _kth_largest(x, config.top_k, vocab_axes) for x in by_role]
     return functools.reduce(jnp.logical_or, masks)

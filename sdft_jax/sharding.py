@@ -61,6 +61,14 @@ class Sharding:
         """Every device holds the whole array."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    def split(self, *axes: str) -> tuple[str, ...]:
+        """Mesh axes of more than one device over which the rules split these logical axes.
+
+        For collectives: over a single device XLA does not leave them out, and copies.
+        """
+        names = (name for axis in axes for name in mesh_axes(getattr(self.rules, axis)))
+        return tuple(name for name in names if self.mesh.shape[name] > 1)
+
     def size(self, axis: str) -> int:
         """Into how many parts the rules split this logical axis."""
         return math.prod(self.mesh.shape[name] for name in mesh_axes(getattr(self.rules, axis)))

@@ -3,16 +3,21 @@
 import json
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from sdft_jax import cli
-from sdft_jax.bench.models import SIZES, write_model, write_rows
+from sdft_jax.bench import decode, divergence
+from sdft_jax.bench.models import SIZES, model_of, write_model, write_rows
 from sdft_jax.bench.results import Measured, publish
 from sdft_jax.bench.trl import Case, compare
 from sdft_jax.errors import SdftError
 from sdft_jax.figures import Bar
+from sdft_jax.hlo import matmul_flops
 from sdft_jax.models import load_model
 from sdft_jax.prompts import Example, load_tokenizer, render, student_messages, tokenize
+from sdft_jax.sharding import single_device
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,73 @@ def test_without_trl_a_sentence_says_what_to_install(monkeypatch, capsys):
     assert "pip install 'sdft_jax[bench]'" in capsys.readouterr().err
 
 
-def test_the_divergence_is_measured_beside_whole_logits(capsys):
-    words = ["--batch", "1", "--tokens", "8", "--width", "8", "--vocabulary", "32", "--chunk", "4"]
-    assert cli.main(["bench", "divergence", *words]) == 0
-    assert "whole logits / chunked: memory" in capsys.readouterr().out
+def test_the_divergence_is_measured_beside_its_products_and_whole_logits(capsys, tmp_path):
+    words = [
+        "--tokens",
+        "8",
+        "16",
+        "--width",
+        "8",
+        "--vocabulary",
+        "32",
+        "--chunk",
+        "4",
+        "--whole-up-to",
+        "8",
+    ]
+    assert cli.main(["bench", "divergence", *words, "--rounds", "1", "--output", str(tmp_path)]) == 0
+    assert "products" in capsys.readouterr().out
+    report = json.loads((tmp_path / "divergence.json").read_text())
+    assert [sorted(each["seconds"]) for each in report["details"]] == [
+        ["chunked", "products", "whole"], ["chunked", "products"],
+    ]  # fmt: skip
+
+
+def test_both_sides_of_the_divergence_have_one_value_and_one_gradient():
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(12, 8), (32, 8)] * 2
+    arrays = tuple(jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    (value, _), gradients = divergence.chunked(arrays, 4, single_device())
+    expected, expected_gradients = divergence.whole(arrays, 4, single_device())
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for found, wanted in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_products_of_the_divergence_are_all_four_in_the_program():
+    shapes = [(16, 8), (32, 8)] * 2
+    program = divergence._compile(divergence.products, shapes, "float32", 4, single_device())
+    assert matmul_flops(program.as_text()) == 4 * 2 * 16 * 8 * 32
+
+
+def test_a_row_of_the_divergence_is_in_ratios():
+    seconds = {"chunked": [2.0, 2.0, 4.0], "products": [1.0, 1.0, 4.0], "whole": [3.0, 3.0, 3.0]}
+    memory = {"chunked": 2**20, "products": 0, "whole": 2**22}
+    row, bars = divergence.compare(8, seconds, memory)
+    assert row["times its products"] == "2.00 (1.00-2.00)"
+    assert row["times less memory"] == "4.0"
+    assert [one.value for one in bars] == [0.5, 1.5, 4.0]
+
+
+def test_decoding_is_measured_beside_the_bandwidth(capsys):
+    assert cli.main(["bench", "decode", "--models", "0.2M", "--batches", "2", "--prompt", "4", "--new", "3",
+                     "--rounds", "1", "--peer", "none"]) == 0  # fmt: skip
+    assert "of the bandwidth limit" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_token_reads_weights_and_filled_cache():
+    model = model_of("0.2M")
+    params = model.abstract_params()
+    case = decode.Case("0.2M", 3, 10, 4)
+    cache = 2 * 2 * 2 * 32 * 3 * 12  # keys and values, layers, heads, width, rows, slots
+    weights = sum(w.size for w in jax.tree.leaves(params))
+    assert decode.bytes_per_token(model, params, case) == 4 * (weights + cache)
+
+
+def test_a_row_of_decoding_is_beside_the_faster_cache_and_without_the_prefill():
+    seconds = {"ours": [1.1] * 3, "ours, one token": [0.1] * 3, "static": [2.2] * 3, "dynamic": [3.3] * 3}
+    row, bars = decode.compare(decode.Case("1M", 2, 8, 11), seconds, 1.0, limit=0.05)
+    assert row["transformers, tokens/s"] == "10 (static cache)"
+    assert row["times faster"] == "2.00 (2.00-2.00)"
+    assert row["a token"] == "100,000 us"
+    assert [one.value for one in bars] == [pytest.approx(2.0), pytest.approx(0.5)]

@@ -133,6 +133,31 @@ def test_matches_float64(inputs, settings):
     np.testing.assert_allclose(d_head, expected_head, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 0.5])
+def test_equal_roles_have_no_divergence_and_no_gradient(inputs, alpha):
+    both = inputs | dict(teacher_hidden=inputs["student_hidden"], teacher_head=inputs["student_head"])
+    stats, value, d_hidden, d_head = run(both, DivergenceConfig(alpha=alpha), single_device())
+    assert np.max(np.abs(stats.divergence)) < 1e-6
+    assert np.max(np.abs(value)) < 1e-6
+    assert max(np.max(np.abs(d_hidden)), np.max(np.abs(d_head))) < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_probabilities_that_vanish_and_roles_that_hardly_differ(inputs, alpha):
+    """Sums of unnormalised probabilities: nothing of them overflows, underflows to nan or cancels."""
+    config = DivergenceConfig(alpha=alpha)
+    sharp = inputs | {name: 40 * inputs[name] for name in ("student_head", "teacher_head")}
+    near = inputs | dict(
+        teacher_hidden=inputs["student_hidden"] + 1e-2 * inputs["teacher_hidden"],
+        teacher_head=inputs["student_head"],
+    )
+    for case, tolerance in ((sharp, dict(rtol=1e-4, atol=1e-4)), (near, dict(rtol=0, atol=1e-6))):
+        stats, _, d_hidden, _ = run(case, config, single_device())
+        values, _, expected, _ = reference(case, config)
+        np.testing.assert_allclose(stats.divergence, values, **tolerance)
+        np.testing.assert_allclose(d_hidden, expected, rtol=1e-3, atol=1e-3 if case is sharp else 1e-6)
+
+
 def assert_same(found, expected):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

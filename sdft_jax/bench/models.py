@@ -18,32 +18,38 @@ from sdft_jax.hub import model_directory
 from sdft_jax.models import Model, config_from_dict, save_pretrained
 from sdft_jax.prompts import Example, load_tokenizer, render, student_messages, tokenize
 
-SIZES: Mapping[str, Mapping[str, int]] = {
+SIZES: Mapping[str, Mapping[str, Any]] = {
     "0.2M": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 2048},
     "1M": {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 4, "vocab_size": 2048},
     "4M": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "vocab_size": 4096},
     "32M": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192},
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936},
-}
-"""By their parameters; heads are 32 wide (64 from a width of 512 on), and there are 2 key-value heads."""
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "vocab_size": 151936},
+    "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "vocab_size": 152064,
+           "num_key_value_heads": 4, "tie_word_embeddings": False},
+}  # fmt: skip
+"""By their parameters, those of 0.5B and more as Qwen2.5's. Where nothing else is said, heads are 32 wide (64
+from a width of 512 on, 128 from 1,536 on), key-value heads are 2, and embeddings are tied."""
 SCALE = 3.0
 """Of the weights: untrained ones give flat distributions, and student and teacher would hardly differ."""
 
 
+def model_of(size: str, eos: int = 0) -> Model:
+    """The architecture of a size, without weights; float32."""
+    width = SIZES[size]["hidden_size"]
+    head_dim = 32 if width < 512 else 64 if width < 1536 else 128
+    shape: dict[str, Any] = dict(
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", num_attention_heads=width // head_dim,
+        head_dim=head_dim, num_key_value_heads=2, max_position_embeddings=4096, rms_norm_eps=1e-6,
+        rope_theta=1e4, tie_word_embeddings=True, hidden_act="silu", torch_dtype="float32", eos_token_id=eos,
+    )  # fmt: skip
+    return Model(config_from_dict({**shape, **SIZES[size]}))
+
+
 def write_model(size: str, directory: str | Path) -> int:
     """A random model with the embedded tokenizer; returns its number of parameters."""
-    tokenizer, shape = load_tokenizer(model_directory("mini")), dict(SIZES[size])
-    shape["head_dim"] = 64 if shape["hidden_size"] >= 512 else 32
-    shape["num_attention_heads"] = shape["hidden_size"] // shape["head_dim"]
-    model = Model(
-        config_from_dict(
-            dict(
-                architectures=["Qwen3ForCausalLM"], model_type="qwen3", num_key_value_heads=2,
-                max_position_embeddings=4096, rms_norm_eps=1e-6, rope_theta=1e4, tie_word_embeddings=True,
-                hidden_act="silu", torch_dtype="float32", eos_token_id=tokenizer.eos_token_id, **shape,
-            )
-        )
-    )  # fmt: skip
+    tokenizer = load_tokenizer(model_directory("mini"))
+    model = model_of(size, tokenizer.eos_token_id)
     params = jax.tree.map(lambda p: SCALE * p if np.ptp(p) else p, model.init(jax.random.key(0)))
     save_pretrained(model, params, tokenizer, directory)
     return sum(p.size for p in jax.tree.leaves(params))

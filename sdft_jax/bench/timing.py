@@ -1,26 +1,36 @@
-"""Paired timing: the two sides take turns, so that a machine that drifts drifts for both."""
+"""Timing in turns: every side runs once a round, so that a machine that drifts drifts for all."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def paired(first: Callable[[], Any], second: Callable[[], Any], repeats: int = 5) -> tuple[list[float], ...]:
-    """Seconds of each call, in turns, after one uncounted call of both."""
-    first(), second()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(repeats):
-        for side, call in zip(seconds, (first, second), strict=True):
+def turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, show: Callable[[str], None] = lambda side: None
+) -> dict[str, list[float]]:
+    """Seconds of each call in each round, after one uncounted call of each.
+
+    Args:
+        calls: by side; a call returns when its work is done.
+        rounds: counted ones.
+        show: told of the side that runs next.
+    """
+    seconds: dict[str, list[float]] = {side: [] for side in calls}
+    for counted in (False, *[True] * rounds):
+        for side, call in calls.items():
+            show(side)
             begun = time.perf_counter()
             call()
-            side.append(time.perf_counter() - begun)
+            if counted:
+                seconds[side].append(time.perf_counter() - begun)
     return seconds
 
 
-def ratio(first: Sequence[float], second: Sequence[float]) -> str:
-    """Median of second / first pair by pair, with its range."""
-    each = [b / a for a, b in zip(first, second, strict=True)]
-    return f"{statistics.median(each):.2f}x ({min(each):.2f}-{max(each):.2f})"
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, str]:
+    """Median of theirs / ours round by round, and that with its range as it is to be read."""
+    each = [b / a for a, b in zip(ours, theirs, strict=True)]
+    middle = statistics.median(each)
+    return middle, f"{middle:.2f} ({min(each):.2f}-{max(each):.2f})"
