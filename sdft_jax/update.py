@@ -33,7 +33,7 @@ from sdft_jax.teacher import teacher_params
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """What one row brings into the loss."""
 
     batch: TokenBatch
@@ -96,11 +96,11 @@ def distill(
     mask = objective.loss_mask(rollout, eos_ids, config.objective)
     weights = objective.aggregation_weights(mask, batch.weight, config.objective)
 
-    def loss(params: Params, rows: _Rows) -> tuple[Float[Array, ""], TokenStats]:
+    def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], TokenStats]:
         return distillation_loss(model, join(params, state.frozen), teacher, rows, config)
 
     with jax.named_scope("learn"):
-        rows = _Rows(batch, rollout, mask, weights)
+        rows = Rows(batch, rollout, mask, weights)
         value, stats, gradients = accumulate(loss, state.params, rows, micro_batches(config))
     with jax.named_scope("optimizer"):
         state, norms = apply_gradients(state, gradients, optimizer, config)
@@ -109,7 +109,7 @@ def distill(
 
 
 def distillation_loss(
-    model: Model, student: Params, teacher: Params, rows: _Rows, config: Config
+    model: Model, student: Params, teacher: Params, rows: Rows, config: Config
 ) -> tuple[Float[Array, ""], TokenStats]:
     """Weighted divergence of student and teacher on the same completions; gradients to the student only."""
     batch, rollout = rows.batch, rows.rollout

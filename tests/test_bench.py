@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdft_jax import cli
-from sdft_jax.bench import decode, divergence
+from sdft_jax.bench import decode, divergence, sft, train
 from sdft_jax.bench.models import SIZES, model_of, write_model, write_rows
 from sdft_jax.bench.results import Measured, publish
 from sdft_jax.bench.trl import Case, compare
@@ -153,3 +153,36 @@ def test_a_row_of_decoding_is_beside_the_faster_cache_and_without_the_prefill():
     assert row["times faster"] == "2.00 (2.00-2.00)"
     assert row["a token"] == "100,000 us"
     assert [one.value for one in bars] == [pytest.approx(2.0), pytest.approx(0.5)]
+
+
+def test_learning_is_measured_by_its_model_flops(capsys):
+    case = train.Case("0.2M", 2, 4, 6, 3)
+    found = train.measure(case, "float32", "full", 1)
+    assert found["flops"] == train.measure(case, "float32", "none", 1)["flops"]  # recomputing is no work done
+    layers, width, mlp, heads = 2, 64, 128, 2
+    weights = layers * (width * 32 * (heads + 2 * 2) + heads * 32 * width + 3 * width * mlp)
+    student, teacher, scored = 2 * (4 + 3), 2 * (6 + 3), 2 * 3
+    products = 6 * weights * student + 2 * weights * teacher
+    head = (4 + 2 + 2) * 2048 * width * scored
+    assert products + head < found["flops"] < 1.1 * (products + head)  # attention is the rest
+
+
+def test_a_row_of_learning_is_relative_to_a_large_product():
+    found = {"seconds": {"step": [2.0], "product": [1.0]}, "flops": 1e12, "flops of the product": 2e12}
+    row, bars = train.compare(train.Case("1M", 2, 4, 6, 3), found | {"peak": 4e12})
+    assert (row["of it"], row["of the maker's peak"]) == ("25 %", "12 %")
+    assert bars[0].value == 0.25
+
+
+def test_sdft_is_measured_beside_sft(capsys, tmp_path):
+    words = ["--models", "0.2M", "--shapes", "8x4x6x3", "--rounds", "1", "--output", str(tmp_path)]
+    assert cli.main(["bench", "sft", *words]) == 0
+    (case,) = json.loads((tmp_path / "sft.json").read_text())["details"]
+    assert case["flops"]["sdft"] > case["flops"]["sft"] > 0
+
+
+def test_a_row_of_sdft_over_sft_tells_what_the_flops_leave_unexplained():
+    flops, seconds = {"sft": 1.0, "sdft": 2.0}, {"sft": [1.0] * 3, "sdft": [3.0] * 3}
+    row, bars = sft.compare(sft.Case("1M", 2, 4, 6, 3), flops, seconds)
+    assert (row["times the seconds"], row["seconds over FLOPs"]) == ("3.00 (3.00-3.00)", "1.50")
+    assert bars[0].value == pytest.approx(2 / 3)

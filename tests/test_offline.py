@@ -16,7 +16,7 @@ from sdft_jax.optimizer import make_optimizer
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.state import init_state
-from sdft_jax.update import _Rows, completion_hidden, distillation_loss
+from sdft_jax.update import Rows, completion_hidden, distillation_loss
 
 UPDATES = {"offline": make_offline_update, "offline_kl": make_offline_kl_update}
 BATCH = tiny_batch()
@@ -101,7 +101,7 @@ def divergence_loss(params, model, rollout):
     plain = dataclasses.replace(config, objective=dataclasses.replace(config.objective, importance="log"))
     mask = jnp.asarray(loss_mask(rollout))
     weights = aggregation_weights(mask, jnp.asarray(BATCH.weight), plain.objective)
-    rows = _Rows(*jax.tree.map(jnp.asarray, (BATCH, rollout)), mask, weights)
+    rows = Rows(*jax.tree.map(jnp.asarray, (BATCH, rollout)), mask, weights)
     return distillation_loss(model, params, state.teacher, rows, plain)[0]
 
 

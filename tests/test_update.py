@@ -16,7 +16,7 @@ from sdft_jax.optimizer import make_optimizer
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.state import init_state
 from sdft_jax.types import Rollout
-from sdft_jax.update import _Rows, completion_hidden, distillation_loss, make_update
+from sdft_jax.update import Rows, completion_hidden, distillation_loss, make_update
 
 COMMON = (
     "model.compute_dtype=float32",
@@ -182,7 +182,7 @@ def test_bfloat16_state_and_compute():
 
 def rows_of(batch, completion, mask, weights):
     rollout = Rollout(completion, mask, jnp.zeros(completion.shape))
-    return _Rows(batch, rollout, mask, weights)
+    return Rows(batch, rollout, mask, weights)
 
 
 def test_alignment_on_a_case_worked_by_hand():

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 BENCHES = {
     "trl": "a whole training step against TRL's SDFTTrainer: seconds and memory",
-    "decode": "greedy decoding against transformers.generate: tokens a second",
-    "divergence": "the chunked divergence against whole logits: seconds and memory",
+    "decode": "greedy decoding against transformers.generate and the memory's bandwidth: tokens a second",
+    "divergence": "the chunked divergence against its head products and whole logits: seconds and memory",
+    "train": "teacher forward, student forward and backward against a large matrix product: FLOP/s",
+    "sft": "a whole step of SDFT against one of SFT: seconds and FLOPs",
 }
 """Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name."""
 

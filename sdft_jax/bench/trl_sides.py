@@ -44,7 +44,7 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
     dtype = _dtype(settings, jax.default_backend() != "cpu")
     keys = {
         "model.path": settings["model"], "model.param_dtype": dtype, "model.compute_dtype": dtype,
-        "teacher.dtype": dtype, "model.remat": "none", "data.path": settings["rows"],
+        "teacher.dtype": dtype, "model.remat": "hidden", "data.path": settings["rows"],
         "data.template": json.dumps(template), "data.max_prompt": 4096, "data.max_teacher_prompt": 4096,
         "data.overlong": "error", "output": settings["output"], "train.batch_size": settings["batch"],
         "train.steps": settings["steps"], "train.save_every": 0, "train.phases_every": 0,
