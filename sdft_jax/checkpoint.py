@@ -31,7 +31,8 @@ Path = str | os.PathLike[str]
 
 RESUMABLE = (
     # Where and how it runs: rounding may differ, the algorithm does not.
-    "output", "preset", "mesh", "sharding", "model.remat", "train.micro_batch", "divergence.chunk",
+    "output", "preset", "mesh", "sharding", "model.remat", "train.micro_batch", "train.completion_buckets",
+    "divergence.chunk",
     # What is written about it, and how often.
     "report", "profile", "debug", "checkpoint", "eval.batch_size", "eval.overlap", "train.log_every",
     "train.eval_every", "train.save_every", "train.rollouts_every", "train.rollouts_rows",

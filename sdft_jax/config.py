@@ -81,7 +81,13 @@ def _contradictions(config: Config) -> list[tuple[bool, str]]:
     train, measured = config.train, config.eval
     choosing = train.choose == "best"
     rows = measured.validation or measured.path
+    longest = max(train.completion_buckets, default=0)
     return [
+        (
+            longest >= config.sampling.max_new_tokens,
+            f"train.completion_buckets={train.completion_buckets}: leave out {longest}, which is not below "
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens}.",
+        ),
         (
             config.baseline and train.method in ("sft", "cpt", "joint", "oracle"),
             f"baseline=true trains SFT beside another method, not beside {train.method}: set it to false, or "

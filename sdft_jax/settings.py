@@ -81,6 +81,9 @@ class DataConfig:
     """Padded prompt lengths, one compilation each; empty: one, the longest prompt that is kept."""
     teacher_buckets: tuple[Positive, ...] = ()
     """The same for teacher prompts."""
+    sorted_batches: Positive = 1
+    """Batches whose rows are dealt out by length, so that rows of like length share one and buckets pad them
+    less; 1 leaves the order random."""
     limit: Positive | None = None
     """Use only the first rows."""
 
@@ -200,6 +203,9 @@ class TrainConfig:
     """Prompts per update, one completion each."""
     micro_batch: Positive | None = None
     """Rows whose activations exist at one time; None is the whole batch."""
+    completion_buckets: tuple[Positive, ...] = ()
+    """Lengths below sampling.max_new_tokens at which learning is compiled too: the shortest that holds a
+    step's longest completion is used, the same result for less work."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Passes over the data; ignored when `steps` is set."""
     steps: Positive | None = None

@@ -102,7 +102,9 @@ def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformati
 
     def precise(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Any]:
         with model.matmul_precision():
-            return step(state, batch)
+            state, metrics = step(state, batch)
+        scalars = {**metrics.scalars, "prompt_padding": _padding(batch)}
+        return state, dataclasses.replace(metrics, scalars=scalars)
 
     # To look for a NaN, a step is run again on the state that it began with.
     donated = () if config.debug.nans else 0
@@ -112,6 +114,13 @@ def compile_step(step: Step, model: Model, optimizer: optax.GradientTransformati
         out_shardings=(state, sharding.replicated),
         donate_argnums=donated,
     )
+
+
+def _padding(batch: TokenBatch) -> Float[Array, ""]:
+    """Share of padding in the prompts of both roles."""
+    masks = (batch.prompt_mask, batch.teacher_mask)
+    columns = max(sum(mask.size for mask in masks), 1)
+    return 1 - sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks) / columns
 
 
 def check_batch(config: Config, sharding: Sharding) -> None:

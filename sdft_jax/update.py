@@ -13,6 +13,7 @@ predicts completion token t stands t columns after the prompt's last one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -99,9 +100,18 @@ def distill(
     def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], TokenStats]:
         return distillation_loss(model, join(params, state.frozen), teacher, rows, config)
 
-    with jax.named_scope("learn"):
-        rows = Rows(batch, rollout, mask, weights)
+    def learn(width: int) -> tuple[Float[Array, ""], TokenStats, Params]:
+        """From the first `width` columns of the completions."""
+        rows = Rows(batch, *(jax.tree.map(lambda x: x[:, :width], (rollout, mask, weights))))
         value, stats, gradients = accumulate(loss, state.params, rows, micro_batches(config))
+        rest = [(0, 0), (0, rollout.tokens.shape[1] - width)]
+        return value, jax.tree.map(lambda x: jnp.pad(x, rest), stats), gradients
+
+    with jax.named_scope("learn"):
+        widths = (*sorted(config.train.completion_buckets), rollout.tokens.shape[1])
+        longest = jnp.max(jnp.sum(rollout.mask, axis=1))
+        branches = [functools.partial(learn, width) for width in widths]
+        value, stats, gradients = jax.lax.switch(jnp.searchsorted(jnp.array(widths), longest), branches)
     with jax.named_scope("optimizer"):
         state, norms = apply_gradients(state, gradients, optimizer, config)
     scalars = {"loss": value, **_summary(stats, rollout, mask, eos_ids), **norms}

@@ -89,6 +89,18 @@ def test_passes_cover_every_row_when_the_batch_does_not_divide_them():
     assert all(sorted(one) == list(range(6)) for one in rows)
 
 
+def test_sorted_batches_hold_rows_of_like_length_in_random_order_and_leave_none_out():
+    rng = np.random.default_rng()
+    rows = [encoded(i, prompt=int(length)) for i, length in enumerate(rng.permutation(32) + 1)]
+    config = DataConfig(sorted_batches=4, prompt_buckets=(8, 16, 24, 32))
+    iterator = batches(rows, 8, config=config)
+    passes = [[next(iterator) for _ in range(4)] for _ in range(6)]
+    for one in passes:
+        assert sorted(np.concatenate([batch.row for batch in one])) == list(range(32))
+        assert sorted(batch.prompt.shape[1] for batch in one) == [8, 16, 24, 32]
+    assert len({tuple(batch.prompt.shape[1] for batch in one) for one in passes}) > 1
+
+
 def test_dataset_smaller_than_a_batch():
     rows = next(batches([encoded(5), encoded(6)])).row
     assert sorted(rows) == [5, 5, 6, 6]
@@ -102,9 +114,10 @@ def test_order_depends_on_the_seed_alone():
     next(batches(rows, seed=-1))
 
 
-def test_restored_state_continues_identically():
+@pytest.mark.parametrize("together", [1, 2])
+def test_restored_state_continues_identically(together):
     rows = [encoded(i, prompt=1 + i) for i in range(10)]
-    config = DataConfig(prompt_buckets=(4, 8, 16))
+    config = DataConfig(prompt_buckets=(4, 8, 16), sorted_batches=together)
     running = batches(rows, config=config)
     for _ in range(3):
         next(running)
@@ -127,9 +140,10 @@ def test_checkpoint_by_orbax(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_hosts_add_up_to_the_single_process(count):
+@pytest.mark.parametrize("together", [1, 3])
+def test_hosts_add_up_to_the_single_process(count, together):
     rows = [encoded(i, prompt=1 + i, teacher=20 - i) for i in range(10)]
-    config = DataConfig(prompt_buckets=(4, 8, 16))
+    config = DataConfig(prompt_buckets=(4, 8, 16), sorted_batches=together)
     whole = batches(rows, config=config)
     hosts = [batches(rows, config=config, process_index=i, process_count=count) for i in range(count)]
     for batch, *parts in itertools.islice(zip(whole, *hosts, strict=True), 5):

@@ -30,23 +30,23 @@ COMMON = (
 
 
 @functools.cache
-def compiled(*overrides, mesh=None):
+def compiled(*overrides, mesh=None, eos=(EOS,)):
     """(config, model, initial state, update); tests of the same settings share one compilation."""
     config = load_config(None, [*COMMON, *overrides])
     sharding = None if mesh is None else Sharding(make_mesh(*mesh), config.sharding)
     model, params = tiny_model(sharding)
     optimizer = make_optimizer(config.optimizer, 10)
-    update = make_update(model, optimizer, config, eos_ids=(EOS,), pad_id=PAD)
+    update = make_update(model, optimizer, config, eos_ids=eos, pad_id=PAD)
     return config, model, init_state(model, params, optimizer, config), update
 
 
-def setup(*overrides, mesh=None):
-    config, model, state, update = compiled(*overrides, mesh=mesh)
+def setup(*overrides, **options):
+    config, model, state, update = compiled(*overrides, **options)
     return config, model, jax.tree.map(jnp.copy, state), update  # an update donates its state
 
 
-def run(*overrides, mesh=None, steps=3):
-    _, _, state, update = setup(*overrides, mesh=mesh)
+def run(*overrides, steps=3, **options):
+    _, _, state, update = setup(*overrides, **options)
     history = []
     for step in range(steps):
         state, metrics = update(state, tiny_batch(seed=step))
@@ -278,6 +278,41 @@ def ragged_completions():
         jnp.asarray(mask),
         jnp.asarray(mask & (np.arange(6)[None, :] >= 2), jnp.float32),
     )
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("micro", ["null", "4"])
+def test_completion_buckets_change_no_result(mesh, micro):
+    """Completions that end early, of which some batches use each of the buckets."""
+    common, used = ("sampling.temperature=2.0", f"train.micro_batch={micro}"), set()
+    (_, _, plain, update), (_, _, state, bucketed) = (
+        setup(*common, *more, mesh=mesh, eos=tuple(range(1, 20)))
+        for more in ((), ("train.completion_buckets=[4,2]",))
+    )
+    for seed in range(6):
+        batch = tiny_batch(seed=seed)
+        plain, expected = update(plain, batch)
+        state, metrics = bucketed(state, batch)
+        longest = int(np.max(np.sum(metrics.rollout.mask, axis=1)))
+        used.add(next(width for width in (2, 4, 6) if width >= longest))
+        np.testing.assert_array_equal(metrics.rollout.tokens, expected.rollout.tokens)
+        for name, value in expected.scalars.items():
+            np.testing.assert_allclose(metrics.scalars[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+        mask = np.asarray(expected.rollout.mask)
+        np.testing.assert_allclose(
+            np.asarray(metrics.divergence)[mask], np.asarray(expected.divergence)[mask], rtol=1e-4, atol=1e-5
+        )
+    for ours, theirs in zip(jax.tree.leaves(state.params), jax.tree.leaves(plain.params), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert len(used) > 1, used
+
+
+def test_the_share_of_padding_in_the_prompts_is_reported():
+    _, _, state, update = setup()
+    batch = tiny_batch()
+    _, metrics = update(state, batch)
+    masks = np.concatenate([batch.prompt_mask.ravel(), batch.teacher_mask.ravel()])
+    np.testing.assert_allclose(metrics.scalars["prompt_padding"], 1 - masks.mean(), rtol=1e-6)
 
 
 def test_empty_masks_give_zero_and_no_nan():

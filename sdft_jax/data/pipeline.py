@@ -55,9 +55,11 @@ def make_batches(
     """Endless batches of `batch_size / process_count` rows: this host's slice of every global batch.
 
     Every len(encoded) rows in sequence are one reshuffled pass over the data; a batch may straddle two
-    passes, so that no row is ever left out. All hosts get the same width, that of the global batch's
-    bucket. With `then`, (other rows, steps), all batches after that many are of the other rows, in passes and
-    buckets of their own. Raises SdftError when the hosts do not divide the batch.
+    passes, so that no row is ever left out. With `config.sorted_batches` above 1, the rows of that many
+    batches are dealt out by length, and the batches stand in random order. All hosts get the same width,
+    that of the global batch's bucket. With `then`, (other rows, steps), all batches after that many are of
+    the other rows, in passes and buckets of their own. Raises SdftError when the hosts do not divide the
+    batch.
     """
     if batch_size % process_count:
         raise SdftError(
@@ -77,7 +79,17 @@ def make_batches(
 
         # Repeated before it is batched: a dataset smaller than one batch still fills it.
         shuffled = grain.MapDataset.source(encoded).seed(seed % 2**32).shuffle().repeat()
-        return shuffled.batch(batch_size, batch_fn=local_batch)
+        together = config.sorted_batches
+        if together == 1:
+            return shuffled.batch(batch_size, batch_fn=local_batch)
+        windows = shuffled.batch(batch_size * together, batch_fn=lambda rows: sorted(rows, key=_length))
+
+        def batch_at(index: int) -> TokenBatch:
+            window, place = divmod(index, together)
+            place = np.random.default_rng((seed, window)).permutation(together)[place]
+            return local_batch(windows[window][place * batch_size : (place + 1) * batch_size])
+
+        return grain.MapDataset.range(len(windows)).map(batch_at)
 
     batches = endless(encoded)
     if then is not None:
@@ -116,6 +128,10 @@ def _pad(
         span = slice(width - len(row), width) if left else slice(0, len(row))
         tokens[i, span], mask[i, span] = row, True
     return tokens, mask
+
+
+def _length(row: Encoded) -> int:
+    return len(row.prompt) + len(row.teacher_prompt) + len(row.demonstration)
 
 
 def padded_width(length: int) -> int:
