@@ -9,10 +9,12 @@ BENCHES = {
     "trl": "a whole training step against TRL's SDFTTrainer: seconds and memory",
     "decode": "greedy decoding against transformers.generate: tokens a second",
     "divergence": "the chunked divergence against whole logits: seconds and memory",
+    "startup": "the console command, a first step and a resume, compilation against depth: seconds",
 }
-"""Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name."""
+"""Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name, and may
+return an exit code."""
 
 
-def run(name: str, words: Sequence[str]) -> None:
-    """Run one measurement with the words that follow its name."""
-    importlib.import_module(f"sdft_jax.bench.{name}").main(words)
+def run(name: str, words: Sequence[str]) -> int:
+    """Run one measurement with the words that follow its name; returns the exit code."""
+    return importlib.import_module(f"sdft_jax.bench.{name}").main(words) or 0
