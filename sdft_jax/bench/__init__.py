@@ -10,6 +10,7 @@ BENCHES = {
     "decode": "greedy decoding against transformers.generate: tokens a second",
     "divergence": "the chunked divergence against whole logits: seconds and memory",
     "startup": "the console command, a first step and a resume, compilation against depth: seconds",
+    "tpu": "the whole update as the TPU compiler sees it: memory and estimated seconds, beside peak rates",
 }
 """Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name, and may
 return an exit code."""
