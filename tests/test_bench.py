@@ -153,19 +153,20 @@ def test_compilation_is_measured_at_each_depth():
     assert part.rows[0]["its / ours"] == "1.00"
     found = part.details["cpu"]
     assert [len(each) for each in found.values()] == [2, 2]
-    seconds = {depth: min(one["compiling"] for one in each) for depth, each in found.items()}
-    assert part.ratios[0].value == seconds[2] / seconds[3]
-    assert verdicts == [verdict("cpu", seconds)]
+    seconds = [min(one["compiling"] for one in each) for each in found.values()]
+    assert part.ratios[0].value == seconds[0] / seconds[1]
+    assert f"3 layers take {seconds[1] / seconds[0]:.2f} times as long as 2, in 1.0" in verdicts[0]
     assert found[2][0]["operations"] == found[2][1]["operations"] > 1000
 
 
 @pytest.mark.parametrize(("seconds", "grows"), [(12.0, "does not grow"), (13.0, "grows")])
 def test_growth_with_depth_is_told(seconds, grows):
-    told = verdict("cpu", {2: 10.0, 4: 99.0, 32: seconds})
-    assert (
-        told
-        == f"Compilation for cpu {grows} with depth: 32 layers take {seconds / 10:.2f} times as long as 2."
+    shallow, middle, deep = (
+        {"tracing": 1.0, "compiling": x, "operations": y} for x, y in ((10.0, 400), (99.0, 1), (seconds, 600))
     )
+    told = f"32 layers take {seconds / 10:.2f} times as long as 2, in 1.50 times as many operations"
+    found = {2: shallow, 4: middle, 32: deep}
+    assert verdict("cpu", found) == f"Compilation for cpu {grows} with depth: {told}."
 
 
 def record(peak, seconds, compiler="a"):

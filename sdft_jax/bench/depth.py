@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sdft_jax.bench.models import architecture
-from sdft_jax.bench.results import THEIRS, Part, row
+from sdft_jax.bench.results import RATIO, Part, row
 from sdft_jax.config import load_config
 from sdft_jax.figures import Bar
 from sdft_jax.plan.program import lower_update
@@ -73,8 +73,10 @@ def depths(
             )
             for depth, x in found.items()
         ]  # fmt: skip
-        bars.append(Bar(f"compiling {most} layers, {target}", THEIRS, compiling[least] / compiling[most]))
-        details[target], verdicts = every, [*verdicts, verdict(target, compiling)]
+        bars.append(
+            Bar(f"compiling for {target}: {least} / {most} layers", RATIO, compiling[least] / compiling[most])
+        )
+        details[target], verdicts = every, [*verdicts, verdict(target, found)]
     return Part(rows, bars, details), verdicts
 
 
@@ -95,10 +97,12 @@ def compilation(layers: int, devices: Sequence[Any]) -> dict[str, float]:
     return seconds | {"operations": len(re.findall(r"^ .* = ", compiled.as_text(), re.M))}
 
 
-def verdict(target: str, seconds: Mapping[int, float]) -> str:
-    """Whether compilation grows with depth, in a sentence; `seconds` by depth."""
-    least, most = min(seconds), max(seconds)
-    times = seconds[most] / seconds[least]
-    grows = "grows" if times > FLAT else "does not grow"
-    told = f"{most} layers take {times:.2f} times as long as {least}"
+def verdict(target: str, found: Mapping[int, Mapping[str, float]]) -> str:
+    """Whether compilation grows with depth, in a sentence; `found` is what `compilation` gives, by depth."""
+    least, most = min(found), max(found)
+    seconds, size = (found[most][key] / found[least][key] for key in ("compiling", "operations"))
+    grows = "grows" if seconds > FLAT else "does not grow"
+    told = (
+        f"{most} layers take {seconds:.2f} times as long as {least}, in {size:.2f} times as many operations"
+    )
     return f"Compilation for {target} {grows} with depth: {told}."

@@ -36,8 +36,8 @@ class Measured:
     """When, and how busy the machine was."""
 
 
-THEIRS = "the other's / ours"
-"""Name of a ratio in a picture where its group says what is compared."""
+RATIO = "ratio"
+"""Name in the legend where the group itself says what is divided by what."""
 
 
 @dataclasses.dataclass(frozen=True)

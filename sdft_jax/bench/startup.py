@@ -29,7 +29,7 @@ import jax
 from rich.console import Console
 
 from sdft_jax.bench.depth import depths, devices_of
-from sdft_jax.bench.results import THEIRS, Measured, Part, conditions, parser, positive, publish, row
+from sdft_jax.bench.results import RATIO, Measured, Part, conditions, parser, positive, publish, row
 from sdft_jax.errors import SdftError
 from sdft_jax.figures import Bar
 from sdft_jax.report import METRICS, bar, hardware, read_jsonl
@@ -145,7 +145,7 @@ def console(rounds: int, step: Callable[[str], None]) -> Part:
         for name in ours
         for peer in (jax_alone, nothing)
     ]
-    bars = [Bar(ours[0], THEIRS, middle[jax_alone] / middle[ours[0]])]
+    bars = [Bar(f"{jax_alone} / {ours[0]}", RATIO, middle[jax_alone] / middle[ours[0]])]
     return Part(rows, bars, {"seconds": seconds, "imports jax": with_jax})
 
 
@@ -161,7 +161,7 @@ def first_steps(scratch: Path, step: Callable[[str], None]) -> Part:
     names = {"warm cache": "first step, warm cache", "resume": "first step of a resume, warm cache"}
     beside = f"first step, {cold}"
     rows = [row(names[what], seconds[what], beside, seconds[cold]) for what in others]
-    bars = [Bar(names[what], THEIRS, seconds[cold] / seconds[what]) for what in others]
+    bars = [Bar(f"first step: {cold} / {what}", RATIO, seconds[cold] / seconds[what]) for what in others]
     return Part(rows, bars, seconds)
 
 
