@@ -159,9 +159,8 @@ def first_steps(scratch: Path, step: Callable[[str], None]) -> Part:
         seconds[what] = first_line(file, scratch / output, cache)
     cold, *others = seconds
     names = {"warm cache": "first step, warm cache", "resume": "first step of a resume, warm cache"}
-    beside = f"first step, {cold}"
-    rows = [row(names[what], seconds[what], beside, seconds[cold]) for what in others]
-    bars = [Bar(f"first step: {cold} / {what}", RATIO, seconds[cold] / seconds[what]) for what in others]
+    rows = [row(names[x], seconds[x], f"first step, {cold}", seconds[cold]) for x in others]
+    bars = [Bar(f"first step: cold / {x.split()[0]}", RATIO, seconds[cold] / seconds[x]) for x in others]
     return Part(rows, bars, seconds)
 
 
