@@ -35,8 +35,8 @@ examples:
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
 
-exit codes: 0 done, 1 a fault, or other processes did not come, 2 a mistake that you can mend (one sentence
-says which), 143 stopped by SIGTERM
+exit codes: 0 done, 1 a fault, other processes did not come, or sdft bench found something worse than before,
+2 a mistake that you can mend (one sentence says which), 143 stopped by SIGTERM
 """
 TERMINATED = 143
 MISTAKE = 2
@@ -106,8 +106,7 @@ def bench(arguments: argparse.Namespace) -> int:
     """`sdft bench`."""
     from sdft_jax.bench import run
 
-    run(arguments.name, arguments.words)
-    return 0
+    return run(arguments.name, arguments.words)
 
 
 def _until_terminated(run: Callable[[Config], object], arguments: argparse.Namespace) -> int:

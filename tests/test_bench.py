@@ -9,13 +9,13 @@ import pytest
 
 from sdft_jax import cli
 from sdft_jax.bench import decode, divergence, sft, train
-from sdft_jax.bench.models import SIZES, model_of, write_model, write_rows
+from sdft_jax.bench.models import SIZES, architecture, write_model, write_rows
 from sdft_jax.bench.results import Measured, publish
 from sdft_jax.bench.trl import Case, compare
 from sdft_jax.errors import SdftError
 from sdft_jax.figures import Bar
 from sdft_jax.hlo import matmul_flops
-from sdft_jax.models import load_model
+from sdft_jax.models import Model, load_model
 from sdft_jax.prompts import Example, load_tokenizer, render, student_messages, tokenize
 from sdft_jax.sharding import single_device
 
@@ -84,8 +84,9 @@ def test_without_trl_a_sentence_says_what_to_install(monkeypatch, capsys):
 
 
 def test_the_divergence_is_measured_beside_its_products_and_whole_logits(capsys, tmp_path):
-    words = [
-        "--tokens",
+    words = ["--tokens", "8", "16", "--width", "8", "--vocabulary", "32", "--chunk", "4"]
+    words += ["--whole-up-to", "8", "--rounds", "1", "--output", str(tmp_path)]
+    assert cli.main(["bench", "divergence", *words]) == 0
         "8",
         "16",
         "--width",
@@ -96,8 +97,10 @@ def test_the_divergence_is_measured_beside_its_products_and_whole_logits(capsys,
         "4",
         "--whole-up-to",
         "8",
+        "--rounds",
+        "1",
     ]
-    assert cli.main(["bench", "divergence", *words, "--rounds", "1", "--output", str(tmp_path)]) == 0
+    assert cli.main(["bench", "divergence", *words, "--output", str(tmp_path)]) == 0
     assert "products" in capsys.readouterr().out
     report = json.loads((tmp_path / "divergence.json").read_text())
     assert [sorted(each["seconds"]) for each in report["details"]] == [
@@ -138,7 +141,7 @@ def test_decoding_is_measured_beside_the_bandwidth(capsys):
 
 
 def test_a_token_reads_weights_and_filled_cache():
-    model = model_of("0.2M")
+    model = Model(architecture("0.2M"))
     params = model.abstract_params()
     case = decode.Case("0.2M", 3, 10, 4)
     cache = 2 * 2 * 2 * 32 * 3 * 12  # keys and values, layers, heads, width, rows, slots

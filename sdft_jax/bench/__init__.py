@@ -11,10 +11,13 @@ BENCHES = {
     "divergence": "the chunked divergence against its head products and whole logits: seconds and memory",
     "train": "teacher forward, student forward and backward against a large matrix product: FLOP/s",
     "sft": "a whole step of SDFT against one of SFT: seconds and FLOPs",
+    "startup": "the console command, a first step and a resume, compilation against depth: seconds",
+    "tpu": "the whole update as the TPU compiler sees it: memory and estimated seconds, beside peak rates",
 }
-"""Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name."""
+"""Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name, and may
+return an exit code."""
 
 
-def run(name: str, words: Sequence[str]) -> None:
-    """Run one measurement with the words that follow its name."""
-    importlib.import_module(f"sdft_jax.bench.{name}").main(words)
+def run(name: str, words: Sequence[str]) -> int:
+    """Run one measurement with the words that follow its name; returns the exit code."""
+    return importlib.import_module(f"sdft_jax.bench.{name}").main(words) or 0

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdft_jax.bench.models import SIZES, model_of, write_model
+from sdft_jax.bench.models import SIZES, architecture, write_model
 from sdft_jax.bench.results import Measured, conditions, parser, publish
 from sdft_jax.bench.timing import ratios, turns
 from sdft_jax.errors import SdftError
@@ -102,7 +102,7 @@ def measure(
     `ours, one token` is the prefill: what is left of `ours` without it are the tokens of the loop.
     """
     if peer == "none":
-        model = dataclasses.replace(model_of(case.size), compute_dtype=dtype)
+        model = Model(architecture(case.size), compute_dtype=dtype)
         params = jax.jit(lambda key: model.init(key, dtype))(jax.random.key(0))
     else:
         directory = scratch / case.size

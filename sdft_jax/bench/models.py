@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sdft_jax.hub import model_directory
-from sdft_jax.models import Model, config_from_dict, save_pretrained
+from sdft_jax.models import Model, ModelConfig, config_from_dict, save_pretrained
 from sdft_jax.prompts import Example, load_tokenizer, render, student_messages, tokenize
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
@@ -34,22 +34,22 @@ SCALE = 3.0
 """Of the weights: untrained ones give flat distributions, and student and teacher would hardly differ."""
 
 
-def model_of(size: str, eos: int = 0) -> Model:
-    """The architecture of a size, without weights; float32."""
+def architecture(size: str, **changes: Any) -> ModelConfig:
+    """The model of a size, with keys of its config.json added or changed."""
     width = SIZES[size]["hidden_size"]
     head_dim = 32 if width < 512 else 64 if width < 1536 else 128
     shape: dict[str, Any] = dict(
         architectures=["Qwen3ForCausalLM"], model_type="qwen3", num_attention_heads=width // head_dim,
         head_dim=head_dim, num_key_value_heads=2, max_position_embeddings=4096, rms_norm_eps=1e-6,
-        rope_theta=1e4, tie_word_embeddings=True, hidden_act="silu", torch_dtype="float32", eos_token_id=eos,
+        rope_theta=1e4, tie_word_embeddings=True, hidden_act="silu", torch_dtype="float32",
     )  # fmt: skip
-    return Model(config_from_dict({**shape, **SIZES[size]}))
+    return config_from_dict({**shape, **SIZES[size], **changes})
 
 
 def write_model(size: str, directory: str | Path) -> int:
     """A random model with the embedded tokenizer; returns its number of parameters."""
     tokenizer = load_tokenizer(model_directory("mini"))
-    model = model_of(size, tokenizer.eos_token_id)
+    model = Model(architecture(size, eos_token_id=tokenizer.eos_token_id))
     params = jax.tree.map(lambda p: SCALE * p if np.ptp(p) else p, model.init(jax.random.key(0)))
     save_pretrained(model, params, tokenizer, directory)
     return sum(p.size for p in jax.tree.leaves(params))

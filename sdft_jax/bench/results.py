@@ -36,6 +36,25 @@ class Measured:
     """When, and how busy the machine was."""
 
 
+RATIO = "ratio"
+"""Name in the legend where the group itself says what is divided by what."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of several parts of a measurement; fields as those of `Measured`."""
+
+    rows: Sequence[Mapping[str, Any]]
+    ratios: Sequence[Bar]
+    details: Mapping[str, Any]
+
+
+def row(what: str, seconds: float, peer: str, theirs: float, **more: str) -> dict[str, Any]:
+    """Cells of seconds that something takes, beside those of something else."""
+    cells = {"what": what, "seconds": f"{seconds:.3g}", "beside": peer, "its seconds": f"{theirs:.3g}"}
+    return cells | {"its / ours": f"{theirs / seconds:.2f}"} | more
+
+
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """What all measurements take: `--output`."""
     made = argparse.ArgumentParser(
@@ -46,6 +65,13 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
         "--output", metavar="DIR", help=f"also write {name}.json, {name}.png and README.md there"
     )
     return made
+
+
+def positive(text: str) -> int:
+    """A word of the command line as a number of at least 1; ValueError, of which argparse tells, else."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def conditions() -> str:

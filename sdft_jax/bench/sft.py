@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from sdft_jax.bench.models import SIZES, model_of
+from sdft_jax.bench.models import SIZES, architecture
 from sdft_jax.bench.results import Measured, conditions, parser, publish
 from sdft_jax.bench.timing import ratios, turns
 from sdft_jax.config import Config, load_config
@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> None:
     with bar("sft", len(cases)) as show:
         for done, case in enumerate(cases):
             show(done, str(case))
-            model = model_of(case.size).config
+            model = architecture(case.size)
             prepared = {
                 method: prepare_step(_config(case, method, a), model, case.prompt, case.teacher)
                 for method in METHODS

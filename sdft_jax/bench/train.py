@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdft_jax.bench.models import SIZES, model_of
+from sdft_jax.bench.models import SIZES, architecture
 from sdft_jax.bench.results import Measured, conditions, parser, publish
 from sdft_jax.bench.timing import turns
 from sdft_jax.config import Config
@@ -90,8 +90,7 @@ def _shape(text: str) -> tuple[int, int, int, int]:
 
 def measure(case: Case, dtype: str, remat: str, rounds: int) -> dict[str, Any]:
     """Seconds a round of the step and of the product, and FLOPs of both."""
-    shape = model_of(case.size)
-    model = dataclasses.replace(shape, compute_dtype=dtype, remat=remat)
+    model = Model(architecture(case.size), compute_dtype=dtype, remat=remat)
     rows, (student, teacher) = _rows(case, model.config.vocab_size), _params(model, dtype)
     step = jax.jit(functools.partial(learn, model))
     plain = dataclasses.replace(model, remat="none", attention="xla")
