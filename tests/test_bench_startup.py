@@ -55,6 +55,7 @@ def test_less_than_one_process_is_refused(capsys):
 
 def test_a_run_is_timed_cold_warm_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "not this one"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # tests compile fast
     told = []
     part = first_steps(tmp_path, told.append)
     assert told == ["first step, empty cache", "first step, warm cache", "first step, resume"]
