@@ -42,7 +42,7 @@ SHRUNK_BY = {
     "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
     "activations": "train.micro_batch, model.remat, sharding.sequence, data.max_prompt",
     "logits": "divergence.chunk, mesh.tensor",
-    "decoding weights": "mesh.tensor, model.compute_dtype",
+    "decoding weights": "mesh.fsdp, mesh.tensor, model.compute_dtype",
     "KV cache": "train.batch_size, sampling.max_new_tokens, data.max_prompt, mesh.tensor",
     "prefill": "train.batch_size, data.max_prompt, mesh.tensor",
     "answers' KV cache": "eval.batch_size, eval.max_new_tokens, data.max_prompt, mesh.tensor",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdft_jax import cli
-from sdft_jax.bench import decode, divergence, sft, train
+from sdft_jax.bench import decode, divergence, sft, train, trl, trl_check
 from sdft_jax.bench.models import SIZES, architecture, write_model, write_rows
 from sdft_jax.bench.results import Measured, publish
 from sdft_jax.bench.trl import Case, compare
@@ -74,6 +74,43 @@ def test_results_are_a_table_json_a_picture_and_a_page(tmp_path, capsys):
     assert report["details"] == {"every": 1}
     assert (tmp_path / "divergence.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert "| a | 1 s |" in (tmp_path / "README.md").read_text()
+
+
+def test_loss_and_gradient_are_trls(directory, tmp_path, monkeypatch):
+    """Run where TRL is installed."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    pytest.importorskip("trl")
+    apart = trl.cross_check("float32")
+    assert 0 < max(apart.values()) < trl.TOLERANCE
+
+
+def test_a_library_that_trains_otherwise_is_refused(monkeypatch):
+    monkeypatch.setattr(trl, "_process", lambda *_: {"loss": 1e-6, "gradient": 2e-4})
+    with pytest.raises(SdftError, match=r"loss and gradient are .* apart, more than 0.0001"):
+        trl.cross_check("float32")
+
+
+def test_our_side_of_the_check_is_the_mean_of_each_rows_divergence(directory, tmp_path):
+    """In float64 from whole logits, with the masks written out."""
+    model, student = load_model(directory / "model")
+    teacher = jax.tree.map(lambda p: 1.1 * p, student)
+    arrays = trl_check.random_rows(np.random.default_rng(), model.config.vocab_size)
+    loss, gradients = trl_check.ours(model, student, teacher, arrays, tmp_path / "gradients")
+    means = []
+    for row in range(trl_check.ROWS):
+        rows = {name: x[row : row + 1] for name, x in arrays.items()}
+        count = rows["completion_mask"].sum()
+        logs = []
+        for params, side in ((student, "prompt"), (teacher, "teacher")):
+            kept = rows[side][rows[f"{side}_mask"]]
+            tokens = np.concatenate([kept, rows["completion"][0, :count]])[None]
+            logits = np.asarray(model.logits(params, tokens, np.ones_like(tokens, bool)), np.float64)
+            logits = logits[0, len(kept) - 1 : -1]
+            logs.append(logits - np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1, keepdims=True))
+                        - logits.max(-1, keepdims=True))  # fmt: skip
+        means.append(np.mean(np.sum(np.exp(logs[0]) * (logs[0] - logs[1]), axis=-1)))
+    np.testing.assert_allclose(loss, np.mean(means), rtol=1e-4)
+    assert "model.embed_tokens.weight" in gradients
 
 
 def test_without_trl_a_sentence_says_what_to_install(monkeypatch, capsys):

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from sdft_jax.bench.models import SIZES
 from sdft_jax.bench.results import Measured, conditions, parser, publish
 from sdft_jax.errors import SdftError
@@ -30,6 +32,8 @@ from sdft_jax.report import bar
 
 WARM_UP = 2
 """First steps that are not counted: they compile, and fill caches."""
+TOLERANCE = 1e-4
+"""Of loss and gradient, relative, in float32."""
 SIDES = ("ours", "trl")
 Run = Mapping[str, Any]
 """What a process wrote: see trl_sides.py."""
@@ -60,6 +64,12 @@ def main(words: Sequence[str]) -> None:
         raise SdftError(f"sdft bench trl needs {' and '.join(missing)}: pip install 'sdft_jax[bench]'.")
     cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
     began, measured = conditions(), []
+    apart = cross_check(a.dtype)
+    console = Console()
+    console.print(
+        f"same weights and completions: loss {apart['loss']:.1e} and gradient {apart['gradient']:.1e} apart "
+        "(relative)", highlight=False,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch, bar("trl", 2 * a.rounds * len(cases)) as show:
         for number, case in enumerate(cases):
             show_side = functools.partial(_show, show, 2 * a.rounds * number, case)
@@ -68,9 +78,36 @@ def main(words: Sequence[str]) -> None:
         show(2 * a.rounds * len(cases), "")
     compared = [compare(case, runs) for case, runs in measured]
     machine = "; ".join(measured[0][1][side][0]["machine"] for side in SIDES)
-    details = [dataclasses.asdict(case) | {"runs": runs} for case, runs in measured]
+    runs = [dataclasses.asdict(case) | {"runs": runs} for case, runs in measured]
+    details = {"apart": apart, "cases": runs}
     rows, ratios = [row for row, _ in compared], [each for _, bars in compared for each in bars]
     publish(Measured("trl", rows, ratios, details, machine, began), a.output)
+
+
+def cross_check(dtype: str) -> Run:
+    """Relative differences of loss and gradient: trl_check.py.
+
+    Raises:
+        SdftError: one is larger than `TOLERANCE`, so that the two train differently.
+    """
+    case = Case("0.2M", 4, 40, 8)
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = _settings(case, Path(scratch), 1, dtype)
+        _process("prepare", settings, Path(scratch) / "prepare")
+        apart = _process("check", settings, Path(scratch) / "check")
+    if max(apart.values()) > TOLERANCE:
+        raise SdftError(
+            f"sdft bench trl: from the same weights and completions, loss and gradient are {apart} "
+            f"apart, more than {TOLERANCE}: this version of TRL computes something else; pip install 'trl==1.16.*'."
+        )
+    return apart
+
+
+def _settings(case: Case, directory: Path, steps: int, dtype: str) -> dict[str, Any]:
+    return dataclasses.asdict(case) | {
+        "model": str(directory / "model"), "rows": str(directory / "rows.jsonl"), "steps": steps,
+        "dtype": dtype,
+    }  # fmt: skip
 
 
 def _show(show: Callable[[int, str], None], before: int, case: Case, done: int, side: str) -> None:
@@ -102,10 +139,7 @@ def measure(
 ) -> dict[str, list[Run]]:
     """What each side's processes wrote, in turns."""
     directory.mkdir(parents=True)
-    settings = dataclasses.asdict(case) | {
-        "model": str(directory / "model"), "rows": str(directory / "rows.jsonl"), "steps": steps + WARM_UP,
-        "dtype": dtype,
-    }  # fmt: skip
+    settings = _settings(case, directory, steps + WARM_UP, dtype)
     show(0, "model")
     _process("prepare", settings, directory / "prepare")
     runs: dict[str, list[Run]] = {side: [] for side in SIDES}

@@ -1,8 +1,8 @@
 """The processes of `sdft bench trl`: `python -m sdft_jax.bench.trl_sides SIDE FILE`.
 
-SIDE is `prepare` (writes model and rows), `ours` or `trl`. FILE is JSON: `size`, `model`, `rows`, `batch`,
-`prompt`, `new`, `steps`, `dtype` (float32, bfloat16 or auto), `output` and `result`, a file to write what was
-measured into.
+SIDE is `prepare` (writes model and rows), `check`, `ours` or `trl`. FILE is JSON: `size`, `model`, `rows`,
+`batch`, `prompt`, `new`, `steps`, `dtype` (float32, bfloat16 or auto), `output` and `result`, a file to write
+what was measured into.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
     count = settings["batch"] * settings["steps"]
     write_rows(settings["model"], Path(settings["rows"]), count, settings["prompt"], settings["new"])
     return {"parameters": parameters}
+
+
+def check(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How far loss and gradient of the two libraries are apart, on a model and rows that `prepare` wrote."""
+    from sdft_jax.bench.trl_check import differences
+
+    return differences(Path(settings["output"]), settings)
 
 
 def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +169,7 @@ def main() -> None:
     """One process, from the command line."""
     side, file = sys.argv[1:]
     settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    found = {"prepare": prepare, "ours": ours, "trl": trl}[side](settings)
+    found = {"prepare": prepare, "check": check, "ours": ours, "trl": trl}[side](settings)
     Path(settings["result"]).write_text(json.dumps(found), encoding="utf-8")
 
 
