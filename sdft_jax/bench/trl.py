@@ -78,8 +78,8 @@ def main(words: Sequence[str]) -> None:
         show(2 * a.rounds * len(cases), "")
     compared = [compare(case, runs) for case, runs in measured]
     machine = "; ".join(measured[0][1][side][0]["machine"] for side in SIDES)
-    runs = [dataclasses.asdict(case) | {"runs": runs} for case, runs in measured]
-    details = {"apart": apart, "cases": runs}
+    each = [dataclasses.asdict(case) | {"runs": runs} for case, runs in measured]
+    details = {"apart": apart, "cases": each}
     rows, ratios = [row for row, _ in compared], [each for _, bars in compared for each in bars]
     publish(Measured("trl", rows, ratios, details, machine, began), a.output)
 
@@ -98,7 +98,7 @@ def cross_check(dtype: str) -> Run:
     if max(apart.values()) > TOLERANCE:
         raise SdftError(
             f"sdft bench trl: from the same weights and completions, loss and gradient are {apart} "
-            f"apart, more than {TOLERANCE}: this version of TRL computes something else; pip install 'trl==1.16.*'."
+            f"apart, more than {TOLERANCE}: this TRL computes something else; pip install 'trl==1.16.*'."
         )
     return apart
 

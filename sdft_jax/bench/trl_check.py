@@ -62,7 +62,7 @@ def differences(directory: Path, settings: Mapping[str, Any]) -> dict[str, float
 
 def random_rows(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
     """Tokens and masks by name: prompts left-padded, completions right-padded."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, width in WIDTHS.items():
         lengths = rng.integers(2, width + 1, ROWS)
         lengths[0] = width
