@@ -153,6 +153,7 @@ def compare(case: Case, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         "a step": f"{seconds['step']:.3g} s", "model TFLOP": f"{found['flops'] / 1e12:.3g}",
         "TFLOP/s": f"{rate / 1e12:.3g}", "a large product's": f"{fastest / 1e12:.3g}",
         "of it": f"{100 * rate / fastest:.0f} %",
-        "of the maker's peak": f"{100 * rate / found['peak']:.0f} %" if found["peak"] else None,
     }  # fmt: skip
+    if found["peak"]:
+        row["of the maker's peak"] = f"{100 * rate / found['peak']:.0f} %"
     return row, [Bar(str(case), "FLOP/s of a large product", rate / fastest)]
