@@ -1,8 +1,9 @@
 """The KV cache: how it lies in memory, how layers write into it, and what a new token reads there.
 
-Slots are the innermost axis. On TPU that is pinned: left to itself the compiler stores a token's heads
-together, and then copies and transposes each layer's whole cache at every token (40 % of the time of decoding
-a 0.5B model on v5e, by its own estimate).
+Keys are [..., H, S] and values [..., S, H]: so a CPU reads both along rows (values the other way take it 3 to
+5 times as long). On TPU slots are innermost in memory for both, and pinned there: left to itself the compiler
+stores a token's heads together, and then copies and transposes each layer's whole cache at every token (40 % of
+the time of decoding a 0.5B model on v5e, by its own estimate).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ AXES = (None, "batch", "kv_heads", None, None)
 """Logical axes of keys and values."""
 
 Layers = Any
-"""Float[Array, "L B K H S"] for a scan over layers, or without one a Float[Array, "B K H S"] for each."""
+"""[L, B, K, ...] for a scan over layers, or without one [B, K, ...] for each; `...` is H, S or S, H."""
+
+SLOTS = -1, -2
+"""The axis of slots, in keys and in values."""
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +35,9 @@ class KVCache:
     """Keys and values of every layer. Prompts are left-padded, so all rows share the next slot."""
 
     keys: Layers
+    """Float[Array, "L B K H S"]."""
     values: Layers
+    """Float[Array, "L B K S H"]."""
     mask: Bool[Array, "B S"]
     """True on slots that hold tokens."""
     length: Int[Array, ""]
@@ -48,9 +54,10 @@ def empty_cache(
     config: ModelConfig, batch: int, length: int, dtype: Any, sharding: Sharding | None
 ) -> KVCache:
     """A cache of `length` slots without tokens."""
-    shape = (config.num_hidden_layers, batch, config.num_key_value_heads, config.head_dim, length)
-    # two buffers, so that the cache can be donated
-    keys, values = (constrain(jnp.zeros(shape, dtype), sharding, *AXES) for _ in range(2))
+    heads, tail = (config.num_hidden_layers, batch, config.num_key_value_heads), (config.head_dim, length)
+    keys, values = (
+        constrain(jnp.zeros((*heads, *own), dtype), sharding, *AXES) for own in (tail, tail[::-1])
+    )
     mask = jnp.zeros((batch, length), bool)
     return KVCache(keys, values, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
 
@@ -65,8 +72,8 @@ def write(
 ) -> Store:
     """One layer's new keys and values from `slot` on, in place."""
     keys, values = (
-        constrain(_write(whole, (layer,), slot, new), sharding, *AXES)
-        for whole, new in zip(store, (k, v), strict=True)
+        constrain(_write(whole, (layer,), slot, new, axis), sharding, *AXES)
+        for whole, new, axis in zip(store, (k, v), SLOTS, strict=True)
     )
     return keys, values
 
@@ -94,8 +101,8 @@ def write_and_attend(
     def local(keys, values, layer, slot, q, k, v, visible):
         at = () if apart else (layer,)
         keys, values = (
-            _pin(_write(_pin(whole, pinned), at, slot, new), pinned)
-            for whole, new in ((keys, k), (values, v))
+            _pin(_write(_pin(whole, axis, pinned), at, slot, new, axis), axis, pinned)
+            for whole, new, axis in zip((keys, values), (k, v), SLOTS, strict=True)
         )
         return keys, values, _read(q, keys[at], values[at], visible, scale)
 
@@ -119,15 +126,17 @@ def write_and_attend(
     return (written[0], written[1]), attended
 
 
-def _write(whole: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"]) -> Array:
-    columns = jnp.expand_dims(new.transpose(0, 2, 3, 1), range(len(at))).astype(whole.dtype)
-    return jax.lax.dynamic_update_slice(whole, columns, (*at, 0, 0, 0, slot))
+def _write(whole: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:
+    part = jnp.moveaxis(new.transpose(0, 2, 1, 3), 2, axis)
+    start = [*at, *(0,) * part.ndim]
+    start[axis] = slot
+    return jax.lax.dynamic_update_slice(whole, jnp.expand_dims(part, range(len(at))).astype(whole.dtype), start)
 
 
 def _read(
     q: Float[Array, "B 1 N H"],
     keys: Float[Array, "B K H S"],
-    values: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
     visible: Bool[Array, "B 1 S"],
     scale: float,
 ) -> Float[Array, "B 1 N H"]:
@@ -137,11 +146,13 @@ def _read(
     scores = jnp.einsum("bkgh,bkhs->bkgs", grouped, keys, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(visible[:, :, None, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
-    return jnp.einsum("bkgs,bkhs->bkgh", weights.astype(values.dtype), values).reshape(q.shape)
+    return jnp.einsum("bkgs,bksh->bkgh", weights.astype(values.dtype), values).reshape(q.shape)
 
 
-def _pin(x: Array, pinned: bool) -> Array:
-    return with_layout_constraint(x, Layout(tuple(range(x.ndim)))) if pinned else x
+def _pin(x: Array, slots: int, pinned: bool) -> Array:
+    """With the axis of slots innermost in memory."""
+    order = [*(axis for axis in range(x.ndim) if axis != x.ndim + slots), x.ndim + slots]
+    return with_layout_constraint(x, Layout(tuple(order))) if pinned else x
 
 
 def _platform(sharding: Sharding | None) -> str:
