@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from sdft_jax.models.config import ModelConfig
+from sdft_jax.models.product import product
 from sdft_jax.models.rope import rotate
 from sdft_jax.sharding import Sharding, constrain, give_way
 
@@ -56,7 +57,7 @@ class Block(nnx.Module):
         x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
         q, k, v = (
             self._inside(
-                self._add_bias(f"{name}_bias", jnp.einsum("btd,dnh->btnh", x, self._weight(name))),
+                self._add_bias(f"{name}_bias", product("btd,dnh->btnh", x, self._weight(name))),
                 *(axis, axis, None),
             )
             for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
@@ -66,17 +67,17 @@ class Block(nnx.Module):
     def combine(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         """The residual stream after this layer, from what its attention has read."""
         attended = checkpoint_name(attended, "attended")
-        out = self._add_bias("o_bias", jnp.einsum("bthk,hkd->btd", attended, self._weight("o")))
+        out = self._add_bias("o_bias", product("bthk,hkd->btd", attended, self._weight("o")))
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out = self._mlp(self._norm("pre_mlp_norm", x))
         return x + self._norm("post_mlp_norm", self._constrained(out))
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding rows travel, and not weights
-        gate, up = (jnp.einsum("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
+        gate, up = (product("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
-        return jnp.einsum("btf,fd->btd", hidden, self._weight("down"))
+        return product("btf,fd->btd", hidden, self._weight("down"))
 
     def _weight(self, name: str) -> Array:
         return getattr(self, name)[...]
