@@ -1,13 +1,14 @@
-"""Sampling from the student: one prefill, then a `lax.while_loop` over an explicit KV cache.
+"""Sampling from the student: one prefill, then `lax.while_loop`s over an explicit KV cache.
 
-The loop ends when every row has met an EOS. Each row draws from its own key, so that what it samples
-depends neither on padding nor on the batch that it sits in.
+They end when every row has met an EOS; between them the cache grows. Each row draws from its own key, so that
+what it samples depends neither on padding nor on the batch that it sits in.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.config import from_dict
-from sdft_jax.models import KVCache, Model, layer_by_layer
+from sdft_jax.models import KVCache, Model, grow, layer_by_layer
 from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import constrain, for_decoding, give_way, tree_shardings
 from sdft_jax.types import Params, Rollout
@@ -25,6 +26,9 @@ from sdft_jax.types import Params, Rollout
 UNROLLED = 8
 """Layers up to which a CPU decodes without a scan, which there copies each layer's weights and cache at every
 token; each layer so adds 0.1 s to compilation."""
+FIRST_SLOTS = 128
+"""Tokens of a completion that the cache has slots for at first. When they are full their number doubles: a
+token reads all slots, filled or not."""
 
 
 def generate(
@@ -104,9 +108,10 @@ def sample(
     pad_id: int,
 ) -> Rollout:
     """`generate` as a pure function of arrays, for use inside a jitted update."""
-    batch, length = tokens.shape[0], sampling.max_new_tokens
+    (batch, prompt), length = tokens.shape, sampling.max_new_tokens
+    ends = stages(length)
     with jax.named_scope("prefill"):
-        hidden, cache = _whole(model).prefill(params, tokens, attention_mask, tokens.shape[1] + length)
+        hidden, cache = _whole(model).prefill(params, tokens, attention_mask, prompt + ends[0])
     model, params = lay_out_for_decoding(model, params)
     if model.device.platform == "cpu" and model.config.num_hidden_layers <= UNROLLED:
         params, cache = layer_by_layer(params, cache)
@@ -129,13 +134,18 @@ def sample(
         ended = jnp.isin(token, jnp.asarray(eos_ids, jnp.int32))
         return _Loop(loop.step + 1, loop.cache, rollout, loop.done | ended)
 
-    def unfinished(loop: _Loop) -> Bool[Array, ""]:
-        return (loop.step < length) & ~jnp.all(loop.done)
-
-    def body(loop: _Loop) -> _Loop:
+    def read_last(loop: _Loop) -> _Loop:
         last = jax.lax.dynamic_index_in_dim(loop.rollout.tokens, loop.step - 1, axis=1, keepdims=False)
         hidden, cache = model.decode(params, last, loop.cache)
         return emit(loop._replace(cache=cache), hidden)
+
+    def decode(loop: _Loop, count: int) -> _Loop:
+        """At most `count` further tokens of each row; counted from 0, so that the program tells its trips."""
+        return jax.lax.while_loop(
+            lambda state: (state[0] < count) & ~jnp.all(state[1].done),
+            lambda state: (state[0] + 1, read_last(state[1])),
+            (jnp.int32(0), loop),
+        )[1]
 
     empty = Rollout(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
@@ -144,7 +154,18 @@ def sample(
     )
     start = _Loop(jnp.zeros((), jnp.int32), cache, empty, jnp.zeros((batch,), bool))
     with jax.named_scope("decode"):
-        return jax.lax.while_loop(unfinished, body, emit(start, hidden[:, -1])).rollout
+        loop = decode(emit(start, hidden[:, -1]), ends[0] - 1)
+        for before, end in itertools.pairwise(ends):
+            loop = decode(loop._replace(cache=grow(loop.cache, prompt + end)), end - before)
+    return loop.rollout
+
+
+def stages(length: int) -> tuple[int, ...]:
+    """Tokens of a completion that the cache has slots for, stage after stage; the last is `length`."""
+    ends = [min(FIRST_SLOTS, length)]
+    while ends[-1] < length:
+        ends.append(min(2 * ends[-1], length))
+    return tuple(ends)
 
 
 compiled_sample = functools.partial(jax.jit, static_argnames=("model", "sampling", "eos_ids", "pad_id"))(

@@ -1,6 +1,7 @@
 """Greedy equals transformers, samples follow the exact distribution, rows do not depend on each other."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,20 @@ from make_sampling_fixture import CASES, LENGTH, PAD, PATH, eos_from, prompts, t
 from scipy.stats import chisquare
 from tiny import EOS, ragged, tiny_model
 
+import sdft_jax.sampling as sampling_module
 from sdft_jax.errors import SdftError
 from sdft_jax.hlo import collectives
 from sdft_jax.models import Model, load_model
-from sdft_jax.sampling import UNROLLED, compiled_sample, first_largest, generate, row_keys, sample, truncate
+from sdft_jax.sampling import (
+    UNROLLED,
+    compiled_sample,
+    first_largest,
+    generate,
+    row_keys,
+    sample,
+    stages,
+    truncate,
+)
 from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 
@@ -261,8 +272,10 @@ def test_mask_goes_through_the_first_eos_and_padding_follows(tiny, endless):
     np.testing.assert_allclose(rollout.logprobs, np.where(mask, endless.logprobs, 0), atol=1e-5)
 
 
-@pytest.mark.parametrize("eos_ids", [range(32), range(8, 24)], ids=["at once", "soon"])
-def test_stops_decoding_when_every_row_is_done(tiny, endless, eos_ids, monkeypatch):
+@pytest.mark.parametrize("slots", [1, 2, 128])
+@pytest.mark.parametrize("eos_ids", [range(32), range(8, 24), ()], ids=["at once", "soon", "never"])
+def test_stops_decoding_when_every_row_is_done(tiny, endless, eos_ids, slots, monkeypatch):
+    monkeypatch.setattr(sampling_module, "FIRST_SLOTS", slots)
     steps = []
     decode = Model.decode
 
@@ -279,6 +292,33 @@ def test_stops_decoding_when_every_row_is_done(tiny, endless, eos_ids, monkeypat
     _, mask = cut_at(endless, eos_ids)
     np.testing.assert_array_equal(rollout.mask, mask)
     assert len(steps) == mask.sum(1).max() - 1  # the prefill gives the first token
+
+
+def test_stages_double_up_to_the_longest_completion():
+    assert stages(1) == (1,)
+    assert stages(128) == (128,)
+    assert stages(129) == (128, 129)
+    assert stages(1000) == (128, 256, 512, 1000)
+
+
+@pytest.mark.parametrize("layers", [2, UNROLLED + 1], ids=["layer by layer", "scanned"])
+@pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
+def test_a_cache_that_grows_changes_nothing(layers, mesh, monkeypatch):
+    sharding = mesh and Sharding(make_mesh(*mesh))
+    model, params = tiny_model(sharding, scale=3.0, num_hidden_layers=layers)
+    arrays, sampling = ragged(np.random.default_rng(), 8, 6), SamplingConfig(max_new_tokens=9)
+    found = []
+    for slots in (128, 2):
+        monkeypatch.setattr(sampling_module, "FIRST_SLOTS", slots)
+        run = jax.jit(lambda *a: sample(model, *a, row_keys(KEY, 8), sampling, (EOS,), 0))
+        found.append((run(params, *arrays), run.lower(params, *arrays).as_text()))
+    (whole, _), (grown, text) = found
+    np.testing.assert_array_equal(grown.tokens, whole.tokens)
+    np.testing.assert_allclose(grown.logprobs, whole.logprobs, atol=1e-5)
+    read = {
+        int(slots) for slots in re.findall(r"\(.*tensor<8x2x8x(\d+)xf32>\) -> tensor<8x2x2x\1xf32>", text)
+    }
+    assert mesh or read == {6 + 2, 6 + 4, 6 + 8, 6 + 9}  # slots of the keys that scores are of
 
 
 def test_rows_depend_on_neither_padding_nor_neighbours(tiny, endless):

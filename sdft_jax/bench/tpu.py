@@ -63,7 +63,7 @@ class Row:
 ROWS: Mapping[str, Row] = {
     "7b-v5e-16": Row("Qwen2.5-7B", 512, 1024, 512, 32, "v5e-16", "fsdp=4,tensor=4", LARGE),
     "7b-v6e-16": Row("Qwen2.5-7B", 512, 1024, 512, 64, "v6e-16", "fsdp=4,tensor=4", LARGE),
-    "7b-v5p-8": Row("Qwen2.5-7B", 512, 1024, 512, 32, "v5p-8", "fsdp=2,tensor=2", LARGE),
+    "7b-v5p-8": Row("Qwen2.5-7B", 512, 1024, 512, 32, "v5p-8", "tensor=4", LARGE),
     "0.5b-v5e-1": Row("Qwen2.5-0.5B", 512, 1024, 512, 16, "v5e-1", "fsdp=1"),
     "7b-long-v5e-16": Row("Qwen2.5-7B", 1536, 3072, 1024, 32, "v5e-16", "fsdp=4,tensor=4", LARGE),
 }

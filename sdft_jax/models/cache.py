@@ -1,14 +1,15 @@
 """The KV cache: how it lies in memory, how layers write into it, and what a new token reads there.
 
-Keys are [..., H, S] and values [..., S, H]: so a CPU reads both along rows (values the other way take it 3 to
-5 times as long). On TPU slots are innermost in memory for both, and pinned there: left to itself the compiler
-stores a token's heads together, and then copies and transposes each layer's whole cache at every token (40 % of
-the time of decoding a 0.5B model on v5e, by its own estimate).
+Keys are [..., H, S] and values [..., S, H]: so a CPU reads both along rows (values the other way take it 3
+to 5 times as long). On TPU slots are innermost in memory for both, and pinned there: left to itself the
+compiler stores a token's heads together, and then copies and transposes each layer's whole cache at every
+token (40 % of the time of decoding a 0.5B model on v5e, by its own estimate).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -60,6 +61,21 @@ def empty_cache(
     )
     mask = jnp.zeros((batch, length), bool)
     return KVCache(keys, values, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+
+
+def grow(cache: KVCache, length: int) -> KVCache:
+    """With `length` slots, of which the new ones are empty."""
+
+    def longer(axis: int, x: Array) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, length - x.shape[axis])
+        return jnp.pad(x, widths)
+
+    keys, values = (
+        jax.tree.map(functools.partial(longer, axis), whole)
+        for axis, whole in zip(SLOTS, (cache.keys, cache.values), strict=True)
+    )
+    return dataclasses.replace(cache, keys=keys, values=values, mask=longer(-1, cache.mask))
 
 
 def write(
@@ -130,7 +146,9 @@ def _write(whole: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T 
     part = jnp.moveaxis(new.transpose(0, 2, 1, 3), 2, axis)
     start = [*at, *(0,) * part.ndim]
     start[axis] = slot
-    return jax.lax.dynamic_update_slice(whole, jnp.expand_dims(part, range(len(at))).astype(whole.dtype), start)
+    return jax.lax.dynamic_update_slice(
+        whole, jnp.expand_dims(part, range(len(at))).astype(whole.dtype), start
+    )
 
 
 def _read(
