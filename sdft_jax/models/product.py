@@ -22,7 +22,8 @@ def product(spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> F
         weight: shares the contracted dimensions.
     """
     # the backward pass may be traced outside `Model.matmul_precision`
-    return _product(spec, jax.config.jax_default_matmul_precision, x, weight)
+    precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _product(spec, precision, x, weight)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
