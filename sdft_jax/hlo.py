@@ -168,12 +168,15 @@ def _trips(op: Op, computations: Mapping[str, tuple[bool, list[Op]]]) -> float |
     if told := _TRIPS.search(op.text):
         return float(told[1])
     condition = _CONDITION.search(op.text)
-    ops = {x.name: x.text for x in computations[condition[1]][1]} if condition else {}
-    for text in ops.values():
-        if found := _COMPARE.search(text):
-            counted, bound = (ops.get(name, "") for name in found.groups())
-            if limit := _CONSTANT.match(bound):
-                return float(limit[1]) - _offset(counted, ops)
+    names = [condition[1]] if condition else []
+    for name in names:
+        ops = {x.name: x.text for x in computations[name][1]}
+        for text in ops.values():
+            names += [called for called in _CALLED.findall(text) if called in computations]  # fusions
+            if found := _COMPARE.search(text):
+                counted, bound = (ops.get(name, "") for name in found.groups())
+                if limit := _CONSTANT.match(bound):
+                    return float(limit[1]) - _offset(counted, ops)
     return None
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdft_jax import cli
-from sdft_jax.bench import decode, divergence, sft, train, trl, trl_check
+from sdft_jax.bench import decode, divergence, loop, sft, train, trl, trl_check
 from sdft_jax.bench.models import SIZES, architecture, write_model, write_rows
 from sdft_jax.bench.results import Measured, publish
 from sdft_jax.bench.trl import Case, compare
@@ -212,3 +212,17 @@ def test_a_row_of_sdft_over_sft_tells_what_the_flops_leave_unexplained():
     row, bars = sft.compare(sft.Case("1M", 2, 4, 6, 3), flops, seconds)
     assert (row["times the seconds"], row["seconds over FLOPs"]) == ("3.00 (3.00-3.00)", "1.50")
     assert bars[0].value == pytest.approx(2 / 3)
+
+
+def test_the_loop_is_measured_beside_its_update(tmp_path):
+    words = ["--models", "0.2M", "--shapes", "8x16x3", "--steps", "2", "--output", str(tmp_path)]
+    assert cli.main(["bench", "loop", *words]) == 0
+    (case,) = json.loads((tmp_path / "loop.json").read_text())["details"]
+    assert {side: len(each) for side, each in case["seconds"].items()} == {"loop": 2, "update": 2}
+    assert min(*case["seconds"]["loop"], *case["seconds"]["update"]) > 0
+
+
+def test_what_the_loop_takes_over_its_update_is_idle_time():
+    row, bars = loop.compare(loop.Case("1M", 8, 64, 64), {"loop": [0.5, 0.1, 0.11], "update": [0.088] * 3})
+    assert (row["between steps"], row["idle"]) == ("22.0 ms", "20.0 %")
+    assert bars[0].value == pytest.approx(0.8)

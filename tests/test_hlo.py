@@ -91,6 +91,18 @@ def test_a_bound_in_the_condition_is_a_number_of_trips():
     assert matmul_flops(lowered, unknown_trips=100) == 3 * 5 * PRODUCT
 
 
+def test_of_a_loop_that_may_end_before_its_bound_the_bound_counts():
+    """As in decoding: compiled for a CPU, the comparison stands in a fusion."""
+
+    def early(x, w):
+        def body(carry):
+            return carry[0] + 1, jnp.tanh(carry[1] @ w[0])
+
+        return jax.lax.while_loop(lambda carry: (carry[0] < 6) & ~jnp.all(carry[1] > 2), body, (0, x))[1]
+
+    assert matmul_flops(text_of(early, X, W), unknown_trips=100) == 6 * PRODUCT
+
+
 SIZE = 16 * 4
 """Bytes of what is exchanged below."""
 EXCHANGES = {

@@ -11,6 +11,7 @@ BENCHES = {
     "divergence": "the chunked divergence against its head products and whole logits: seconds and memory",
     "train": "teacher forward, student forward and backward against a large matrix product: FLOP/s",
     "sft": "a whole step of SDFT against one of SFT: seconds and FLOPs",
+    "loop": "a step of the training loop against its update alone: seconds between steps",
     "startup": "the console command, a first step and a resume, compilation against depth: seconds",
     "tpu": "the whole update as the TPU compiler sees it: memory and estimated seconds, beside peak rates",
 }

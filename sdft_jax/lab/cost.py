@@ -61,8 +61,7 @@ def prepare_step(config: Config, shape: ModelConfig, prompt: int, teacher_prompt
     update = UPDATES[config.train.method](model, optimizer, config, eos_ids=(), pad_id=0)
     lowered = update.lower(state, batch)  # type: ignore[attr-defined]
     compiled = lowered.compile()
-    flops = matmul_flops(compiled.as_text(), unknown_trips=config.sampling.max_new_tokens - 1)
-    return Prepared(compiled, state, batch, flops)
+    return Prepared(compiled, state, batch, matmul_flops(compiled.as_text()))
 
 
 def _batch(config: Config, prompt: int, teacher_prompt: int, vocabulary: int) -> TokenBatch:
