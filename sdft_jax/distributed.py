@@ -139,7 +139,7 @@ def require_agreement(config: Mapping[str, Any]) -> None:
         return
     mine = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
     mine = json.loads(json.dumps(mine))  # tuples are lists in what comes from process 0
-    theirs = json.loads(broadcast(json.dumps(mine)))
+    theirs = json.loads(_broadcast(json.dumps(mine)))
     different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
     counts = multihost_utils.process_allgather(np.int32(len(different)))
     if not counts.any():
@@ -163,7 +163,7 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def broadcast(text: str) -> str:
+def _broadcast(text: str) -> str:
     """Process 0's text, on all."""
     data = np.frombuffer(text.encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))

@@ -244,7 +244,7 @@ def _changes(config: Config, mesh: Mapping[str, int]) -> list[tuple[str, Config,
     halve("divergence.chunk", config.divergence.chunk, "slower")
     if mesh["tensor"] > 1 and not config.sharding.sequence:
         change("sharding.sequence", "tensor", "more exchanges")
-    if config.model.remat not in ("auto", "full"):
+    if config.model.remat != "full":
         change("model.remat", "full", "slower")
     if config.teacher.dtype == "float32":
         change("teacher.dtype", "bfloat16", "it then moves less")
@@ -258,8 +258,9 @@ def _model(config: Config, model: Model, mesh: Mapping[str, int]) -> Model:
     sharding = sharding_of(model)
     devices = list(sharding.mesh.devices.flat)
     moved = Sharding(make_mesh(**mesh, devices=devices), config.sharding)
-    remat = model.remat if config.model.remat == "auto" else config.model.remat
-    return dataclasses.replace(model, compute_dtype=config.model.compute_dtype, remat=remat, sharding=moved)
+    return dataclasses.replace(
+        model, compute_dtype=config.model.compute_dtype, remat=config.model.remat, sharding=moved
+    )
 
 
 def _state(config: Config, model: Model) -> TrainState:

@@ -35,10 +35,10 @@ class ModelConfig:
     about 15 % of the weights then change in a step."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Activations and matrix products. Softmax, divergences and reductions are float32 regardless."""
-    remat: Literal["auto", "none", "full", "dots", "dots_no_batch", "hidden"] = "auto"
+    remat: Literal["none", "full", "dots", "dots_no_batch", "hidden"] = "full"
     """What the backward pass recomputes: `none` nothing; `full` each layer; `dots` all but matrix products;
     `dots_no_batch` all but those without batch dimensions; `hidden` all but what attention read and the
-    feed-forward's hidden activations. `auto`: `dots_no_batch` where a GPU or TPU has room, else `full`."""
+    feed-forward's hidden activations."""
     attention: Literal["auto", "splash", "cudnn", "xla"] = "auto"
     """Kernel of the attention over whole sequences; `auto`: splash on TPU, cuDNN on NVIDIA GPUs where the
     compute dtype is bfloat16, plain XLA elsewhere."""

@@ -25,13 +25,9 @@ Step = Callable[[TrainState, TokenBatch], tuple[TrainState, Any]]
 
 
 def make_model(config: Config, shape: ModelConfig, sharding: Sharding, source: str = "") -> Model:
-    """The model of a configuration, of an architecture that was read from `source`.
-
-    `remat=auto` is `full`, unless `remat.choose_remat` has looked for room before.
-    """
+    """The model of a configuration, of an architecture that was read from `source`."""
     options = config.model
-    remat = "full" if options.remat == "auto" else options.remat
-    return Model(shape, options.compute_dtype, remat, sharding, source, options.attention)
+    return Model(shape, options.compute_dtype, options.remat, sharding, source, options.attention)
 
 
 def init_state(

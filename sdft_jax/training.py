@@ -33,7 +33,6 @@ from sdft_jax.phases import speeds, time_sampling
 from sdft_jax.prepare import Prepared, prepare
 from sdft_jax.profiling import open_profile
 from sdft_jax.prompts import Encoded
-from sdft_jax.remat import choose_remat, device_memory
 from sdft_jax.report import (
     EVALUATIONS,
     RolloutRow,
@@ -94,10 +93,7 @@ def train(
         then=_afterwards(config, prepared, steps),
     )  # fmt: skip
     base = model_directory(config.eval.base, "eval.base") if config.eval.base else prepared.directory
-    shape, widths = read_config(prepared.directory), widths_of((*prepared.train, *prepared.general))
-    sized = choose_remat(config, shape, sharding, device_memory(), widths)
-    _say(f"model.remat=auto: {sized.model.remat}", active and sized is not config)
-    model = make_model(sized, shape, sharding, base)
+    model = make_model(config, read_config(prepared.directory), sharding, base)
     _check(config, prepared, model, sharding)
     mirror.pull(config.output, resumed=checkpoint.claim(config.output, to_dict(config)))
     step_fn = UPDATES[config.train.method](
@@ -107,7 +103,8 @@ def train(
     with (
         checkpoint.open_manager(config.output, keep.keep_last, keep.keep_best) as manager,
         explained(
-            "training", sized, model, functools.partial(update_arrays, widths=widths),
+            "training", config, model,
+            functools.partial(update_arrays, widths=widths_of((*prepared.train, *prepared.general))),
             output=config.output, saved=manager.latest_step,
         ),
     ):  # fmt: skip

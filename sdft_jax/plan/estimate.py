@@ -20,7 +20,6 @@ from sdft_jax.methods import METHODS
 from sdft_jax.models import ModelConfig
 from sdft_jax.plan.program import lower_update, matmul_work
 from sdft_jax.plan.topologies import Topology
-from sdft_jax.remat import choose_remat
 from sdft_jax.rules import Rules
 from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.state import check_batch, make_model
@@ -58,8 +57,6 @@ class Estimate:
     """Bytes that a device has for a program."""
     parts: Mapping[str, float]
     """Bytes of what has a known shape; the state is always there, the others while they are needed."""
-    remat: str = ""
-    """What the backward pass recomputes; of `auto` what was chosen."""
     peak: float = 0.0
     """Bytes at the fullest moment; of a program that is refused, what it would need at least."""
     temporaries: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -113,12 +110,11 @@ def estimate(
     """
     sharding = Sharding(make_mesh(**mesh, devices=devices), rules)
     check_batch(config, sharding)
-    limit = topology.generation.hbm_gib * GIB
-    config = choose_remat(config, shape, sharding, limit)
     model = make_model(config, shape, sharding)
+    limit = topology.generation.hbm_gib * GIB
     held = update_arrays(config, model)
     found = Estimate(
-        topology.name, dict(mesh), rules_name, config.train.batch_size, limit, by_kind(held), model.remat
+        topology.name, dict(mesh), rules_name, config.train.batch_size, limit, by_kind(held)
     )  # fmt: skip
     if found.state > limit:
         reason = f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"

@@ -94,9 +94,7 @@ def row(one: Estimate) -> dict[str, Any]:
 
 def details(one: Estimate) -> list[str]:
     """A mesh in words: where memory, traffic and time go, and what would make it smaller."""
-    lines = [
-        f"{mesh_name(one.mesh)}, remat {one.remat}: of known shapes, in GiB a device: {_gib(one.parts)}."
-    ]
+    lines = [f"{mesh_name(one.mesh)}: of known shapes, in GiB a device: {_gib(one.parts)}."]
     if one.refusal:
         lines.append(f"It does not fit: {one.refusal}.")
     else:
