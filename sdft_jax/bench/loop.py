@@ -15,7 +15,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from sdft_jax.bench.results import Measured, conditions, parser, positive, publi
 from sdft_jax.config import Config, load_config
 from sdft_jax.data import make_batches
 from sdft_jax.figures import Bar
-from sdft_jax.models import load_model
+from sdft_jax.models import load_model, read_config
 from sdft_jax.optimizer import make_optimizer
 from sdft_jax.prepare import prepare
 from sdft_jax.report import METRICS, bar, hardware, read_jsonl
 from sdft_jax.sharding import sharding_from
-from sdft_jax.state import init_state
+from sdft_jax.state import init_state, make_model
 from sdft_jax.training import train
 
 WARM_UP = 3
@@ -112,12 +112,11 @@ def measure(case: Case, steps: int, overrides: Sequence[str]) -> dict[str, list[
         }
 
 
-def _updates(config: Config) -> Any:
+def _updates(config: Config) -> Iterator[float]:
     """Seconds of each update of one batch, without end."""
     prepared, sharding = prepare(config, active=False), sharding_from(config)
-    model, params = load_model(
-        prepared.directory, sharding=sharding, compute_dtype=config.model.compute_dtype, remat="full"
-    )
+    model = make_model(config, read_config(prepared.directory), sharding)
+    params = load_model(prepared.directory, dtype=config.model.param_dtype, sharding=sharding)[1]
     optimizer = make_optimizer(config.optimizer, config.train.steps or 1)
     state = init_state(model, params, optimizer, config)
     update = UPDATES[config.train.method](
@@ -133,7 +132,7 @@ def _updates(config: Config) -> Any:
         yield time.perf_counter() - begun
 
 
-def compare(case: Case, seconds: dict[str, list[float]]) -> tuple[dict[str, Any], list[Bar]]:
+def compare(case: Case, seconds: Mapping[str, Sequence[float]]) -> tuple[dict[str, Any], list[Bar]]:
     """A row of the table and its ratio: the update's seconds over the loop's, 1 where nothing waits."""
     loop, update = (statistics.median(seconds[side]) for side in ("loop", "update"))
     row = {
