@@ -147,17 +147,22 @@ def sample(
             (jnp.int32(0), loop),
         )[1]
 
-    empty = Rollout(
-        tokens=jnp.full((batch, length), pad_id, jnp.int32),
-        mask=jnp.zeros((batch, length), bool),
-        logprobs=jnp.zeros((batch, length), jnp.float32),
+    start = _Loop(
+        jnp.zeros((), jnp.int32), cache, _no_tokens(batch, length, pad_id), jnp.zeros((batch,), bool)
     )
-    start = _Loop(jnp.zeros((), jnp.int32), cache, empty, jnp.zeros((batch,), bool))
     with jax.named_scope("decode"):
         loop = decode(emit(start, hidden[:, -1]), ends[0] - 1)
         for before, end in itertools.pairwise(ends):
             loop = decode(loop._replace(cache=grow(loop.cache, prompt + end)), end - before)
     return loop.rollout
+
+
+def _no_tokens(batch: int, length: int, pad_id: int) -> Rollout:
+    return Rollout(
+        tokens=jnp.full((batch, length), pad_id, jnp.int32),
+        mask=jnp.zeros((batch, length), bool),
+        logprobs=jnp.zeros((batch, length), jnp.float32),
+    )
 
 
 def stages(length: int) -> tuple[int, ...]:
