@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.bench.models import SIZES, architecture, write_model
-from sdft_jax.bench.results import Measured, conditions, parser, publish
+from sdft_jax.bench.results import Measured, conditions, each_case, parser, publish
 from sdft_jax.bench.timing import ratios, turns
 from sdft_jax.errors import SdftError
 from sdft_jax.figures import Bar
 from sdft_jax.models import Model, load_model
-from sdft_jax.report import bar, hardware
+from sdft_jax.report import hardware
 from sdft_jax.sampling import generate
 from sdft_jax.types import Params
 
@@ -63,18 +63,14 @@ def main(words: Sequence[str]) -> None:
     began, bandwidth = conditions(), copy_bandwidth()
     dtype = ("float32" if jax.default_backend() == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
     cases = [Case(size, batch, a.prompt, a.new) for size in a.models for batch in a.batches]
-    rows, bars, details = [], [], []
-    with bar("decode", len(cases)) as show, tempfile.TemporaryDirectory() as scratch:
-        for done, case in enumerate(cases):
-            tell = functools.partial(_tell, show, done, case)
-            seconds, same, needed = measure(case, dtype, a.peer, a.rounds, Path(scratch), tell)
-            row, own = compare(case, seconds, same, needed / bandwidth)
-            rows.append(row)
-            bars += own
-            details.append(
-                dataclasses.asdict(case) | {"seconds": seconds, "same tokens": same, "bytes a token": needed}
-            )
-        show(len(cases), "")
+
+    def measured(case: Case, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[Bar], Any]:
+        seconds, same, needed = measure(case, dtype, a.peer, a.rounds, Path(scratch), tell)
+        found = {"seconds": seconds, "same tokens": same, "bytes a token": needed}
+        return *compare(case, seconds, same, needed / bandwidth), dataclasses.asdict(case) | found
+
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, bars, details = each_case("decode", cases, measured)
     machine = f"{hardware()}, copies {bandwidth / 1e9:.1f} GB/s; {_peer_version(a.peer)}{dtype}"
     publish(Measured("decode", rows, bars, details, machine, began), a.output)
 
@@ -197,10 +193,6 @@ def compare(
         bars.append(Bar(str(case), "seconds of transformers", faster))
     row |= {"a token": f"{token * 1e6:,.0f} us", "of the bandwidth limit": f"{100 * limit / token:.0f} %"}
     return row, [*bars, Bar(str(case), "least seconds by the bandwidth", limit / token)]
-
-
-def _tell(show: Callable[[int, str], None], done: int, case: Case, side: str) -> None:
-    show(done, f"{case}: {side}")
 
 
 def _peer_version(peer: str) -> str:

@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdft_jax.bench.results import Measured, conditions, parser, publish
+from sdft_jax.bench.results import Measured, conditions, each_case, parser, publish
 from sdft_jax.bench.timing import ratios, turns
 from sdft_jax.divergence import divergence
 from sdft_jax.figures import Bar
 from sdft_jax.hlo import estimated_cycles
 from sdft_jax.plan.show import compiler
 from sdft_jax.plan.topologies import Topology, parse_topology, topology_devices
-from sdft_jax.report import bar, hardware
+from sdft_jax.report import hardware
 from sdft_jax.settings import DivergenceConfig
 from sdft_jax.sharding import Sharding, make_mesh
 
@@ -86,16 +86,13 @@ def main(words: Sequence[str]) -> None:
     device = topology_devices(topology)[0] if topology else jax.devices()[0]
     sharding = Sharding(make_mesh(devices=[device]))
     dtype = ("float32" if device.platform == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
-    rows, bars, details = [], [], []
-    with bar("divergence", len(a.tokens)) as show:
-        for done, tokens in enumerate(a.tokens):
-            tell = functools.partial(_tell, show, done, tokens)
-            seconds, memory = measure(tokens, a, sharding, dtype, topology, tell)
-            row, own = compare(tokens, seconds, memory)
-            rows.append(row)
-            bars += own
-            details.append({"tokens": tokens, "seconds": seconds, "temporary bytes": memory})
-        show(len(a.tokens), "")
+
+    def measured(tokens: int, tell: Callable[[str], None]) -> tuple[dict[str, Any], list[Bar], Any]:
+        seconds, memory = measure(tokens, a, sharding, dtype, topology, tell)
+        found = {"tokens": tokens, "seconds": seconds, "temporary bytes": memory}
+        return *compare(tokens, seconds, memory), found
+
+    rows, bars, details = each_case("divergence", a.tokens, measured, "{} tokens".format)
     where = f"compiled for one chip of {topology.name} with {compiler()}" if topology else hardware()
     what = f"vocabulary {a.vocabulary}, width {a.width}, {dtype}, chunks of {a.chunk}"
     publish(Measured("divergence", rows, bars, details, f"{what}; {where}", began), a.output)
@@ -151,10 +148,6 @@ def _random(shapes: Sequence[Any], dtype: str) -> Arrays:
         for key, shape, scale in zip(keys, shapes, scales, strict=True)
     )
     return student, head, taught, taught_head
-
-
-def _tell(show: Callable[[int, str], None], done: int, tokens: int, side: str) -> None:
-    show(done, f"{tokens} tokens: {side}")
 
 
 def _finish(program: Any, arrays: Arrays) -> None:

@@ -23,14 +23,14 @@ import jax
 
 from sdft_jax.baselines import UPDATES
 from sdft_jax.bench.models import SIZES, write_model, write_rows
-from sdft_jax.bench.results import Measured, conditions, parser, positive, publish
+from sdft_jax.bench.results import Measured, conditions, each_case, parser, positive, publish
 from sdft_jax.config import Config, load_config
 from sdft_jax.data import make_batches
 from sdft_jax.figures import Bar
 from sdft_jax.models import load_model, read_config
 from sdft_jax.optimizer import make_optimizer
 from sdft_jax.prepare import prepare
-from sdft_jax.report import METRICS, bar, hardware, read_jsonl
+from sdft_jax.report import METRICS, hardware, read_jsonl
 from sdft_jax.sharding import sharding_from
 from sdft_jax.state import init_state, make_model
 from sdft_jax.training import train
@@ -58,16 +58,12 @@ def main(words: Sequence[str]) -> None:
     a = _arguments(words)
     began = conditions()
     cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
-    rows, bars, details = [], [], []
-    with bar("loop", len(cases)) as show:
-        for done, case in enumerate(cases):
-            show(done, str(case))
-            seconds = measure(case, a.steps, a.overrides)
-            row, own = compare(case, seconds)
-            rows.append(row)
-            bars += own
-            details.append(dataclasses.asdict(case) | {"seconds": seconds})
-        show(len(cases), "")
+
+    def measured(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
+        seconds = measure(case, a.steps, a.overrides)
+        return *compare(case, seconds), dataclasses.asdict(case) | {"seconds": seconds}
+
+    rows, bars, details = each_case("loop", cases, measured)
     publish(Measured("loop", rows, bars, details, hardware(), began), a.output)
 
 

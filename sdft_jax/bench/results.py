@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from sdft_jax.bench import BENCHES
 from sdft_jax.figures import Bar, plot_bars
-from sdft_jax.report import markdown_table, summary_table
+from sdft_jax.report import bar, markdown_table, summary_table
+
+Case = TypeVar("Case")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,36 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError
     return int(text)
+
+
+def each_case(
+    name: str,
+    cases: Sequence[Case],
+    measured: Callable[[Case, Callable[[str], None]], tuple[Mapping[str, Any], Sequence[Bar], Any]],
+    title: Callable[[Case], str] = str,
+) -> tuple[list[Mapping[str, Any]], list[Bar], list[Any]]:
+    """Rows, ratios and details of all cases, measured one after the other under a progress bar.
+
+    Args:
+        name: of the benchmark.
+        cases: what is measured.
+        measured: (a case, what to tell of the side that runs) -> its row, ratios and details.
+        title: of a case, in the bar.
+    """
+    rows, ratios, details = list[Mapping[str, Any]](), list[Bar](), list[Any]()
+    with bar(name, len(cases)) as show:
+        for done, case in enumerate(cases):
+            show(done, title(case))
+            row, own, each = measured(case, functools.partial(_tell, show, done, title(case)))
+            rows.append(row)
+            ratios += own
+            details.append(each)
+        show(len(cases), "")
+    return rows, ratios, details
+
+
+def _tell(show: Callable[[int, str], None], done: int, heading: str, side: str) -> None:
+    show(done, f"{heading}: {side}")
 
 
 def conditions() -> str:

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 
 from sdft_jax.bench.models import SIZES, architecture
-from sdft_jax.bench.results import Measured, conditions, parser, publish
+from sdft_jax.bench.results import Measured, conditions, each_case, parser, publish
 from sdft_jax.bench.timing import ratios, turns
 from sdft_jax.config import Config, load_config
 from sdft_jax.figures import Bar
 from sdft_jax.lab.cost import Prepared, prepare_step
 from sdft_jax.models import REMAT_POLICIES
-from sdft_jax.report import bar, hardware
+from sdft_jax.report import hardware
 
 METHODS = ("sft", "sdft")
 
@@ -45,22 +45,19 @@ def main(words: Sequence[str]) -> None:
     a = _arguments(words)
     began = conditions()
     cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
-    rows, bars, details = [], [], []
-    with bar("sft", len(cases)) as show:
-        for done, case in enumerate(cases):
-            show(done, str(case))
-            model = architecture(case.size)
-            prepared = {
-                method: prepare_step(_config(case, method, a), model, case.prompt, case.teacher)
-                for method in METHODS
-            }
-            flops = {method: each.flops for method, each in prepared.items()}
-            seconds = turns({method: _stepper(each) for method, each in prepared.items()}, a.rounds)
-            row, own = compare(case, flops, seconds)
-            rows.append(row)
-            bars += own
-            details.append(dataclasses.asdict(case) | {"flops": flops, "seconds": seconds})
-        show(len(cases), "")
+
+    def measured(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
+        model = architecture(case.size)
+        prepared = {
+            method: prepare_step(_config(case, method, a), model, case.prompt, case.teacher)
+            for method in METHODS
+        }
+        flops = {method: each.flops for method, each in prepared.items()}
+        seconds = turns({method: _stepper(each) for method, each in prepared.items()}, a.rounds)
+        details = dataclasses.asdict(case) | {"flops": flops, "seconds": seconds}
+        return *compare(case, flops, seconds), details
+
+    rows, bars, details = each_case("sft", cases, measured)
     publish(Measured("sft", rows, bars, details, f"remat {a.remat}; {hardware()}", began), a.output)
 
 

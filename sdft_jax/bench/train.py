@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.bench.models import SIZES, architecture
-from sdft_jax.bench.results import Measured, conditions, parser, publish
+from sdft_jax.bench.results import Measured, conditions, each_case, parser, publish
 from sdft_jax.bench.timing import turns
 from sdft_jax.config import Config
 from sdft_jax.figures import Bar
 from sdft_jax.hlo import matmul_flops
 from sdft_jax.models import REMAT_POLICIES, Model
-from sdft_jax.report import bar, hardware
+from sdft_jax.report import hardware
 from sdft_jax.types import Params, Rollout, TokenBatch
 from sdft_jax.update import Rows, distillation_loss
 
@@ -53,16 +53,12 @@ def main(words: Sequence[str]) -> None:
     began = conditions()
     dtype = ("float32" if jax.default_backend() == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
     cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
-    rows, bars, details = [], [], []
-    with bar("train", len(cases)) as show:
-        for done, case in enumerate(cases):
-            show(done, str(case))
-            found = measure(case, dtype, a.remat, a.rounds)
-            row, own = compare(case, found)
-            rows.append(row)
-            bars += own
-            details.append(dataclasses.asdict(case) | found)
-        show(len(cases), "")
+
+    def measured(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
+        found = measure(case, dtype, a.remat, a.rounds)
+        return *compare(case, found), dataclasses.asdict(case) | found
+
+    rows, bars, details = each_case("train", cases, measured)
     publish(
         Measured("train", rows, bars, details, f"remat {a.remat}, {dtype}; {hardware()}", began), a.output
     )
