@@ -79,6 +79,16 @@ def test_there_is_a_picture(planned):
     assert (planned / "plan.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.parametrize("setting", ["teacher.schedule=live", "train.method=sft"])
+def test_what_has_no_weights_of_a_teacher_is_planned_too(setting, directory):
+    output = directory / setting
+    words = ["--topology", "v5e-1", "--mesh", "fsdp=1", "--fast", "--output", str(output)]
+    assert cli.main(["plan", str(directory / "run.yaml"), *SETTINGS, setting, *words]) == 0
+    (one,) = json.loads((output / "plan.json").read_text())["estimates"]
+    assert one["parts"]["teacher"] == 0
+    assert one["peak"] > one["parts"]["parameters"] + one["parts"]["optimizer"] > 0
+
+
 def test_of_several_meshes_those_that_do_not_divide_are_left_out(directory, capsys):
     code = cli.main(
         ["plan", str(directory / "run.yaml"), *SETTINGS, "--topology", "v5e-4", "--mesh", "all", "--fast",

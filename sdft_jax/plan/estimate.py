@@ -113,9 +113,8 @@ def estimate(
     model = make_model(config, shape, sharding)
     limit = topology.generation.hbm_gib * GIB
     held = update_arrays(config, model)
-    found = Estimate(
-        topology.name, dict(mesh), rules_name, config.train.batch_size, limit, by_kind(held)
-    )  # fmt: skip
+    parts = dict.fromkeys(STATE, 0.0) | by_kind(held)  # SFT and a live teacher have no teacher's weights
+    found = Estimate(topology.name, dict(mesh), rules_name, config.train.batch_size, limit, parts)
     if found.state > limit:
         reason = f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"
         return dataclasses.replace(found, peak=fullest(held)[1], refusal=reason)
