@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -29,6 +30,11 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then `config.schedule` to the end of the run at `steps`."""
     share = _share_of_peak(config, steps)
     return lambda step: config.learning_rate * share(step)
+
+
+def learning_rates(config: OptimizerConfig, steps: int) -> Float[np.ndarray, " steps"]:
+    """Those of all steps, on the host: one asked for later would wait behind what the device is doing."""
+    return np.asarray(jax.jit(jax.vmap(learning_rate(config, steps)))(jnp.arange(steps)))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -1,17 +1,26 @@
-"""A trace of a few steps for XProf or Perfetto; phases appear by their named scopes."""
+"""A trace of a few steps for XProf or Perfetto; phases appear by their named scopes, host work by name."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 
 from sdft_jax.settings import ProfileConfig
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 DIRECTORY = "profile"
 """Below the run's; TensorBoard's profile plugin reads it."""
+
+
+def traced(name: str) -> Callable[[Function], Function]:
+    """A decorator: calls of the function stand in traces under this name."""
+    return functools.partial(jax.profiler.annotate_function, name=name)
 
 
 @contextlib.contextmanager
@@ -22,11 +31,15 @@ def open_profile(options: ProfileConfig, output: Path) -> Iterator[Callable[[int
     """
     first, last = options.bounds or (0, 0)
     running = False
+    quiet = jax.profiler.ProfileOptions()
+    quiet.python_tracer_level = (
+        0  # every Python call in the trace would slow down the host that it is to show
+    )
 
     def before(step: int) -> None:
         nonlocal running
         if options.bounds and step == first:
-            jax.profiler.start_trace(output / DIRECTORY)
+            jax.profiler.start_trace(output / DIRECTORY, profiler_options=quiet)
             running = True
         elif running and step > last:
             jax.profiler.stop_trace()

@@ -27,11 +27,11 @@ from sdft_jax.hub import model_directory
 from sdft_jax.memory import answer_arrays, update_arrays, widths_of
 from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, load_model, read_config, save_pretrained
-from sdft_jax.optimizer import learning_rate, make_optimizer
+from sdft_jax.optimizer import learning_rates, make_optimizer
 from sdft_jax.partition import join
 from sdft_jax.phases import speeds, time_sampling
 from sdft_jax.prepare import Prepared, prepare
-from sdft_jax.profiling import open_profile
+from sdft_jax.profiling import open_profile, traced
 from sdft_jax.prompts import Encoded
 from sdft_jax.report import (
     EVALUATIONS,
@@ -213,7 +213,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
         pending = _Pending(loop, sinks, show)
         ending = terminated(step)
         while step < loop.steps and not stopped and not ending:
-            batch = _place(next(loop.batches), loop.model)
+            batch = _next_batch(loop)
             step += 1
             before_step(step)
             sampling = None
@@ -254,7 +254,7 @@ class _Pending:
 
     def __init__(self, loop: _Loop, sinks: Sinks, show: Callable[[int, Mapping[str, float]], None]):
         self.loop, self.sinks, self.show = loop, sinks, show
-        self.rate = learning_rate(loop.config.optimizer, loop.steps)
+        self.rates = learning_rates(loop.config.optimizer, loop.steps)
         self.waiting: tuple[Any, ...] | None = None
         self.restart()
 
@@ -269,6 +269,7 @@ class _Pending:
         if sampling or jax.default_backend() == "cpu":
             self.settle(saved)
 
+    @traced("report")
     def settle(self, saved: int) -> None:
         """Wait for the step, and report it."""
         if self.waiting is None:
@@ -281,7 +282,7 @@ class _Pending:
         scalars |= speeds(scalars, batch, seconds, sampling)
         dropped = loop.prepared.dropped.total
         scalars["dropped"] = dropped / (dropped + len(loop.prepared.train))
-        scalars["learning_rate"] = float(self.rate(step - 1))
+        scalars["learning_rate"] = float(self.rates[step - 1])
         self.show(step, scalars)
         if step % options.log_every == 0:
             self.sinks.write(step, scalars)
@@ -321,6 +322,7 @@ def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextM
     )  # fmt: skip
 
 
+@traced("wait")
 def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int) -> dict[str, float]:
     """The scalars on the host; stops the run where loss, gradient or update is not finite."""
     scalars = {name: float(x) for name, x in jax.device_get(metrics.scalars).items()}
@@ -340,10 +342,11 @@ def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_sa
     )
 
 
-def _place(batch: TokenBatch, model: Model) -> TokenBatch:
+@traced("next batch")
+def _next_batch(loop: _Loop) -> TokenBatch:
     """Host arrays of this process -> global arrays, split over their rows."""
-    sharding = sharding_of(model).named("batch")
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    place = functools.partial(jax.make_array_from_process_local_data, sharding_of(loop.model).named("batch"))
+    return jax.tree.map(place, next(loop.batches))
 
 
 def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics) -> None:

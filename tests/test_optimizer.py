@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from sdft_jax.optimizer import learning_rate, make_optimizer
+from sdft_jax.optimizer import learning_rate, learning_rates, make_optimizer
 from sdft_jax.settings import OptimizerConfig
 
 
@@ -29,6 +29,16 @@ def test_decays():
     np.testing.assert_allclose(rates(10, warmup=4, schedule="linear")[4:], linear, rtol=1e-6)
     cosine = [(1 + np.cos(np.pi * i / 6)) / 2 for i in range(6)]
     np.testing.assert_allclose(rates(10, warmup=4, schedule="cosine")[4:], cosine, rtol=1e-6)
+
+
+def test_all_at_once_they_are_those_of_each_step():
+    config = OptimizerConfig(learning_rate=0.3, warmup=4, schedule="cosine")
+    found = learning_rates(config, 10)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_allclose(
+        found, [float(learning_rate(config, 10)(step)) for step in range(10)], rtol=1e-6
+    )
+    assert learning_rates(config, 0).shape == (0,)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

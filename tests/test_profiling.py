@@ -1,6 +1,7 @@
 """The trace that a run writes when it is asked for one."""
 
 import pytest
+from jax.profiler import ProfileData
 from runs import config_of
 
 from sdft_jax.config import load_config
@@ -14,19 +15,40 @@ def traces(output):
     return sorted(output.glob("profile/plugins/profile/*/*.xplane.pb"))
 
 
-def test_a_run_traces_the_steps_asked_for_with_the_phases_by_name(
-    half_directory, tmp_path, shared_compilations
-):
-    config = config_of(
-        half_directory, tmp_path / "run", "profile.steps=2:3", "eval.path=null", "eval.prior=null",
-        "train.steps=4",
+@pytest.fixture(scope="module")
+def trace(half_directory, tmp_path_factory, shared_compilations):
+    """Of steps 2 and 3 of a run."""
+    output = tmp_path_factory.mktemp("profiled") / "run"
+    asked = (
+        "profile.steps=2:3", "eval.path=null", "eval.prior=null", "train.steps=4", "train.eval_every=0",
     )  # fmt: skip
-    train(config, active=False)
-    (trace,) = traces(tmp_path / "run")
+    train(config_of(half_directory, output, *asked), active=False)
+    (trace,) = traces(output)
+    return trace
+
+
+def test_a_run_traces_the_steps_asked_for_with_the_phases_by_name(trace):
     content = trace.read_bytes()
     assert content.count(b"step_num") >= 1
     for scope in (b"rollout", b"prefill", b"decode", b"teacher", b"student", b"optimizer"):
         assert scope in content, scope
+
+
+def test_between_updates_the_host_starts_no_program(trace):
+    """On an accelerator it would wait in line behind the next update, and the host for it."""
+    planes = ProfileData.from_file(str(trace)).planes
+    lines = [list(line.events) for plane in planes for line in plane.lines]
+    (host,) = (events for events in lines if "train" in {event.name for event in events})
+    updates = [event for event in host if event.name == "train"]
+    others = [
+        event.name
+        for event in host
+        if event.name.startswith("PjitFunction")
+        and not any(update.start_ns <= event.start_ns < update.end_ns for update in updates)
+    ]
+    assert len(updates) == 2
+    assert {"next batch", "wait", "report"} <= {event.name for event in host}
+    assert others == []
 
 
 def test_without_being_asked_there_is_none(tmp_path):
