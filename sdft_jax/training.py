@@ -345,8 +345,8 @@ def _finite(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_sa
 @traced("next batch")
 def _next_batch(loop: _Loop) -> TokenBatch:
     """Host arrays of this process -> global arrays, split over their rows."""
-    place = functools.partial(jax.make_array_from_process_local_data, sharding_of(loop.model).named("batch"))
-    return jax.tree.map(place, next(loop.batches))
+    rows = sharding_of(loop.model).named("batch")
+    return jax.make_array_from_process_local_data(rows, next(loop.batches))
 
 
 def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics) -> None:

@@ -220,6 +220,7 @@ def test_the_loop_is_measured_beside_its_update(tmp_path):
     (case,) = json.loads((tmp_path / "loop.json").read_text())["details"]
     assert {side: len(each) for side, each in case["seconds"].items()} == {"loop": 2, "update": 2}
     assert min(*case["seconds"]["loop"], *case["seconds"]["update"]) > 0
+    assert (tmp_path / "timeline.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_the_loop_takes_over_its_update_is_idle_time():

@@ -2,7 +2,8 @@
 
 The loop makes batches, places them, reads and writes the numbers of every step, with its default settings;
 the update alone runs on one batch that lies on the device, call after call. Where the loop takes longer, the
-device is idle. `sdft train ... profile.steps=10:13` writes a trace that shows by what.
+device is idle. With --output, timeline.png shows what the host does then, from a trace of further steps;
+tracing makes them longer. `sdft train ... profile.steps=10:13` writes such a trace of any run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax
 from sdft_jax.baselines import UPDATES
 from sdft_jax.bench.models import SIZES, write_model, write_rows
 from sdft_jax.bench.results import Measured, conditions, each_case, parser, positive, publish
+from sdft_jax.bench.timeline import Timeline, plot_timelines, read_timeline
 from sdft_jax.config import Config, load_config
 from sdft_jax.data import make_batches
 from sdft_jax.figures import Bar
@@ -37,6 +39,8 @@ from sdft_jax.training import train
 
 WARM_UP = 3
 """Steps at the beginning that are not counted."""
+TRACED = 5
+"""Steps at the end of the loop that are traced."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +62,17 @@ def main(words: Sequence[str]) -> None:
     a = _arguments(words)
     began = conditions()
     cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
+    timelines = {}
 
     def measured(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
-        seconds = measure(case, a.steps, a.overrides)
+        seconds, timelines[str(case)] = measure(case, a.steps, a.overrides)
         return *compare(case, seconds), dataclasses.asdict(case) | {"seconds": seconds}
 
     rows, bars, details = each_case("loop", cases, measured)
-    publish(Measured("loop", rows, bars, details, hardware(), began), a.output)
+    found = Measured("loop", rows, bars, details, hardware(), began)
+    publish(found, a.output)
+    if a.output:
+        plot_timelines(timelines, Path(a.output, "timeline.png"), f"Measured on {found.machine}; {began}.")
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -84,28 +92,29 @@ def _shape(text: str) -> tuple[int, int, int]:
     return rows, prompt, new
 
 
-def measure(case: Case, steps: int, overrides: Sequence[str]) -> dict[str, list[float]]:
-    """Seconds of every counted step, of the `loop` and of the `update` alone."""
+def measure(case: Case, steps: int, overrides: Sequence[str]) -> tuple[dict[str, list[float]], Timeline]:
+    """Seconds of every counted step, of `loop` and `update` alone; what a trace tells of further ones."""
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
+        directory, counted = Path(scratch), WARM_UP + steps
         write_model(case.size, directory / "model")
-        rows = case.rows * (WARM_UP + steps)
+        rows = case.rows * (counted + TRACED)
         write_rows(directory / "model", directory / "rows.jsonl", rows, case.prompt, case.prompt)
         keys = {
             "model.path": directory / "model", "model.compute_dtype": "float32",
             "data.path": directory / "rows.jsonl", "data.overlong": "error", "output": directory / "run",
-            "train.batch_size": case.rows, "train.steps": WARM_UP + steps, "train.save_every": 0,
+            "train.batch_size": case.rows, "train.steps": counted + TRACED, "train.save_every": 0,
             "train.phases_every": 0, "train.rollouts_every": 0, "sampling.max_new_tokens": case.new,
-            "mesh.fsdp": 1,
+            "profile.steps": f"{counted + 1}:{counted + TRACED}", "mesh.fsdp": 1,
         }  # fmt: skip
         config = load_config(None, [*(f"{key}={value}" for key, value in keys.items()), *overrides])
         with contextlib.redirect_stdout(io.StringIO()):
             train(config)
         told = read_jsonl(directory / "run" / METRICS)
-        return {
-            "loop": [step["seconds"] for step in told[WARM_UP:]],
-            "update": list(itertools.islice(_updates(config), WARM_UP, WARM_UP + steps)),
+        seconds = {
+            "loop": [step["seconds"] for step in told[WARM_UP:counted]],
+            "update": list(itertools.islice(_updates(config), WARM_UP, counted)),
         }
+        return seconds, read_timeline(directory / "run")
 
 
 def _updates(config: Config) -> Iterator[float]:
