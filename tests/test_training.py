@@ -357,13 +357,13 @@ def test_a_run_killed_before_its_first_step_goes_on_as_if_it_had_not_been(
     tiny_directory, tmp_path, scripted, monkeypatch
 ):
     """Its initial model reaches stop_at, which ends no run that has not made a step."""
-    place = train_module._place
-    monkeypatch.setattr(train_module, "_place", lambda *_: 1 / 0)
+    next_batch = train_module._next_batch
+    monkeypatch.setattr(train_module, "_next_batch", lambda *_: 1 / 0)
     scripted(0.9)
     with pytest.raises(ZeroDivisionError):
         run(tiny_directory, tmp_path, *BEST, "train.stop_at=0.5")
     assert step_names(tmp_path) == [0]
-    monkeypatch.setattr(train_module, "_place", place)
+    monkeypatch.setattr(train_module, "_next_batch", next_batch)
     scripted(0.9, 1.0)
     assert run(tiny_directory, tmp_path, *BEST, "train.stop_at=0.5").step == 1
     assert [row["step"] for row in read(tmp_path / "evaluations.jsonl")] == [0, 1]
