@@ -24,8 +24,7 @@ from sdft_jax.sharding import constrain, for_decoding, give_way, tree_shardings
 from sdft_jax.types import Params, Rollout
 
 UNROLLED = 8
-"""Layers up to which a CPU decodes without a scan, which there copies each layer's weights and cache at every
-token; each layer so adds 0.1 s to compilation."""
+"""Layers up to which a CPU decodes without a scan; each so adds 0.1 s to compilation."""
 FIRST_SLOTS = 128
 """Tokens of a completion that the cache has slots for at first. When they are full their number doubles: a
 token reads all slots, filled or not."""
@@ -113,7 +112,7 @@ def sample(
     with jax.named_scope("prefill"):
         hidden, cache = _whole(model).prefill(params, tokens, attention_mask, prompt + ends[0])
     model, params = lay_out_for_decoding(model, params)
-    if model.device.platform == "cpu" and model.config.num_hidden_layers <= UNROLLED:
+    if unrolled(model.device.platform, model.config.num_hidden_layers):
         params, cache = layer_by_layer(params, cache)
     head, by_word = model.head(params), model.sharding and give_way(model.sharding, "vocab", "batch")
 
@@ -155,6 +154,12 @@ def sample(
         for before, end in itertools.pairwise(ends):
             loop = decode(loop._replace(cache=grow(loop.cache, prompt + end)), end - before)
     return loop.rollout
+
+
+def unrolled(platform: str, layers: int) -> bool:
+    """Whether to decode without a scan over layers, which on a GPU and a CPU copies each layer's weights and
+    cache at every token; a TPU reads them where they lie."""
+    return platform == "gpu" or (platform == "cpu" and layers <= UNROLLED)
 
 
 def _no_tokens(batch: int, length: int, pad_id: int) -> Rollout:

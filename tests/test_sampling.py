@@ -25,6 +25,7 @@ from sdft_jax.sampling import (
     sample,
     stages,
     truncate,
+    unrolled,
 )
 from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
@@ -299,6 +300,16 @@ def test_stages_double_up_to_the_longest_completion():
     assert stages(128) == (128,)
     assert stages(129) == (128, 129)
     assert stages(1000) == (128, 256, 512, 1000)
+
+
+@pytest.mark.parametrize(
+    ("platform", "layers", "expected"),
+    [("gpu", 80, True), ("tpu", 2, False), ("cpu", UNROLLED, True), ("cpu", UNROLLED + 1, False)],
+)
+def test_layers_are_scanned_where_that_copies_nothing_or_compiling_would_take_long(
+    platform, layers, expected
+):
+    assert unrolled(platform, layers) == expected
 
 
 @pytest.mark.parametrize("layers", [2, UNROLLED + 1], ids=["layer by layer", "scanned"])

@@ -1,7 +1,7 @@
 """The decoder as pure functions of a parameter tree: full forward, prefill and decoding with a cache.
 
-Layers are stacked and run by one `lax.scan`, so that the program does not grow with depth. Only shallow
-models on a CPU decode without it (`layer_by_layer`).
+Layers are stacked and run by one `lax.scan`, so that the program does not grow with depth. Only
+decoding goes without it on a GPU, and on a CPU where models are shallow (`layer_by_layer`).
 """
 
 from __future__ import annotations
