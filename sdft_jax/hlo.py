@@ -59,59 +59,56 @@ class Collective:
     """That a device receives, over all repetitions."""
 
 
-def matmul_flops(text: str, unknown_trips: float = 1.0) -> float:
+def matmul_flops(text: str) -> float:
     """`matmul_flops_by_scope` of the whole program."""
-    return sum(matmul_flops_by_scope(text, unknown_trips).values())
+    return sum(matmul_flops_by_scope(text).values())
 
 
-def matmul_flops_by_scope(text: str, unknown_trips: float = 1.0) -> dict[str, float]:
-    """Floating-point operations of all matrix products in a program (2 a multiply-add).
+def matmul_flops_by_scope(text: str) -> dict[str, float]:
+    """Floating-point operations of all matrix products in a program (2 a multiply-add), as `total` counts.
 
     Args:
         text: `compiled.as_text()`, or `lowered.as_text(dialect="hlo", debug_info=True)`.
-        unknown_trips: trips of loops whose number the text does not tell.
-
-    A loop that may end early counts as if it did not. Of a conditional the costlier branch counts.
     """
 
     def cost(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Counter:
         count = _dot(op, shapes)
         return Counter({op.scope: count}) if count else Counter()
 
-    return dict(_total(text, cost, unknown_trips))
+    return dict(total(text, cost))
 
 
-def estimated_cycles(text: str, unknown_trips: float = 1.0) -> dict[str, float]:
+def estimated_cycles(text: str) -> dict[str, float]:
     """The TPU compiler's own cycle estimates, by scope; kernels and waiting for other chips have none."""
 
     def cost(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Counter:
         found = _CYCLES.search(op.text)
         return Counter({op.scope: float(found[1])}) if found else Counter()
 
-    return dict(_total(text, cost, unknown_trips))
+    return dict(total(text, cost))
 
 
-def collectives(text: str, unknown_trips: float = 1.0) -> list[Collective]:
+def collectives(text: str) -> list[Collective]:
     """Every exchange between devices; one that goes on beside computations counts where it begins."""
 
     def cost(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> Counter:
         found = _COLLECTIVE.search(op.text)
         if found is None:
             return Counter()
-        size = _received(found[1], _bytes(op.text.split(found[0])[0], bool(found[2])), _group(op.text))
+        size = _received(found[1], size_of(op.text.split(found[0])[0], bool(found[2])), _group(op.text))
         return Counter({(found[1], op.scope, size): 1.0})
 
-    found = _total(text, cost, unknown_trips)
+    found = total(text, cost)
     return [Collective(kind, scope, times, times * size) for (kind, scope, size), times in found.items()]
 
 
-def _total(
-    text: str,
-    cost: Callable[[Op, Mapping[str, tuple[int, ...]]], Counter],
-    unknown_trips: float,
-) -> Counter:
-    """Costs of all operations, each times how often it runs."""
-    computations = _computations(text)
+def total(text: str, cost: Callable[[Op, Mapping[str, tuple[int, ...]]], Counter]) -> Counter:
+    """Costs of all operations, each times how often it runs.
+
+    A loop that may end early counts as if it did not, and one whose trips nothing tells as one trip. Of a
+    conditional the costlier branch counts.
+    """
+    computations = read_computations(text)
     entry = next(name for name, (is_entry, _) in computations.items() if is_entry)
 
     @functools.cache
@@ -135,7 +132,7 @@ def _total(
         if " while(" not in op.text:
             return _sum(found)
         trips = _trips(op, computations)
-        times = unknown_trips if trips is None else trips
+        times = 1.0 if trips is None else trips
         return Counter({key: times * value for key, value in _sum(found).items()})
 
     return count(entry)
@@ -187,7 +184,7 @@ def _offset(text: str, ops: Mapping[str, str]) -> float:
     return sum(float(value[1]) for value in values if value)
 
 
-def _computations(text: str) -> Mapping[str, tuple[bool, list[Op]]]:
+def read_computations(text: str) -> Mapping[str, tuple[bool, list[Op]]]:
     """Name -> (whether the program starts there, its operations)."""
     found: dict[str, tuple[bool, list[Op]]] = {}
     ops: list[Op] = []
@@ -223,8 +220,8 @@ def _dot(op: Op, shapes: Mapping[str, tuple[int, ...]]) -> float:
     return 2.0 * math.prod(_dimensions(dot[1])) * math.prod(shapes[dot[2]][axis] for axis in axes)
 
 
-def _bytes(shape: str, is_start: bool) -> float:
-    """Size of a result; that of the start of an asynchronous exchange lists operand, then result."""
+def size_of(shape: str, is_start: bool = False) -> float:
+    """Bytes of a result; that of the start of an asynchronous exchange lists operand, then result."""
     arrays = _ARRAY.findall(shape)
     if is_start:
         arrays = arrays[1:2]

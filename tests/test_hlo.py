@@ -70,25 +70,19 @@ def test_flops_are_those_counted_by_hand(what):
     assert matmul_flops(text_of(function, *arguments)) == flops
 
 
-def test_a_loop_that_may_end_early_takes_the_trips_given():
-    text = text_of(until, X, W, 3)
-    assert matmul_flops(text) == PRODUCT
-    assert matmul_flops(text, unknown_trips=7) == 7 * PRODUCT
-
-
-def test_trips_given_do_not_touch_loops_whose_trips_are_known():
+def test_a_loop_whose_trips_nothing_tells_is_one_trip():
     def both(x, w, n):
         return chain(until(x, w, n), w)
 
-    assert matmul_flops(text_of(both, X, W, 3), unknown_trips=10) == (10 + 5) * PRODUCT
-    assert matmul_flops(text_of(chain, X, W), unknown_trips=10) == 5 * PRODUCT
+    assert matmul_flops(text_of(until, X, W, 3)) == PRODUCT
+    assert matmul_flops(text_of(both, X, W, 3)) == (1 + 5) * PRODUCT
 
 
 def test_a_bound_in_the_condition_is_a_number_of_trips():
     """As TPU programs and lowered ones have it, whose loops do not tell their trips."""
     lowered = jax.jit(lambda x, w: nested(x, w)).lower(X, W).compiler_ir(dialect="hlo").as_hlo_text()
     assert "known_trip_count" not in lowered
-    assert matmul_flops(lowered, unknown_trips=100) == 3 * 5 * PRODUCT
+    assert matmul_flops(lowered) == 3 * 5 * PRODUCT
 
 
 def test_of_a_loop_that_may_end_before_its_bound_the_bound_counts():
@@ -100,7 +94,7 @@ def test_of_a_loop_that_may_end_before_its_bound_the_bound_counts():
 
         return jax.lax.while_loop(lambda carry: (carry[0] < 6) & ~jnp.all(carry[1] > 2), body, (0, x))[1]
 
-    assert matmul_flops(text_of(early, X, W), unknown_trips=100) == 6 * PRODUCT
+    assert matmul_flops(text_of(early, X, W)) == 6 * PRODUCT
 
 
 SIZE = 16 * 4
