@@ -81,6 +81,16 @@ def test_padding_takes_and_gives_nothing(kernel):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_no_gradient_is_scattered():
+    """A GPU would add each of its numbers by an atomic operation."""
+    qkv, mask = random_inputs(40)
+
+    def total(qkv):
+        return fused_attention(*qkv, mask, None, SCALE, "cudnn", None).sum()
+
+    assert "scatter" not in jax.jit(jax.grad(total)).lower(qkv).as_text()
+
+
 @pytest.mark.parametrize("kernel", ["splash", "cudnn"])
 @pytest.mark.parametrize(
     ("mesh", "rules"),

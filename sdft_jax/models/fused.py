@@ -141,7 +141,20 @@ def _cudnn(
     return jnp.where(mask[:, :, None, None], _roll(attended, -first), 0)
 
 
+@jax.custom_vjp
 def _roll(x: Float[Array, "B T N H"], first: Int[Array, " B"]) -> Float[Array, "B T N H"]:
     """Each row from its position `first` on, around the end."""
     columns = (jnp.arange(x.shape[1])[None, :] + first[:, None]) % x.shape[1]
-    return jnp.take_along_axis(x, columns[:, :, None, None], axis=1)
+    return jnp.take_along_axis(x, columns[:, :, None, None], axis=1, mode="promise_in_bounds")
+
+
+def _roll_forward(x: Array, first: Array) -> tuple[Array, Array]:
+    return _roll(x, first), first
+
+
+def _roll_backward(first: Array, d_rolled: Array) -> tuple[Array, None]:
+    """Rolled back: JAX's own would add every number into zeros, atomically."""
+    return _roll(d_rolled, -first), None
+
+
+_roll.defvjp(_roll_forward, _roll_backward)
