@@ -54,7 +54,7 @@ ENTRY %main (start: bf16[10,4,8], v: f32[6,8]) -> f32[6] {
   %count = s32[] constant(0)
   %made = (s32[], bf16[10,4,8]{2,1,0}) tuple(%count, %start)
   %loop = (s32[], bf16[10,4,8]{2,1,0}) while(%made), condition=%condition, body=%body
-  ROOT %reduced = f32[6]{0} reduce(%v, %nought), dimensions={1}, to_apply=%sum, metadata={op_name="jit(f)/sum"}
+  ROOT %r = f32[6]{0} reduce(%v, %nought), dimensions={1}, to_apply=%sum, metadata={op_name="jit(f)/sum"}
 }
 """
 

@@ -13,6 +13,7 @@ BENCHES = {
     "sft": "a whole step of SDFT against one of SFT: seconds and FLOPs",
     "loop": "a step of the training loop against its update alone: seconds between steps",
     "startup": "the console command, a first step and a resume, compilation against depth: seconds",
+    "gpu": "decoding as the GPU compiler sees it: bytes that a token moves against those it has to",
     "tpu": "the whole update as the TPU compiler sees it: memory and estimated seconds, beside peak rates",
 }
 """Name -> what is measured; `sdft_jax.bench.NAME` has a `main` that takes the words after the name, and may
