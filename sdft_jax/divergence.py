@@ -78,6 +78,10 @@ def divergence(
     )
 
 
+LEAST = -1e30
+"""What stands for logits below it."""
+
+
 def _chunk(
     student: Float[Array, "n v"],
     teacher: Float[Array, "n v"],
@@ -90,10 +94,14 @@ def _chunk(
     over_v = functools.partial(total, axes=vocab_axes)
     is_target = is_token(student, target, vocab_axes)
     pick = lambda x: over_v(jnp.where(is_target, x, 0.0))  # noqa: E731
-    mean = lambda p, x: over_v(jnp.where(p > 0, p * x, 0.0)) / over_v(p)  # noqa: E731
+    mean = lambda p, x: over_v(p * x) / over_v(p)  # noqa: E731
 
-    # From unnormalised probabilities, so that all sums are made in one pass over the logits.
-    s, t = (x - largest(x, vocab_axes) for x in (student / config.temperature, teacher / config.temperature))
+    # From unnormalised probabilities, so that all sums are made in one pass over the logits; and from finite
+    # numbers, so that a token without probability adds 0, which a mask would cost a pass more on a GPU.
+    s, t = (
+        jnp.where(x < LEAST, LEAST, x - largest(x, vocab_axes))
+        for x in (student / config.temperature, teacher / config.temperature)
+    )
     e_s, e_t = jnp.exp(s), jnp.exp(t)
     log_z_s, log_z_t = jnp.log(over_v(e_s)), jnp.log(over_v(e_t))
     stats = TokenStats(

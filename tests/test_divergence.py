@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sdft_jax.divergence as divergence_module
 from sdft_jax.divergence import divergence
 from sdft_jax.errors import SdftError
 from sdft_jax.settings import DivergenceConfig
@@ -156,6 +157,23 @@ def test_probabilities_that_vanish_and_roles_that_hardly_differ(inputs, alpha):
         values, _, expected, _ = reference(case, config)
         np.testing.assert_allclose(stats.divergence, values, **tolerance)
         np.testing.assert_allclose(d_hidden, expected, rtol=1e-3, atol=1e-3 if case is sharp else 1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_a_token_that_a_role_excludes_adds_nothing(alpha):
+    """Where a logit is -inf, in `chunked.py`'s own terms."""
+    drawn = jax.random.normal(jax.random.key(0), (2, 3, 7))
+    student, teacher = drawn.at[0, :, 2].set(-jnp.inf).at[:, :, 4].set(-jnp.inf)
+    kept = jnp.array([0, 1, 3, 5, 6])
+    config, targets = DivergenceConfig(alpha=alpha), jnp.zeros(3, jnp.int32)
+    stats, values, gradient = divergence_module._chunk(student, teacher, targets, (), config=config)
+    if alpha == 1:  # KL(S || T) asks nothing of T where S has no probability, but T's sum
+        log_s, log_t = (x - jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in (student, teacher))
+        expected = jnp.sum((jnp.exp(log_s) * (log_s - log_t))[:, kept], axis=-1)
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+    assert jnp.isfinite(gradient).all()
+    assert not gradient[:, 4].any()
+    assert jnp.isfinite(stats.student_entropy).all()
 
 
 def assert_same(found, expected):
