@@ -127,7 +127,7 @@ def test_sigterm_saves_the_step_and_exits_143(finished, tiny_directory, tmp_path
     process.terminate()
     code, errors = ended(process)
     assert code == 143, errors
-    step = int(re.search(r"^sdft: stopped by SIGTERM after step (\d); .*\n\Z", errors, re.M)[1])
+    step = int(re.fullmatch(r"sdft: stopped by SIGTERM after step (\d); .*\n", errors)[1])
     assert step_names(output) == [step]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == list(range(1, step + 1))
     assert cli.main([*command, "train.save_every=2"]) == 0
