@@ -32,9 +32,7 @@ def open_profile(options: ProfileConfig, output: Path) -> Iterator[Callable[[int
     first, last = options.bounds or (0, 0)
     running = False
     quiet = jax.profiler.ProfileOptions()
-    quiet.python_tracer_level = (
-        0  # every Python call in the trace would slow down the host that it is to show
-    )
+    quiet.python_tracer_level = 0  # each Python call would slow down the host that the trace is to show
 
     def before(step: int) -> None:
         nonlocal running

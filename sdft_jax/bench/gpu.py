@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from sdft_jax.bench.decode import Case, bytes_per_token
 from sdft_jax.bench.models import SIZES, architecture
 from sdft_jax.bench.results import Measured, conditions, each_case, parser, publish
-from sdft_jax.errors import SdftError
 from sdft_jax.figures import Bar
 from sdft_jax.memory import GIB
 from sdft_jax.models import Model
+from sdft_jax.plan.topologies import described_devices
 from sdft_jax.sampling import compiled_sample
 from sdft_jax.settings import SamplingConfig
 from sdft_jax.sharding import Sharding, make_mesh
@@ -78,12 +78,8 @@ def main(words: Sequence[str]) -> None:
         return *compare(case, found), dataclasses.asdict(case) | found
 
     rows, bars, details = each_case("gpu", cases, measured)
-    publish(
-        Measured(
-            "gpu", rows, bars, details, f"compiled by jax {jax.__version__} for an H200; bfloat16", began
-        ),
-        a.output,
-    )
+    compiler = f"compiled by jax {jax.__version__} for an H200; bfloat16"
+    publish(Measured("gpu", rows, bars, details, compiler, began), a.output)
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -103,16 +99,7 @@ def devices() -> Sequence[Any]:
         SdftError: the GPU compiler is not installed.
     """
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # which asks CUDA's libraries for a driver
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1").devices
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SdftError(
-            f"the GPU compiler cannot be had ({reason}): install it with pip install 'sdft_jax[cuda]'; it "
-            "needs no GPU."
-        ) from error
+    return described_devices("GPU", "an H200", "cuda", platform="cuda", target_config=H200, topology="1x1x1")
 
 
 def measure(case: Case, sharding: Sharding) -> dict[str, float]:

@@ -137,16 +137,32 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
     """
     for name, value in _NO_TPU.items():
         os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
     bounds = _ONE_HOST.get(topology.shape)
     single = {"chips_per_host_bounds": bounds} if bounds else {}
+    return described_devices(
+        "TPU", topology.name, "plan", platform="tpu", topology_name=topology.name, **single
+    )
+
+
+def described_devices(kind: str, name: str, extra: str, **description: Any) -> Sequence[Any]:
+    """Devices of `topologies.get_topology_desc(**description)`; they can run nothing.
+
+    Args:
+        kind: GPU or TPU, as a message calls it.
+        name: of what is described.
+        extra: of this package, which installs the compiler.
+        description: as JAX takes it.
+
+    Raises:
+        SdftError: the compiler is not installed.
+    """
+    from jax.experimental import topologies
+
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **single)
+        return topologies.get_topology_desc(**description).devices
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SdftError(
-            f"the TPU compiler cannot be had for {topology.name} ({reason}): install it with "
-            "pip install 'sdft_jax[plan]'; it needs no TPU."
+            f"the {kind} compiler cannot be had for {name} ({reason}): install it with "
+            f"pip install 'sdft_jax[{extra}]'; it needs no {kind}."
         ) from error
-    return described.devices
