@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdft_jax.config import Config, load_config, to_dict
+from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError
-from sdft_jax.options import as_help
 
 DESCRIPTION = (
     "Self-Distillation Fine-Tuning (arXiv 2601.19897): a Hugging Face model in, a Hugging Face model out."
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sdft: {error}", file=sys.stderr)
         return MISTAKE
     except Exception as error:
-        from sdft_jax.checkpoint import storage_reason
+        from sdft_jax.training.checkpoint import storage_reason
 
         reason = storage_reason(error)
         if reason is None:
@@ -66,26 +66,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """`sdft train`."""
-    from sdft_jax.experiment import run
+    from sdft_jax.commands.train import run
 
     return _until_terminated(run, arguments)
 
 
 def continual(arguments: argparse.Namespace) -> int:
     """`sdft continual`."""
-    from sdft_jax.sequence import run
+    from sdft_jax.commands.continual import run
 
     return _until_terminated(run, arguments)
 
 
 def lab(arguments: argparse.Namespace) -> int:
     """`sdft lab`."""
-    from sdft_jax.lab.run import run
+    from sdft_jax.studies.lab.run import run
 
     run(
-        arguments.experiments, arguments.output, arguments.seeds, arguments.quick, arguments.workers,
+        arguments.experiments,
+        arguments.output,
+        arguments.seeds,
+        arguments.quick,
+        arguments.workers,
         arguments.publish,
-    )  # fmt: skip
+    )
     return 0
 
 
@@ -96,15 +100,19 @@ def plan(arguments: argparse.Namespace) -> int:
     from sdft_jax.plan.show import run
 
     run(
-        config, arguments.topology, arguments.mesh, arguments.rules, arguments.output,
+        config,
+        arguments.topology,
+        arguments.mesh,
+        arguments.rules,
+        arguments.output,
         largest=not arguments.fast,
-    )  # fmt: skip
+    )
     return 0
 
 
 def bench(arguments: argparse.Namespace) -> int:
     """`sdft bench`."""
-    from sdft_jax.bench import run
+    from sdft_jax.studies.bench import run
 
     return run(arguments.name, arguments.words)
 
@@ -113,9 +121,9 @@ def _until_terminated(run: Callable[[Config], object], arguments: argparse.Names
     """The exit code of a run that saves itself on SIGTERM; what it compiles is kept for the next one."""
     config = load_config(arguments.config, arguments.overrides)
     _join(config)
-    from sdft_jax.compilation import cache_compilations
-    from sdft_jax.maintenance import watch
-    from sdft_jax.training import Interrupted
+    from sdft_jax.training.compile_cache import cache_compilations
+    from sdft_jax.training.loop import Interrupted
+    from sdft_jax.training.preemption import watch
 
     watch()
     cache_compilations()
@@ -129,7 +137,7 @@ def _until_terminated(run: Callable[[Config], object], arguments: argparse.Names
 
 def _join(config: Config) -> None:
     """The other processes of this run, if there are any, which must have the same configuration."""
-    from sdft_jax.distributed import initialize, require_agreement
+    from sdft_jax.training.processes import initialize, require_agreement
 
     initialize()
     require_agreement(to_dict(config))
@@ -142,7 +150,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         overrides.append(f"eval.task={arguments.task}")
     config = load_config(arguments.config, overrides)
     _join(config)
-    from sdft_jax.measure import measure
+    from sdft_jax.commands.evaluate import measure
 
     measure(config, arguments.json)
     return 0
@@ -154,7 +162,7 @@ def sample(arguments: argparse.Namespace) -> int:
     if not prompts or arguments.n < 1:
         raise SdftError("nothing to answer: give a prompt as an argument or on stdin, and -n of at least 1.")
     config = load_config(None, [f"model.path={arguments.model}", *arguments.overrides])
-    from sdft_jax.measure import answer
+    from sdft_jax.commands.sample import answer
 
     for prompt, completions in zip(prompts, answer(config, prompts, arguments.n), strict=True):
         for completion in completions:
@@ -164,7 +172,7 @@ def sample(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """`sdft export`."""
-    from sdft_jax.export import export
+    from sdft_jax.training.export import export
 
     chosen = export(arguments.run, arguments.directory, arguments.best, arguments.dtype)
     print(f"{chosen} -> {Path(arguments.directory)}")
@@ -197,9 +205,12 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name, function, summary):
         command = commands.add_parser(
-            name, help=summary, description=summary, epilog=keys,
+            name,
+            help=summary,
+            description=summary,
+            epilog=keys,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+        )
         command.set_defaults(command=function)
         return command
 
@@ -236,8 +247,14 @@ def _parser() -> argparse.ArgumentParser:
         "prompts", metavar="PROMPT", nargs="*", help="user turns; none: one per line of stdin"
     )
     command.add_argument("-n", type=int, default=1, help="completions of each prompt")
-    command.add_argument("-o", dest="overrides", metavar="key=value", action="append", default=[],
-                         help="such as sampling.temperature=0.7; may be repeated")  # fmt: skip
+    command.add_argument(
+        "-o",
+        dest="overrides",
+        metavar="key=value",
+        action="append",
+        default=[],
+        help="such as sampling.temperature=0.7; may be repeated",
+    )
 
     _add_export(add("export", export, "write a run's checkpoint as a Hugging Face directory"))
     return parser
@@ -259,8 +276,13 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
     """What `sdft plan` takes besides a configuration."""
     command.add_argument("config", metavar="CONFIG", help="YAML file; its model needs no weights")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=64")
-    command.add_argument("--topology", action="append", required=True, metavar="NAME",
-                         help="such as v5e:4x4 or v5e-16; may be repeated")  # fmt: skip
+    command.add_argument(
+        "--topology",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="such as v5e:4x4 or v5e-16; may be repeated",
+    )
     command.add_argument(
         "--mesh", help="data=N,fsdp=N,tensor=N (one may be -1), or all; default: as in CONFIG"
     )
@@ -273,14 +295,16 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
 
 def _add_lab(commands: argparse._SubParsersAction) -> None:
     """`sdft lab`, which takes no configuration."""
-    from sdft_jax.lab.experiments import EXPERIMENTS
+    from sdft_jax.studies.lab.experiments import EXPERIMENTS
 
     listed = "\n".join(f"  {name:<12} {what}" for name, (_, what) in EXPERIMENTS.items())
     command = commands.add_parser(
-        "lab", help="the paper's experiments in small", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "lab",
+        help="the paper's experiments in small",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="The paper's experiments on embedded models; finished trials are kept and not run again.",
         epilog=f"experiments:\n{listed}",
-    )  # fmt: skip
+    )
     command.set_defaults(command=lab)
     command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
     command.add_argument("--quick", action="store_true", help="one seed, fewer steps: shows that it runs")
@@ -292,14 +316,16 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
     """`sdft bench`; each measurement reads the words after its name itself."""
-    from sdft_jax.bench import BENCHES
+    from sdft_jax.studies.bench import BENCHES
 
     listed = "\n".join(f"  {name:<12} {what}" for name, what in BENCHES.items())
     command = commands.add_parser(
-        "bench", help="speed and memory, side by side", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "bench",
+        help="speed and memory, side by side",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measurements against a named peer in one run; sdft bench NAME --help has the options.",
         epilog=f"measurements:\n{listed}",
-    )  # fmt: skip
+    )
     command.set_defaults(command=bench)
     command.add_argument("name", metavar="NAME", choices=list(BENCHES), help="one of them")
     command.add_argument(

@@ -7,3 +7,8 @@ class SdftError(Exception):
     The command line prints it without a traceback and exits with code 2; as an exception it reaches
     Python callers unchanged.
     """
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an exception's message without its final period, or the exception's type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

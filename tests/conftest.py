@@ -20,13 +20,22 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Shapes and number formats in these rooms' signatures are checked at every call (so while tracing).
+# Shapes and number formats in these modules' signatures are checked at every call (so while tracing).
 # types and state are left out: their dataclasses also hold shardings and shapes in place of arrays.
-CHECKED = ("chunked", "divergence", "gradients", "objective", "sampling", "teacher", "update")
+CHECKED = (
+    "algorithm.accumulate",
+    "algorithm.chunked_loss",
+    "algorithm.divergence",
+    "algorithm.teacher",
+    "algorithm.token_weights",
+    "algorithm.update",
+    "sampling.decode",
+    "sampling.token_choice",
+)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook([f"sdft_jax.{room}" for room in CHECKED], "beartype.beartype")
+install_import_hook([f"sdft_jax.{module}" for module in CHECKED], "beartype.beartype")
 
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache as jax_cache  # noqa: E402
@@ -81,7 +90,6 @@ def tiny_directory(tmp_path_factory):
 def finished(tmp_path_factory, tiny_directory, caches):
     """Output of `sdft train` with a baseline beside it, never interrupted; tests copy what they change."""
     from runs import write_config
-
     from sdft_jax import cli
 
     directory = tmp_path_factory.mktemp("finished")
@@ -108,7 +116,6 @@ def finished_sequence(tmp_path_factory, half_directory):
     import shutil
 
     from runs import sequence_settings, write_config
-
     from sdft_jax import cli
 
     directory = tmp_path_factory.mktemp("sequence")

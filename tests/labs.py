@@ -1,8 +1,8 @@
 """Trials of the lab small enough for tests: two updates of the random model of runs.py on eight rows."""
 
-from sdft_jax.lab.lab import Lab, Variant, arm_trial, base_trial
-from sdft_jax.lab.worlds import World, lists
-from sdft_jax.overrides import merge
+from sdft_jax.config.overrides import merge
+from sdft_jax.studies.lab.lab import Lab, Variant, arm_trial, base_trial
+from sdft_jax.studies.lab.worlds import World, lists
 
 SMALL = {
     "data": {"limit": 8},

@@ -9,6 +9,7 @@ make_fixtures.py; of the EOS ids, each ends at least one row somewhere in the mi
 import sys
 
 import numpy as np
+
 from make_fixtures import DIRECTORY
 
 PATH = DIRECTORY.parent / "greedy.npz"

@@ -11,18 +11,33 @@ import numpy as np
 import yaml
 
 from sdft_jax.config import Config, load_config, to_dict
+from sdft_jax.mini.lists import Skill, demonstrations, heldout, validation
 from sdft_jax.mini.tokenizer import build_tokenizer
-from sdft_jax.mini.world import Skill, demonstrations, heldout, validation
 from sdft_jax.models import Model, config_from_dict, save_pretrained
 
 SETTINGS = (
-    "model.compute_dtype=float32", "model.remat=none", "mesh.fsdp=1",
-    "data.path=mini:blax", "data.limit=24", "data.max_prompt=64", "data.max_teacher_prompt=128",
-    "eval.path=mini:blax:heldout", "eval.prior=mini:old", "eval.task=mini", "eval.limit=8",
-    "eval.batch_size=8", "sampling.max_new_tokens=12", "optimizer.learning_rate=1e-3", "optimizer.warmup=0",
-    "train.steps=6", "train.batch_size=8", "train.save_every=2", "train.eval_every=3",
-    "train.rollouts_every=3", "train.phases_every=0",
-)  # fmt: skip
+    "model.compute_dtype=float32",
+    "model.remat=none",
+    "mesh.fsdp=1",
+    "data.path=mini:blax",
+    "data.limit=24",
+    "data.max_prompt=64",
+    "data.max_teacher_prompt=128",
+    "eval.path=mini:blax:heldout",
+    "eval.prior=mini:old",
+    "eval.task=mini",
+    "eval.limit=8",
+    "eval.batch_size=8",
+    "sampling.max_new_tokens=12",
+    "optimizer.learning_rate=1e-3",
+    "optimizer.warmup=0",
+    "train.steps=6",
+    "train.batch_size=8",
+    "train.save_every=2",
+    "train.eval_every=3",
+    "train.rollouts_every=3",
+    "train.phases_every=0",
+)
 TIMINGS = {"seconds", "tokens_per_second", "rollout_tokens_per_second", "learn_tokens_per_second"}
 
 
@@ -32,14 +47,25 @@ def write_model(directory: Path) -> None:
     model = Model(
         config_from_dict(
             dict(
-                architectures=["Qwen3ForCausalLM"], model_type="qwen3", vocab_size=len(tokenizer),
-                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                num_key_value_heads=1, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-6,
-                rope_theta=1e4, tie_word_embeddings=False, hidden_act="silu",
-                eos_token_id=tokenizer.eos_token_id, torch_dtype="float32",
+                architectures=["Qwen3ForCausalLM"],
+                model_type="qwen3",
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+                max_position_embeddings=256,
+                rms_norm_eps=1e-6,
+                rope_theta=1e4,
+                tie_word_embeddings=False,
+                hidden_act="silu",
+                eos_token_id=tokenizer.eos_token_id,
+                torch_dtype="float32",
             )
         )
-    )  # fmt: skip
+    )
     params = jax.tree.map(lambda p: p * 8.0 if np.ptp(p) else p, model.init(jax.random.key(0)))
     save_pretrained(model, params, tokenizer, directory)
 
@@ -72,10 +98,16 @@ def sequence_settings(directory: Path) -> tuple[str, ...]:
         )
     suites = [{"name": "more", "path": "mini:old:validation", "limit": 4, "teacher": False}]
     return (
-        "data.limit=null", f"continual.stages={json.dumps(stages)}", f"continual.suites={json.dumps(suites)}",
-        "train.choose=best", "train.eval_every=1", "train.save_every=1", "checkpoint.keep_last=9",
-        "train.rollouts_every=0", "sampling.max_new_tokens=10",
-    )  # fmt: skip
+        "data.limit=null",
+        f"continual.stages={json.dumps(stages)}",
+        f"continual.suites={json.dumps(suites)}",
+        "train.choose=best",
+        "train.eval_every=1",
+        "train.save_every=1",
+        "checkpoint.keep_last=9",
+        "train.rollouts_every=0",
+        "sampling.max_new_tokens=10",
+    )
 
 
 def write_config(path: Path, model: Path, output: Path, *overrides: str) -> str:

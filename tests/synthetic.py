@@ -8,21 +8,33 @@ import functools
 import json
 import math
 
-from sdft_jax.lab import lab
-from sdft_jax.lab.experiments import cost
+from sdft_jax.continual.stages import PRIOR
 from sdft_jax.mini import storms
-from sdft_jax.stages import PRIOR
+from sdft_jax.studies.lab import lab
+from sdft_jax.studies.lab.experiments import cost
 
 ITEMS = 200
 BEST_RATE = 3e-5
 NEW = {
-    "sdft": 0.9, "sft": 0.8, "dft": 0.7, "reinvoke": 0.78, "cpt": 0.2, "offline_kl": 0.82, "offline": 0.75,
+    "sdft": 0.9,
+    "sft": 0.8,
+    "dft": 0.7,
+    "reinvoke": 0.78,
+    "cpt": 0.2,
+    "offline_kl": 0.82,
+    "offline": 0.75,
     "joint": 0.85,
-}  # fmt: skip
+}
 PRIORS = {
-    "sdft": 0.95, "sft": 0.6, "dft": 0.75, "reinvoke": 0.85, "cpt": 0.5, "offline_kl": 0.85, "offline": 0.7,
+    "sdft": 0.95,
+    "sft": 0.6,
+    "dft": 0.75,
+    "reinvoke": 0.85,
+    "cpt": 0.5,
+    "offline_kl": 0.85,
+    "offline": 0.7,
     "joint": 0.6,
-}  # fmt: skip
+}
 LENGTHS = {"sdft": 0.95, "sft": 0.4}
 """Of the base's."""
 COSTS = {"sft": 1.0, "dft": 1.0, "sdft": 2.4, "offline_kl": 2.4, "reinvoke": 2.2}
@@ -121,9 +133,12 @@ def _plain(accuracy, kl, length):
     right = round(accuracy * ITEMS)
     correct = [1] * right + [0] * (ITEMS - right)
     return {
-        "accuracy": right / ITEMS, "length": length, "kl_to_base": kl, "correct": correct,
+        "accuracy": right / ITEMS,
+        "length": length,
+        "kl_to_base": kl,
+        "correct": correct,
         "completions": [""] * ITEMS,
-    }  # fmt: skip
+    }
 
 
 @functools.cache
@@ -149,9 +164,12 @@ def _storms(accuracy, kl, length, cited):
     ]
     correct = [int(storms.score_strict(text, row)) for text, row in zip(completions, rows, strict=True)]
     return {
-        "accuracy": sum(correct) / len(correct), "length": length, "kl_to_base": kl, "correct": correct,
+        "accuracy": sum(correct) / len(correct),
+        "length": length,
+        "kl_to_base": kl,
+        "correct": correct,
         "completions": completions,
-    }  # fmt: skip
+    }
 
 
 def _curve(config, names, measured):

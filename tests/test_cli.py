@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs import content_of, write_config
 
+from runs import content_of, write_config
 from sdft_jax import cli
-from sdft_jax.export import load_run
 from sdft_jax.models import load_model
+from sdft_jax.training.export import load_run
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 
@@ -215,8 +215,11 @@ def test_sample_answers_arguments_and_lines_of_stdin(model, capsys, monkeypatch)
     assert cli.main(["sample", str(model), *prompts, *few, "-n", "2"]) == 0
     told = capsys.readouterr().out
     assert [line for line in told.splitlines() if not line.startswith("  -> ")] == [
-        prompts[0], prompts[0], prompts[1], prompts[1]
-    ]  # fmt: skip
+        prompts[0],
+        prompts[0],
+        prompts[1],
+        prompts[1],
+    ]
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{prompts[0]}\n\n{prompts[1]}\n"))
     assert cli.main(["sample", str(model), *few, "-n", "2"]) == 0
     assert capsys.readouterr().out == told
@@ -232,8 +235,17 @@ def test_sample_without_a_prompt(model, capsys, monkeypatch):
 
 def test_evaluate_writes_every_answer(model, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
-    command = ["evaluate", str(model), "mini:blax:heldout", "--task", "mini", "eval.limit=6", "mesh.fsdp=1",
-               "eval.batch_size=4", "sampling.max_new_tokens=4"]  # fmt: skip
+    command = [
+        "evaluate",
+        str(model),
+        "mini:blax:heldout",
+        "--task",
+        "mini",
+        "eval.limit=6",
+        "mesh.fsdp=1",
+        "eval.batch_size=4",
+        "sampling.max_new_tokens=4",
+    ]
     assert cli.main([*command, "--json", str(out)]) == 0
     table = capsys.readouterr().out
     assert "student" in table
@@ -248,8 +260,16 @@ def test_evaluate_writes_every_answer(model, tmp_path, capsys):
 
 
 def test_evaluate_a_run_directory(finished, capsys):
-    arguments = ["mini:blax:heldout", "--task", "mini", "eval.limit=4", "eval.batch_size=4",
-                 "eval.teacher=false", "sampling.max_new_tokens=4", "mesh.fsdp=2"]  # fmt: skip
+    arguments = [
+        "mini:blax:heldout",
+        "--task",
+        "mini",
+        "eval.limit=4",
+        "eval.batch_size=4",
+        "eval.teacher=false",
+        "sampling.max_new_tokens=4",
+        "mesh.fsdp=2",
+    ]
     assert cli.main(["evaluate", str(finished), *arguments]) == 0
     assert "0/4" in capsys.readouterr().out
 

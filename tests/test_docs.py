@@ -3,14 +3,14 @@
 import re
 from pathlib import Path
 
-from sdft_jax.options import as_help, as_markdown, options
+from sdft_jax.config.reference import as_help, as_markdown, options
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_table_of_options_is_up_to_date():
     assert as_markdown() in (ROOT / "configs" / "README.md").read_text(), (
-        "run `python -m sdft_jax.options` and put its table into configs/README.md"
+        "run `python -m sdft_jax.config.reference` and put its table into configs/README.md"
     )
 
 

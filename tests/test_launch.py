@@ -64,7 +64,7 @@ DRY_RUNS = {
     "xpk_logs": ["xpk.sh", "logs", "--name", "sdft-1"],
     "xpk_delete": ["xpk.sh", "delete", *XPK, "--name", "sdft-1"],
     "xpk_delete_cluster": ["xpk.sh", "delete-cluster", *XPK],
-}  # fmt: skip
+}
 
 
 def launch(arguments, *, path=None, home=None, **more):
@@ -273,9 +273,13 @@ def test_a_run_on_a_vm_gets_its_words_intact(tmp_path):
     done = cloud.launch(DRY_RUNS["queued_run"], home=home)
     assert done.returncode == 0, done.stderr
     assert ran(home) == [
-        str(home / "sdft-inputs"), "gs://my-bucket/compiled",
-        "train", "quickstart.yaml", "output=gs://my-bucket/runs/sdft-1", AWKWARD,
-    ]  # fmt: skip
+        str(home / "sdft-inputs"),
+        "gs://my-bucket/compiled",
+        "train",
+        "quickstart.yaml",
+        "output=gs://my-bucket/runs/sdft-1",
+        AWKWARD,
+    ]
     assert "--property=RemainAfterExit=yes" in (home / "unit").read_text()
     assert "export SDFT_MAINTENANCE=5\n" in (home / "sdft-command.sh").read_text()
     assert cloud.calls("storage rsync", "gs://my-bucket/inputs/sdft-1")
@@ -397,7 +401,7 @@ def test_watch(status, more, code, creates, runs, deletes, tmp_path):
         (["queued.sh", "watch", *SLICE, *BUCKET, CONFIG, "--restarts", "x"], "--restarts x", "whole number"),
         (["worker.sh", "rnu"], "rnu", "run"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_one_sentence_and_calls_nothing(words, culprit, remedy, tmp_path):
     cloud = Cloud(tmp_path)
     done = cloud.launch(words)
@@ -451,15 +455,23 @@ def test_manifests_agree_with_kubernetes(manifests):
         ("jobset", ["spec", "failurePolicy"], "maxRestarts", "maxRestart"),
         ("jobset", ["spec", "replicatedJobs", 0], "replicas", "replica"),
         ("jobset", ["spec", "replicatedJobs", 0, "template", "spec"], "backoffLimit", "backofLimit"),
-        ("jobset", ["spec", "replicatedJobs", 0, "template", "spec", "template", "spec"], "nodeSelector",
-         "nodeSelectors"),
-        ("jobset", ["spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0],
-         "image", "imgae"),
+        (
+            "jobset",
+            ["spec", "replicatedJobs", 0, "template", "spec", "template", "spec"],
+            "nodeSelector",
+            "nodeSelectors",
+        ),
+        (
+            "jobset",
+            ["spec", "replicatedJobs", 0, "template", "spec", "template", "spec", "containers", 0],
+            "image",
+            "imgae",
+        ),
         ("flavor", ["spec"], "nodeLabels", "nodeLabel"),
         ("cluster", ["spec", "resourceGroups", 0, "flavors", 0, "resources", 0], "nominalQuota", "quota"),
         ("local", ["spec"], "clusterQueue", "queue"),
     ],
-)  # fmt: skip
+)
 def test_a_misspelt_key_is_refused(name, path, key, wrong, manifests):
     manifest = copy.deepcopy(manifests[name])
     place = manifest

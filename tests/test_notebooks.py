@@ -47,8 +47,11 @@ def test_sharding_study(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: shown.append(True))
     sizes = [
-        "train.batch_size=8", "data.max_prompt=32", "data.max_teacher_prompt=64", "sampling.max_new_tokens=16"
-    ]  # fmt: skip
+        "train.batch_size=8",
+        "data.max_prompt=32",
+        "data.max_teacher_prompt=64",
+        "sampling.max_new_tokens=16",
+    ]
     larger = dict(LARGER=("mini", "v5e:2x2", "fsdp=2,tensor=2"), LARGER_SIZES=sizes)
     study = run("sharding_study.ipynb", MODEL="mini", SIZES=sizes, **larger, OUTPUT=str(tmp_path))
     printed = "".join(study)

@@ -5,17 +5,21 @@ Every refusal names the file, the row (the line, in JSONL), the field and the re
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.errors import SdftError
-from sdft_jax.prompts import Example, Message, where
-from sdft_jax.settings import DataConfig
+from sdft_jax.config.settings import DataConfig
+from sdft_jax.data.examples import Example, Message, where
+from sdft_jax.errors import SdftError, reason
 
 Row = Mapping[str, Any]
+
+EMBEDDED = {"mini": "sdft_jax.mini"}
+"""Prefix of `data.path` -> the package whose `read_rows(name, split)` gives the rows."""
 
 
 def read_rows(path: str, split: str = "train") -> Sequence[Row]:
@@ -26,10 +30,8 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
     before `split`. Raises SdftError when there is nothing to read, or no row in it.
     """
     scheme, _, name = path.partition(":")
-    if scheme == "mini":
-        from sdft_jax.mini.rows import read
-
-        rows: Sequence[Row] = read(name, split)
+    if scheme in EMBEDDED:
+        rows: Sequence[Row] = importlib.import_module(EMBEDDED[scheme]).read_rows(name, split)
     elif scheme == "tfds":
         rows = _read_tfds(path, name, split)
     elif Path(path).is_file():
@@ -43,7 +45,7 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
     return rows
 
 
-def examples(
+def make_examples(
     rows: Sequence[Row],
     config: DataConfig,
     source: str,
@@ -65,7 +67,7 @@ def examples(
     ]
 
 
-def texts(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
+def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
     """The same rows by the field `config.text` alone: nobody is asked, and the text is what to imitate.
 
     Raises SdftError for a text that is missing, empty or of the wrong type.
@@ -281,5 +283,4 @@ def _attempt(path: str, load: Callable[[], Any], remedy: str) -> Any:
     try:
         return load()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise SdftError(f"{path} cannot be read ({reason}): {remedy}.") from error
+        raise SdftError(f"{path} cannot be read ({reason(error)}): {remedy}.") from error

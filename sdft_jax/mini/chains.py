@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sdft_jax.mini.curriculum import Curriculum, Kind, Text, teacher_turn
-from sdft_jax.mini.world import Items
-from sdft_jax.mini.world import score as score
+from sdft_jax.mini.lists import Items
+from sdft_jax.mini.lists import score as score
 
 # From four items on, the first two of the result tell which operation it was.
 OPERATIONS: dict[str, Callable[[Items], Items]] = {

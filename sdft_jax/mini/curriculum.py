@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdft_jax.prompts import REFERENCE_TEMPLATE
+from sdft_jax.data.encoding import REFERENCE_TEMPLATE
 
 
 class Text(NamedTuple):

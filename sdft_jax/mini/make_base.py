@@ -217,9 +217,11 @@ def make_base(curriculum: Curriculum, recipe: Recipe) -> tuple[Model, Any, PreTr
     opt_state = optimizer.init(params)
     stream = batches(curriculum, tokenizer, recipe.seed)
     update = partial(
-        train, model=model, optimizer=optimizer,
+        train,
+        model=model,
+        optimizer=optimizer,
         responses=tuple(curriculum.kinds[name].response for name in sorted(curriculum.kinds)),
-    )  # fmt: skip
+    )
     with Progress() as progress:
         bar = progress.add_task("training", total=recipe.steps)
         for _ in range(recipe.steps // STEPS_PER_CALL):

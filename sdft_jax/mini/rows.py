@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from sdft_jax.errors import SdftError
-from sdft_jax.mini import chains, storms, world
+from sdft_jax.mini import chains, lists, storms
 
 Rows = Sequence[dict[str, Any]]
 
@@ -34,7 +34,7 @@ def read(name: str, split: str) -> Rows:
         return _storms(rest, split)
     if head == "chains":
         return _skills(chains, rest, split, "chains:")
-    return _skills(world, name, split)
+    return _skills(lists, name, split)
 
 
 def _skills(module: ModuleType, name: str, split: str, prefix: str = "") -> Rows:

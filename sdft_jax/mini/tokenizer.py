@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sdft_jax.mini import world
+from sdft_jax.mini import lists
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -29,7 +29,7 @@ def vocabulary(words: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*fixed, *words]))
 
 
-def build_tokenizer(words: Sequence[str] = world.WORDS) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: Sequence[str] = lists.WORDS) -> PreTrainedTokenizerFast:
     """One token a word; decoding puts one space between words. The list world's, unless `words` are given."""
     tokens = {word: i for i, word in enumerate(vocabulary(words))}
     core = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))

@@ -13,8 +13,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from sdft_jax.models.config import ModelConfig
-from sdft_jax.models.product import product
+from sdft_jax.kernels.matmul import product
+from sdft_jax.models.architecture import ModelConfig
 from sdft_jax.models.rope import rotate
 from sdft_jax.sharding import Sharding, constrain, give_way
 

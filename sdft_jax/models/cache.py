@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
-from sdft_jax.models.config import ModelConfig
+from sdft_jax.models.architecture import ModelConfig
 from sdft_jax.sharding import Sharding, constrain, partition_spec
 
 AXES = (None, "batch", "kv_heads", None, None)

@@ -18,11 +18,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.errors import SdftError
-from sdft_jax.models.attention import attention, block_size, token_positions, visible_keys
+from sdft_jax.kernels.attention import attention, block_size, token_positions, visible_keys
+from sdft_jax.kernels.fused_attention import Kernel, choose_kernel, fused_attention
+from sdft_jax.models.architecture import ModelConfig
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
-from sdft_jax.models.config import ModelConfig
-from sdft_jax.models.fused import Kernel, choose_kernel, fused_attention
 from sdft_jax.models.rope import rope_table
 from sdft_jax.sharding import Sharding, constrain, give_way
 from sdft_jax.types import Params

@@ -1,1 +1,1 @@
-"""`sdft plan`: what an update needs on a TPU topology, from the TPU compiler, without a TPU."""
+"""The memory, traffic and time that an update needs on hardware that is not present."""

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sdft_jax.algorithm.state import make_model
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
-from sdft_jax.memory import Remedy, as_size, combined, remedies, update_arrays
 from sdft_jax.models import ModelConfig
 from sdft_jax.plan.estimate import Estimate, estimate
+from sdft_jax.plan.footprint import Remedy, as_size, combined, remedies, update_arrays
 from sdft_jax.plan.topologies import Topology
-from sdft_jax.rules import Rules
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.state import make_model
+from sdft_jax.sharding.rules import Rules
 
 NEAR = 0.9
 """Share of a device's memory from which on advice is given."""
@@ -46,9 +46,15 @@ class Advice:
 
 
 def advise(
-    config: Config, shape: ModelConfig, one: Estimate, topology: Topology, devices: Sequence[Any],
-    rules: Rules, *, compiling: bool,
-) -> tuple[str, ...]:  # fmt: skip
+    config: Config,
+    shape: ModelConfig,
+    one: Estimate,
+    topology: Topology,
+    devices: Sequence[Any],
+    rules: Rules,
+    *,
+    compiling: bool,
+) -> tuple[str, ...]:
     """A line for each setting, the most effective first, and for several at once where none suffices alone.
 
     Args:

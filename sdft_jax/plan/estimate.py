@@ -13,16 +13,16 @@ from typing import Any
 
 import jax
 
+from sdft_jax.algorithm.state import check_batch, make_model
 from sdft_jax.config import Config
-from sdft_jax.hlo import Collective, collectives, estimated_cycles
-from sdft_jax.memory import GIB, by_kind, fullest, update_arrays
-from sdft_jax.methods import METHODS
+from sdft_jax.config.methods import METHODS
 from sdft_jax.models import ModelConfig
+from sdft_jax.plan.footprint import GIB, by_kind, fullest, update_arrays
+from sdft_jax.plan.hlo import Collective, collectives, estimated_cycles
 from sdft_jax.plan.program import lower_update, matmul_work
 from sdft_jax.plan.topologies import Topology
-from sdft_jax.rules import Rules
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.state import check_batch, make_model
+from sdft_jax.sharding.rules import Rules
 
 PHASES = {
     "prefill": r"/rollout/prefill",
@@ -100,9 +100,14 @@ class Estimate:
 
 
 def estimate(
-    config: Config, shape: ModelConfig, topology: Topology, devices: Sequence[Any], mesh: Mapping[str, int],
-    rules: Rules, rules_name: str,
-) -> Estimate:  # fmt: skip
+    config: Config,
+    shape: ModelConfig,
+    topology: Topology,
+    devices: Sequence[Any],
+    mesh: Mapping[str, int],
+    rules: Rules,
+    rules_name: str,
+) -> Estimate:
     """Compile the update for the topology and read what the compiler has to say.
 
     Raises:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sdft_jax.config import Config, from_dict, to_dict
+from sdft_jax.config.overrides import merge, read_yaml
 from sdft_jax.errors import SdftError
 from sdft_jax.models import ModelConfig
-from sdft_jax.overrides import merge, read_yaml
 from sdft_jax.plan.advice import advise
 from sdft_jax.plan.estimate import Estimate, estimate
 from sdft_jax.plan.program import mesh_sizes, model_shape
 from sdft_jax.plan.topologies import Topology, parse_topology, topology_devices
-from sdft_jax.rules import MESH_AXES, Rules
+from sdft_jax.sharding.rules import MESH_AXES, Rules
 
 Mesh = Mapping[str, int]
 
@@ -134,8 +134,15 @@ def plan(
     for one in {one.topology: one for one in reversed(found)}.values():  # the best of each
         show(len(every), f"{one.topology}: what would make it smaller")
         candidate = next(x for x in every if (x.topology.name, x.mesh, x.rules_name) == _identity(one))
-        advice = advise(config, shape, one, candidate.topology, devices[candidate.topology], candidate.rules,
-                        compiling=largest)  # fmt: skip
+        advice = advise(
+            config,
+            shape,
+            one,
+            candidate.topology,
+            devices[candidate.topology],
+            candidate.rules,
+            compiling=largest,
+        )
         found[found.index(one)] = dataclasses.replace(one, advice=advice)
     show(len(every), "")
     return found, left_out

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sdft_jax.baselines import UPDATES
+from sdft_jax.algorithm.baselines import UPDATES
+from sdft_jax.algorithm.optimizer import make_optimizer
+from sdft_jax.algorithm.state import abstract_state, make_model
 from sdft_jax.config import Config
+from sdft_jax.config.methods import METHODS
 from sdft_jax.errors import SdftError
-from sdft_jax.hlo import matmul_flops_by_scope
-from sdft_jax.memory import widest
-from sdft_jax.methods import METHODS
 from sdft_jax.models import Model, ModelConfig, config_from_dict, read_config
-from sdft_jax.optimizer import make_optimizer
+from sdft_jax.plan.footprint import widest
+from sdft_jax.plan.hlo import matmul_flops_by_scope
 from sdft_jax.sharding import Sharding, single_device
-from sdft_jax.state import abstract_state, make_model
 from sdft_jax.types import TokenBatch
 
 _SHAPES = Path(__file__).with_name("shapes.json")
@@ -37,7 +37,7 @@ def model_shape(config: Config) -> ModelConfig:
     """
     path = config.model.path
     if Path(path).is_dir() or path.startswith("mini"):
-        from sdft_jax.hub import model_directory
+        from sdft_jax.models.hf.hub import model_directory
 
         return read_config(model_directory(path))
     known = json.loads(_SHAPES.read_text(encoding="utf-8"))
@@ -69,9 +69,12 @@ def abstract_batch(config: Config, sharding: Sharding) -> TokenBatch:
         return array(jnp.int32, width), array(jnp.bool_, width)
 
     columns: tuple[Any, ...] = (
-        *tokens(widths.prompt), *tokens(widths.teacher), *tokens(widths.completion), array(jnp.int32),
+        *tokens(widths.prompt),
+        *tokens(widths.teacher),
+        *tokens(widths.completion),
+        array(jnp.int32),
         array(jnp.float32),
-    )  # fmt: skip
+    )
     return TokenBatch(*columns)
 
 

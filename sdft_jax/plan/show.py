@@ -13,12 +13,13 @@ from rich.console import Console
 
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
-from sdft_jax.memory import GIB
 from sdft_jax.plan.estimate import STATE, Estimate
+from sdft_jax.plan.footprint import GIB
 from sdft_jax.plan.planner import Candidate, candidates, mesh_name, plan
-from sdft_jax.plots import COLOURS, STYLE
-from sdft_jax.report import bar, summary_table
-from sdft_jax.rules import MESH_AXES
+from sdft_jax.reporting.progress import bar
+from sdft_jax.reporting.run_plot import COLOURS, STYLE
+from sdft_jax.reporting.tables import summary_table
+from sdft_jax.sharding.rules import MESH_AXES
 
 CAVEAT = (
     "Memory is what the compiler allocates. Times are estimates, measured on no TPU: the compiler's cycles "
@@ -30,9 +31,13 @@ MESH = "data x fsdp x tensor"
 
 
 def run(
-    config: Config, topologies: Sequence[str], mesh: str | None, rules: Sequence[str], output: str | None,
+    config: Config,
+    topologies: Sequence[str],
+    mesh: str | None,
+    rules: Sequence[str],
+    output: str | None,
     largest: bool,
-) -> list[Estimate]:  # fmt: skip
+) -> list[Estimate]:
     """Plan, print tables, and write plan.json and plan.png into `output`, if there is one.
 
     Raises:
@@ -179,15 +184,21 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
         left.invert_yaxis()
         for axis, x in ((left, 0.13), (right, 0.57)):
             figure.legend(
-                *axis.get_legend_handles_labels(), fontsize=8.5, loc="upper left", ncols=4,
+                *axis.get_legend_handles_labels(),
+                fontsize=8.5,
+                loc="upper left",
+                ncols=4,
                 bbox_to_anchor=(x, 1.1 / height),
-            )  # fmt: skip
+            )
         figure.text(
-            0.5, 0.12 / height,
+            0.5,
+            0.12 / height,
             f"{config.model.path}, batch {config.train.batch_size}. +: besides the state, by phase; line: "
             f"what a device has; dotted: at peak rates. Compiled by {compiler()}; measured on no TPU.",
-            fontsize=8.5, color="#555555", ha="center",
-        )  # fmt: skip
+            fontsize=8.5,
+            color="#555555",
+            ha="center",
+        )
         figure.savefig(path, dpi=150)
 
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,7 @@ def described_devices(kind: str, name: str, extra: str, **description: Any) -> S
     try:
         return topologies.get_topology_desc(**description).devices
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise SdftError(
-            f"the {kind} compiler cannot be had for {name} ({reason}): install it with "
+            f"the {kind} compiler cannot be had for {name} ({reason(error)}): install it with "
             f"pip install 'sdft_jax[{extra}]'; it needs no {kind}."
         ) from error

@@ -1,0 +1,1 @@
+"""The subcommands of `sdft`, one module each."""

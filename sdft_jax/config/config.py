@@ -1,0 +1,190 @@
+"""Configuration: frozen dataclasses, filled from a preset, a YAML file and `key=value` overrides.
+
+Everything is validated before any work begins; an unknown or ill-typed key stops with its name, the
+file it stands in and the nearest key that exists. Instances are hashable and hold no arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from sdft_jax.config.methods import METHODS
+from sdft_jax.config.overrides import merge, parse_override, read_yaml
+from sdft_jax.config.presets import PRESETS
+from sdft_jax.config.settings import (
+    STRICT,
+    CheckpointConfig,
+    ContinualConfig,
+    DataConfig,
+    DebugConfig,
+    DivergenceConfig,
+    EvalConfig,
+    MeshConfig,
+    ModelConfig,
+    NonNegative,
+    ObjectiveConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    ReportConfig,
+    SamplingConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from sdft_jax.errors import SdftError
+from sdft_jax.sharding.rules import Rules
+
+
+@dataclass(frozen=True, config=STRICT)
+class Config:
+    """One run."""
+
+    preset: Literal["sdft", "official"] = "sdft"
+    """Where the defaults come from: the recommended settings, or those of the released code."""
+    output: str = "runs/sdft"
+    """Directory of the run: checkpoints, metrics, rollouts, plots and the exported model."""
+    baseline: bool = False
+    """Also train SFT on the same data, and report it beside SDFT."""
+    baseline_learning_rate: NonNegative | None = None
+    """SFT's own learning rate; None: the same."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    divergence: DivergenceConfig = Field(default_factory=DivergenceConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
+    continual: ContinualConfig = Field(default_factory=ContinualConfig)
+    mesh: MeshConfig = Field(default_factory=MeshConfig)
+    sharding: Rules = Field(default_factory=Rules)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    profile: ProfileConfig = Field(default_factory=ProfileConfig)
+    debug: DebugConfig = Field(default_factory=DebugConfig)
+
+    def __post_init__(self):
+        for wrong, complaint in _contradictions(self):
+            if wrong:
+                raise SdftError(complaint)
+
+
+def _contradictions(config: Config) -> list[tuple[bool, str]]:
+    """Settings that make no sense together: (is it so?, what is wrong and the remedy)."""
+    train, measured = config.train, config.eval
+    choosing = train.choose == "best"
+    rows = measured.validation or measured.path
+    longest = max(train.completion_buckets, default=0)
+    return [
+        (
+            longest >= config.sampling.max_new_tokens,
+            f"train.completion_buckets={train.completion_buckets}: leave out {longest}, which is not below "
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens}.",
+        ),
+        (
+            config.baseline and train.method in ("sft", "cpt", "joint", "oracle"),
+            f"baseline=true trains SFT beside another method, not beside {train.method}: set it to false, or "
+            "train.method.",
+        ),
+        (
+            METHODS[train.method].general and config.data.general is None,
+            f"train.method={train.method} distills the base model on prompts of general use: give them as "
+            "data.general.",
+        ),
+        (
+            choosing and not (rows and train.eval_every and config.checkpoint.keep_best),
+            "train.choose=best goes by evaluations: set eval.validation (or eval.path), train.eval_every and "
+            "checkpoint.keep_best of at least 1.",
+        ),
+        (
+            train.max_kl is not None and not measured.prior,
+            "train.max_kl is a distance on the prompts of old skills: set eval.prior.",
+        ),
+    ]
+
+
+_ADAPTER = TypeAdapter(Config)
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Config from a YAML file and overrides such as `train.batch_size=16`, on top of its preset.
+
+    Raises SdftError naming the file or override, the key and the remedy.
+    """
+    tree = {} if path is None else read_yaml(Path(path))
+    for override in overrides:
+        tree = merge(tree, parse_override(override))
+    preset = tree.get("preset", "sdft")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise SdftError(f"preset={preset!r}: there is no such preset; choose one of {', '.join(PRESETS)}.")
+    return from_dict(merge(PRESETS[preset], tree), str(path or "overrides"))
+
+
+def from_dict(tree: Mapping[str, Any], source: str) -> Config:
+    """Config from nested dictionaries; `source` is named in errors."""
+    _refuse_unknown(Config, tree, source)
+    try:
+        return _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise SdftError(f"{source}: {key}={first['input']!r}: {first['msg'].lower()}{more}.") from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested plain dictionaries, ready for YAML or JSON; `from_dict` reads them back."""
+    return _ADAPTER.dump_python(config, mode="json")
+
+
+def describe(config: Config) -> list[tuple[str, str, str]]:
+    """(key, value, default) of every key that differs from the `sdft` defaults."""
+    flat, default = dict(_flatten(to_dict(config))), dict(_flatten(to_dict(Config())))
+    return [(key, str(flat[key]), str(default[key])) for key in flat if flat[key] != default[key]]
+
+
+def keys() -> list[str]:
+    """All dotted keys, in order of declaration."""
+    return [key for key, _ in _flatten(to_dict(Config()))]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and key != "template_kwargs"
+        pairs += _flatten(value, f"{prefix}{key}.") if nested else [(prefix + key, value)]
+    return pairs
+
+
+def _refuse_unknown(section: Any, tree: Mapping[str, Any], source: str, prefix: str = "") -> None:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for key, value in tree.items():
+        if key not in fields:
+            near = _nearest(prefix + str(key))
+            hint = f"did you mean {near}?" if near else f"known are {', '.join(fields)}."
+            raise SdftError(f"{source}: unknown key {prefix}{key}; {hint}")
+        nested = getattr(Config() if section is Config else None, key, None)
+        if dataclasses.is_dataclass(nested):
+            if not isinstance(value, Mapping):
+                raise SdftError(f"{source}: {key}={value!r}: expected keys and values below it.")
+            _refuse_unknown(type(nested), value, source, f"{key}.")
+        elif isinstance(value, bool) and fields[key].type != "bool":  # pydantic would read it as 0 or 1
+            raise SdftError(f"{source}: {prefix}{key}={value}: true and false mean nothing here.")
+
+
+def _nearest(unknown: str) -> str | None:
+    """The known key that looks most like this one: a section, a dotted key or the last part of one."""
+    known = keys()
+    sections = [] if "." in unknown else [field.name for field in dataclasses.fields(Config)]
+    if near := difflib.get_close_matches(unknown, sections + known, n=1, cutoff=0.7):
+        return near[0]
+    last = {key.rpartition(".")[2]: key for key in reversed(known)}
+    near = difflib.get_close_matches(unknown.rpartition(".")[2], last, n=1, cutoff=0.7)
+    return last[near[0]] if near else None

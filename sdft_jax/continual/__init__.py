@@ -1,0 +1,1 @@
+"""Stage after stage: training on each in turn, and measuring what is kept."""

@@ -1,0 +1,184 @@
+"""What a model that is trained on stages in order learns, keeps and forgets.
+
+Everywhere `accuracy[i][j]` is the accuracy in [0, 1] on task j after stage i, so T + 1 rows of T columns: row
+0 is before any training, and stage j + 1 teaches task j.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sdft_jax.errors import SdftError
+from sdft_jax.reporting.statistics import McNemar, mcnemar
+
+Matrix = Sequence[Sequence[float]]
+Items = Sequence[bool]
+"""Whether each answer was right; the same items in the same order after every stage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRetention:
+    """What became of one task; differences of accuracies."""
+
+    task: str
+    acquisition: float
+    """Right after its stage minus before any training."""
+    forgetting: float | None
+    """Best since its stage minus the end; None for the last task, which nothing came after."""
+    since_base: McNemar | None
+    """Items of it forgotten and gained between the base model and the end; None without verdicts."""
+    since_learned: McNemar | None
+    """The same between its own stage and the end; None for the last task too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retention:
+    """What became of all tasks and of the prior skills."""
+
+    average_accuracy: float
+    """Mean over tasks at the end."""
+    backward_transfer: float | None
+    """Mean change of earlier tasks since their stages, negative for forgetting; None for one stage."""
+    tasks: tuple[TaskRetention, ...]
+    general_forgetting: tuple[float, ...] | None
+    """Prior accuracy before any training minus that after each of the T stages; None without prior skills."""
+    prior_since_base: McNemar | None
+    """Prior items forgotten and gained between the base model and the end; None without verdicts."""
+
+
+def measure_retention(
+    tasks: Sequence[str],
+    accuracy: Matrix,
+    prior: Sequence[float] | None = None,
+    verdicts: Sequence[Sequence[Items]] | None = None,
+    prior_verdicts: Sequence[Items] | None = None,
+) -> Retention:
+    """All metrics of a sequence of stages.
+
+    Args:
+        tasks: T names, in the order of their stages.
+        accuracy: [T + 1][T], see the module.
+        prior: [T + 1] accuracies on the suite of prior skills.
+        verdicts: [T + 1][T][items of the task].
+        prior_verdicts: [T + 1][items of the suite].
+
+    Raises:
+        SdftError: an argument has another number of stages or tasks, or verdicts of different items.
+    """
+    matrix = _matrix(accuracy)
+    stages = len(matrix) - 1
+    _check_rows("tasks", len(tasks), stages)
+    for name, rows in (("prior", prior), ("verdicts", verdicts), ("prior_verdicts", prior_verdicts)):
+        if rows is not None:
+            _check_rows(name, len(rows), stages + 1)
+    for i, row in enumerate(verdicts or ()):
+        _check_rows(f"verdicts[{i}]", len(row), stages)
+    gained, lost = acquisition(accuracy), (*forgetting(accuracy), None)
+    changes = [_changes(verdicts, j, last=j == stages - 1) for j in range(stages)]
+    return Retention(
+        average_accuracy=average_accuracy(accuracy),
+        backward_transfer=backward_transfer(accuracy),
+        tasks=tuple(TaskRetention(tasks[j], gained[j], lost[j], *changes[j]) for j in range(stages)),
+        general_forgetting=None if prior is None else tuple(prior[0] - after for after in prior[1:]),
+        prior_since_base=None if prior_verdicts is None else mcnemar(prior_verdicts[0], prior_verdicts[-1]),
+    )
+
+
+def average_accuracy(accuracy: Matrix) -> float:
+    """Mean over tasks after the last stage."""
+    return float(_matrix(accuracy)[-1].mean())
+
+
+def acquisition(accuracy: Matrix) -> tuple[float, ...]:
+    """What each stage taught: [T] accuracies right after a task's stage minus those before any training."""
+    matrix = _matrix(accuracy)
+    return tuple((_learned(matrix) - matrix[0]).tolist())
+
+
+def backward_transfer(accuracy: Matrix) -> float | None:
+    """BWT: mean over all tasks but the last of the end minus right after its stage; None for one stage.
+
+    Negative is forgetting (Lopez-Paz and Ranzato 2017, arXiv 1706.08840).
+    """
+    matrix = _matrix(accuracy)
+    change = (matrix[-1] - _learned(matrix))[:-1]
+    return float(change.mean()) if change.size else None
+
+
+def forgetting(accuracy: Matrix) -> tuple[float, ...]:
+    """[T - 1] for all tasks but the last: the best from its stage to the last but one, minus the end.
+
+    Negative where the last stage still improved it (Chaudhry et al. 2018, arXiv 1801.10112; the best is
+    theirs except that stages before the task's own do not count).
+    """
+    matrix = _matrix(accuracy)
+    return tuple(float(matrix[j + 1 : -1, j].max() - matrix[-1, j]) for j in range(len(matrix) - 2))
+
+
+def normalise(curves: Mapping[str, Sequence[Sequence[float]]], base: float) -> dict[str, np.ndarray]:
+    """Accuracies of one task in the units of the paper's Figure 3: 0 is the base, 1 the most of any method.
+
+    Args:
+        curves: method -> [seeds][steps] accuracies; methods may differ in seeds and steps.
+        base: accuracy before training.
+
+    Returns:
+        method -> [seeds, steps]. The unit is the highest mean over seeds of any method at any step, so that
+        single seeds may exceed 1. All nan where no method ever exceeds the base: there is no unit then.
+    """
+    arrays = {method: np.asarray(rows, np.float64) for method, rows in curves.items()}
+    gap = max((float(rows.mean(axis=0).max()) for rows in arrays.values()), default=base) - base
+    return {method: (rows - base) / (gap if gap > 0 else np.nan) for method, rows in arrays.items()}
+
+
+def by_skill(correct: Sequence[bool], skills: Sequence[str | None]) -> dict[str, float]:
+    """Accuracy of each skill, in order of appearance.
+
+    Args:
+        correct: verdict on each row.
+        skills: name of each row's skill; rows with None count for no skill.
+
+    Raises:
+        SdftError: the lists differ in length.
+    """
+    if len(correct) != len(skills):
+        raise SdftError(f"{len(correct)} verdicts and {len(skills)} skills: give one skill, or None, a row.")
+    names = dict.fromkeys(skill for skill in skills if skill is not None)
+    pairs = list(zip(correct, skills, strict=True))
+    groups = {name: [bool(right) for right, skill in pairs if skill == name] for name in names}
+    return {name: sum(group) / len(group) for name, group in groups.items()}
+
+
+def _changes(
+    verdicts: Sequence[Sequence[Items]] | None, task: int, last: bool
+) -> tuple[McNemar | None, McNemar | None]:
+    """Items of a task that changed (since the base, since its stage)."""
+    if verdicts is None:
+        return None, None
+    base, learned, end = (verdicts[i][task] for i in (0, task + 1, -1))
+    return mcnemar(base, end), None if last else mcnemar(learned, end)
+
+
+def _learned(matrix: np.ndarray) -> np.ndarray:
+    """Accuracy on each task right after its stage."""
+    return np.diagonal(matrix, offset=-1)
+
+
+def _matrix(accuracy: Matrix) -> np.ndarray:
+    """The accuracies as [T + 1, T]."""
+    for i, row in enumerate(accuracy):
+        _check_rows(f"accuracy[{i}]", len(row), len(accuracy) - 1)
+    if len(accuracy) < 2:
+        raise SdftError(f"accuracy has {len(accuracy)} rows: give one before training and one a stage.")
+    return np.asarray(accuracy, np.float64)
+
+
+def _check_rows(name: str, length: int, expected: int) -> None:
+    if length != expected:
+        raise SdftError(
+            f"{name} has length {length} and not {expected}: give accuracies before training and after each "
+            "stage, each with as many tasks as there are stages."
+        )

@@ -1,0 +1,173 @@
+"""The results of a continual run as JSON, table rows and curves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdft_jax.continual.arms import VALIDATION, Measured, Plan
+from sdft_jax.continual.forgetting import by_skill, measure_retention, normalise
+from sdft_jax.continual.stages import PRIOR, Arm, directory_of, joined, scientific
+from sdft_jax.reporting.charts import Point, TaskCurve
+from sdft_jax.reporting.sinks import EVALUATIONS, read_jsonl
+from sdft_jax.reporting.statistics import mean_interval
+
+
+def ceilings(tasks: Sequence[str], base: Mapping[str, Measured]) -> list[str]:
+    """What the demonstration in context is worth to the base model: whether there is anything to distill."""
+    sentences = []
+    for task in (task for task in tasks if task in base.get("teacher", {})):
+        alone, shown = (base[role][task]["accuracy"] for role in ("student", "teacher"))
+        sentence = f"{task}: the base model is right in {alone:.3f}, shown the demonstration in {shown:.3f}"
+        if shown <= alone:
+            sentence += (
+                ": the demonstration does not help it, so that self-distillation has nothing to teach here; "
+                "use better demonstrations, a larger model, or SFT"
+            )
+        sentences.append(sentence + ".")
+    return sentences
+
+
+def summarise(arm: Arm, tasks: Sequence[str], base: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
+    """Everything that one arm gave, as JSON.
+
+    Args:
+        arm: the way through the stages.
+        tasks: names of the stages' tasks, in order.
+        base: what was measured before.
+        measured: and after each stage.
+    """
+    rows = [base, *measured]
+    matrix = [[row[task]["accuracy"] for task in tasks] for row in rows]
+    prior = [row[PRIOR]["accuracy"] for row in rows] if PRIOR in base else None
+    found: dict[str, Any] = {
+        **dataclasses.asdict(arm),
+        "name": arm.name,
+        "tasks": list(tasks),
+        "accuracy": matrix,
+        "prior": prior,
+        "kl_to_base": [row.get(PRIOR, {}).get("kl_to_base") for row in measured],
+        "kl_to_base_tasks": [[row[task]["kl_to_base"] for task in tasks] for row in measured],
+        "length": [[row[task]["length"] for task in tasks] for row in rows],
+        "average_accuracy": sum(matrix[-1]) / len(tasks),
+        "validation": mean(
+            [x["accuracy"] for name, x in measured[-1].items() if name.startswith(VALIDATION)]
+        ),
+        "suites": {name: measured[-1][name]["accuracy"] for name in base if _is_suite(name, tasks)},
+    }
+    if skills := base.get(PRIOR, {}).get("skills"):
+        found["skills"] = {
+            moment: by_skill(row[PRIOR]["correct"], skills)
+            for moment, row in (("base", base), ("end", rows[-1]))
+        }
+    if len(measured) == len(tasks):
+        verdicts = [[row[task]["correct"] for task in tasks] for row in rows]
+        prior_verdicts = [row[PRIOR]["correct"] for row in rows] if prior else None
+        retention = measure_retention(tasks, matrix, prior, verdicts, prior_verdicts)
+        found["retention"] = dataclasses.asdict(retention)
+    return found
+
+
+def _is_suite(name: str, tasks: Sequence[str]) -> bool:
+    return name not in tasks and name != PRIOR and not name.startswith(VALIDATION)
+
+
+def curve(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
+    """Accuracies over the steps of all stages: step (from the first stage on), stage, tasks, prior."""
+    rows: list[dict[str, Any]] = []
+    passed = 0
+    for number, stage in enumerate((joined(plan.stages),) if arm.method == "joint" else plan.stages):
+        file = directory_of(plan.config, arm, number, stage) / EVALUATIONS
+        found = read_jsonl(file) if file.is_file() else []
+        for row in found:
+            tasks = {name.partition("/")[2]: x for name, x in row.items() if name.startswith("accuracy/")}
+            here = {stage.name: row["accuracy"]} if "accuracy" in row else {}
+            kept = {key: row[key] for key in (PRIOR, "kl_to_base", "length") if key in row}
+            rows.append({"step": passed + row["step"], "stage": stage.name, "tasks": here | tasks, **kept})
+        passed += max((row["step"] for row in found), default=0)
+    return rows
+
+
+def chosen_rates(arms: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For each method the learning rate of the best mean score over seeds; the lower one of equals.
+
+    The score is the accuracy on validation rows where the stages have any, else that on the tasks themselves.
+    """
+    scores: dict[str, dict[float, list[float]]] = {}
+    for arm in arms:
+        score = arm["average_accuracy"] if arm["validation"] is None else arm["validation"]
+        scores.setdefault(arm["method"], {}).setdefault(arm["learning_rate"], []).append(score)
+    return {
+        method: min(rates, key=lambda rate: (-sum(rates[rate]) / len(rates[rate]), rate))
+        for method, rates in scores.items()
+    }
+
+
+def points(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[Point]:
+    """New against prior skills: for each method and learning rate the mean over seeds with its interval."""
+    groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for arm in arms:
+        groups.setdefault((arm["method"], arm["learning_rate"]), []).append(arm)
+    found = []
+    for (method, rate), members in groups.items():
+        prior = mean_interval([arm["prior"][-1] for arm in members])
+        new = mean_interval([arm["average_accuracy"] for arm in members])
+        found.append(
+            Point(
+                method,
+                prior.mean,
+                new.mean,
+                scientific(rate),
+                prior.half,
+                new.half,
+                rate == chosen.get(method),
+            )
+        )
+    return found
+
+
+def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
+    """The paper's Figure 3: every task over steps, 0 for the base model and 1 for the best of any method."""
+    curves = []
+    for number, task in enumerate(arms[0]["tasks"] if arms else []):
+        seeds = {
+            method: [_series(arm, task) for arm in arms if arm["method"] == method]
+            for method in dict.fromkeys(arm["method"] for arm in arms)
+        }
+        if not all(series for rows in seeds.values() for series in rows):
+            continue  # it was not evaluated during training
+        steps = {
+            method: sorted({step for series in rows for step, _ in series}) for method, rows in seeds.items()
+        }
+        units = normalise(
+            {method: [_on(steps[method], series) for series in rows] for method, rows in seeds.items()},
+            arms[0]["accuracy"][0][number],
+        )
+        curves += [
+            TaskCurve(method, task, steps[method], values.tolist()) for method, values in units.items()
+        ]
+    return curves
+
+
+def _on(steps: Sequence[int], series: Sequence[tuple[int, float]]) -> list[float]:
+    """The last value known at each step: a seed that stopped early stays where it was."""
+    return [next((y for at, y in reversed(series) if at <= step), series[0][1]) for step in steps]
+
+
+def _series(arm: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
+    """(step, accuracy); where one stage ends and the next begins it is measured twice, and counts once."""
+    return sorted({row["step"]: row["tasks"][task] for row in arm["curve"] if task in row["tasks"]}.items())
+
+
+def stage_starts(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
+    """(first step, name) of each stage."""
+    first: dict[str, float] = {}
+    for row in curve:
+        first.setdefault(row["stage"], row["step"])
+    return [(step, name) for name, step in first.items()]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of no values."""
+    return sum(values) / len(values) if values else None

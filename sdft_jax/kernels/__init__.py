@@ -1,0 +1,1 @@
+"""Faster paths of single platforms, each beside a plain equal that it is tested against."""

@@ -1,0 +1,26 @@
+"""The hardware and versions that a result was measured on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+
+def describe_hardware() -> str:
+    """One line for captions: devices, CPU and jax version."""
+    devices = jax.devices()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = f"{len(devices)} x {devices[0].device_kind}"
+    return f"{device}; host CPU {_cpu_model()}, {cores} cores; jax {jax.__version__}"
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,51 @@
+"""Sampled completions with the divergence of every token, as JSON lines and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutRow:
+    """One sampled completion, token by token."""
+
+    prompt: str
+    completion: str
+    tokens: Sequence[str]
+    divergence: Sequence[float]
+    """KL between student and teacher at each token."""
+    log_ratio: Sequence[float]
+    """log T - log S of each token: positive where the teacher likes it better."""
+
+
+def write_rollouts(
+    directory: str | os.PathLike[str], step: int, rows: Sequence[RolloutRow], active: bool = True
+) -> None:
+    """Rollouts of one step as STEP.jsonl and, to be read, STEP.txt; a step done again overwrites its own."""
+    if not active:
+        return
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"step": step, **dataclasses.asdict(row)}, ensure_ascii=False) for row in rows]
+    (path / f"{step:06d}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    text = "\n".join(rollout_text(row, f"step {step}, rollout {n + 1}") for n, row in enumerate(rows))
+    (path / f"{step:06d}.txt").write_text(text, encoding="utf-8")
+
+
+def rollout_text(row: RolloutRow, title: str, most: int = 20) -> str:
+    """Prompt, completion, and the tokens on which student and teacher differ most, in their order."""
+    by_size = sorted(range(len(row.tokens)), key=lambda i: -row.divergence[i])[:most]
+    scale = max((row.divergence[i] for i in by_size), default=0.0) or 1.0
+    total = sum(row.divergence)
+    lines = [f"=== {title} ===", "--- prompt", row.prompt, "--- completion", row.completion]
+    lines += [f"--- {len(by_size)} of {len(row.tokens)} tokens, most divergent (sum of all: {total:.3f})"]
+    lines += ["    at       KL  logT-logS  token"]
+    for i in sorted(by_size):
+        blocks = "#" * round(20 * row.divergence[i] / scale)
+        number = f"{i:6d} {row.divergence[i]:8.4f} {row.log_ratio[i]:+10.4f}"
+        lines.append(f"{number}  {row.tokens[i]!r:<20} {blocks}".rstrip())
+    return "\n".join(lines) + "\n"

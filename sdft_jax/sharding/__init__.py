@@ -1,0 +1,35 @@
+"""Logical axes to devices: rules, mesh, and arrays that span processes."""
+
+from etils import epy
+
+with epy.lazy_api_imports(globals()):
+    from sdft_jax.sharding.arrays import collect, spread
+    from sdft_jax.sharding.mesh import make_mesh
+    from sdft_jax.sharding.partitioning import (
+        Sharding,
+        check_divisible,
+        constrain,
+        for_decoding,
+        give_way,
+        partition_spec,
+        single_device,
+        tree_shardings,
+    )
+    from sdft_jax.sharding.rules import MESH_AXES, Rules, mesh_axes
+
+__all__ = [
+    "MESH_AXES",
+    "Rules",
+    "Sharding",
+    "check_divisible",
+    "collect",
+    "constrain",
+    "for_decoding",
+    "give_way",
+    "make_mesh",
+    "mesh_axes",
+    "partition_spec",
+    "single_device",
+    "spread",
+    "tree_shardings",
+]

@@ -1,0 +1,51 @@
+"""The device mesh, with axes data, fsdp and tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh
+
+from sdft_jax.errors import SdftError
+from sdft_jax.sharding.rules import MESH_AXES
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh over `devices` (default: all that the process group has). One axis may be -1: whatever is left.
+
+    Raises SdftError where the axes do not multiply to the devices. A mesh smaller than the default
+    devices takes the first of them.
+    """
+    given = list(jax.devices() if devices is None else devices)
+    shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [name for name, size in shape.items() if size == -1]
+    if len(free) > 1 or any(size == 0 or size < -1 for size in shape.values()):
+        raise SdftError(f"mesh {shape}: each axis is a positive number, and at most one of them is -1.")
+    known = math.prod(size for size in shape.values() if size != -1)
+    if free:
+        if len(given) % known:
+            raise SdftError(
+                f"mesh.{free[0]}=-1: {len(given)} devices are not divisible by the other axes ({known})."
+            )
+        shape[free[0]] = len(given) // known
+    total = math.prod(shape.values())
+    if total > len(given):
+        raise SdftError(
+            f"mesh {_times(shape)} needs {total} devices and there are {len(given)}: lower one of "
+            f"{', '.join('mesh.' + name for name in MESH_AXES)}, or set one of them to -1."
+        )
+    sizes = tuple(shape.values())
+    if total == len(given):
+        grid = mesh_utils.create_device_mesh(sizes, given, allow_split_physical_axes=True)
+    else:
+        grid = np.asarray(given[:total]).reshape(sizes)
+    return Mesh(grid, MESH_AXES)
+
+
+def _times(shape: Mapping[str, int]) -> str:
+    return "x".join(str(size) for size in shape.values())

@@ -1,0 +1,175 @@
+"""Several processes as one program: who joins, what they must agree on, arrays that span them.
+
+Nothing here does anything where there is one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sdft_jax.config.overrides import flatten
+from sdft_jax.errors import SdftError
+
+COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
+    "SDFT_COORDINATOR",
+    "SDFT_PROCESSES",
+    "SDFT_PROCESS",
+    "SDFT_TIMEOUT",
+)
+"""Environment: host:port of process 0, how many there are, which this one is (from 0), seconds to wait."""
+
+ABSENT = 1
+"""Exit code where others do not come: no mistake for certain, so that launchers start again."""
+_MARGIN = 60
+"""Seconds by which JAX's deadline is later than ours."""
+
+
+def initialize(environment: Mapping[str, str] = os.environ) -> None:
+    """Join the other processes of this run, before JAX looks for devices.
+
+    They are those of SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS, or of whatever cluster JAX itself
+    recognises: a TPU pod, GKE, SLURM, Open MPI. A single process joins nobody. Where not all come in time,
+    the process ends with a sentence and exit code 1.
+
+    Raises:
+        SdftError: a variable is missing or no number, or nothing answers at that address in time.
+    """
+    arguments: dict[str, Any] = {}
+    if COORDINATOR in environment:
+        numbers = {name: _number(environment, name) for name in (PROCESSES, PROCESS)}
+        arguments = dict(
+            coordinator_address=environment[COORDINATOR],
+            num_processes=numbers[PROCESSES],
+            process_id=numbers[PROCESS],
+        )
+    elif not _is_in_cluster():
+        return
+    seconds = _number(environment, TIMEOUT) if TIMEOUT in environment else 300
+    if arguments.get("process_id"):
+        _await_coordinator(environment[COORDINATOR], seconds)
+    with _deadline(seconds):
+        jax.distributed.initialize(**arguments, initialization_timeout=seconds + _MARGIN)
+
+
+@contextlib.contextmanager
+def _deadline(seconds: int) -> Iterator[None]:
+    """End the process with one sentence where the others have not all come in time.
+
+    JAX's own deadline, which is later, ends it with a stack trace of C++, and no exception can be caught.
+    """
+    timer = threading.Timer(seconds, _give_up, [seconds])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _give_up(seconds: int) -> None:
+    from jax._src.distributed import global_state  # who waits for whom has no public name
+
+    print(
+        f"sdft: process {global_state.process_id} has waited {seconds} s at "
+        f"{global_state.coordinator_address or 'the coordinator'}, and not all of the "
+        f"{global_state.num_processes} processes have come: check that every one of them was started, with "
+        f"the same address and number of processes, and can reach it; {TIMEOUT}=SECONDS waits longer.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(ABSENT)
+
+
+def _await_coordinator(address: str, seconds: int) -> None:
+    """Wait until something listens there; JAX itself would end the process with a stack trace."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise SdftError(f"{COORDINATOR}={address!r} is no address: give HOST:PORT of process 0.")
+    until, reason = time.monotonic() + seconds, ""
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds):
+                return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            time.sleep(0.2)
+    raise SdftError(
+        f"the coordinator {address} could not be reached within {seconds} s ({reason}): check that process 0 "
+        f"runs there and that its port is open; {TIMEOUT}=SECONDS waits longer."
+    )
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "")
+    if not text.isdigit():
+        raise SdftError(
+            f"{name}={text!r} is no number: {COORDINATOR}=HOST:PORT goes with {PROCESSES}, how many "
+            f"processes there are, and {PROCESS}, which of them this is, from 0."
+        )
+    return int(text)
+
+
+def _is_in_cluster() -> bool:
+    """Whether `jax.distributed.initialize` finds several processes by itself; JAX has no public question."""
+    from jax._src.clusters import ClusterEnv
+
+    kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
+    found = next((kind for kind in kinds if kind.is_env_present()), None)
+    return found is not None and found.get_process_count() > 1
+
+
+def require_agreement(config: Mapping[str, Any]) -> None:
+    """All processes must have one configuration, one code and one seed of everything.
+
+    Raises:
+        SdftError: on every process, with the keys in which this one differs from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
+    mine = json.loads(json.dumps(mine))  # tuples are lists in what comes from process 0
+    theirs = json.loads(_broadcast(json.dumps(mine)))
+    different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    counts = multihost_utils.process_allgather(np.int32(len(different)))
+    if not counts.any():
+        return
+    others = ", ".join(str(i) for i, count in enumerate(np.ravel(counts)) if count)
+    told = "; ".join(
+        f"{key} is {mine.get(key)!r} here and {theirs.get(key)!r} there" for key in different[:4]
+    )
+    raise SdftError(
+        f"processes {others} differ from process 0{f' ({told})' if different else ''}: start all with the "
+        "same configuration and the same installation."
+    )
+
+
+def code_digest() -> str:
+    """Of all of this package's source files."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _broadcast(text: str) -> str:
+    """Process 0's text, on all."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(length, np.uint8)
+    padded[: min(length, len(data))] = data[:length]
+    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()

@@ -1,0 +1,67 @@
+"""Chunk sizes and number formats with a token loss of its own; divergences are in test_divergence.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdft_jax.algorithm.chunked_loss import chunked_loss, is_token, logsumexp, total
+from sdft_jax.sharding import single_device
+
+B, T, D, V = 2, 5, 8, 12
+RNG = np.random.default_rng(0)
+HIDDEN = jnp.asarray(RNG.normal(size=(B, T, D)), jnp.float32)
+HEAD = jnp.asarray(RNG.normal(size=(V, D)), jnp.float32)
+TARGETS = jnp.asarray(RNG.integers(0, V, size=(B, T)), jnp.int32)
+WEIGHTS = jnp.asarray(RNG.uniform(size=(B, T)), jnp.float32)
+
+
+def cross_entropy(logits, target, axes):
+    log_probs = logits - logsumexp(logits, axes)
+    hit = is_token(logits, target, axes)
+    value = -total(jnp.where(hit, log_probs, 0.0), axes)
+    return value, value, jnp.exp(log_probs) - hit
+
+
+def run(hidden, head, chunk):
+    def loss(hidden, head):
+        return chunked_loss(cross_entropy, (hidden,), (head,), TARGETS, WEIGHTS, chunk, single_device())
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    def loss(hidden, head):
+        log_probs = jax.nn.log_softmax(hidden @ head.T)
+        values = -jnp.take_along_axis(log_probs, TARGETS[..., None], axis=2)[..., 0]
+        return jnp.sum(WEIGHTS * values), values
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(HIDDEN, HEAD)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 10, 1000])
+def test_any_chunk_size(expected, chunk):
+    found = run(HIDDEN, HEAD, chunk)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_bfloat16_hidden_states_and_float32_head(expected):
+    """Gradients come in their arrays' formats; sums are float32, so that two digits remain."""
+    (value, stats), (d_hidden, d_head) = run(HIDDEN.astype(jnp.bfloat16), HEAD, 3)
+    assert (value.dtype, stats.dtype, d_hidden.dtype, d_head.dtype) == (
+        "float32",
+        "float32",
+        "bfloat16",
+        "float32",
+    )
+    assert value == pytest.approx(float(expected[0][0]), rel=1e-2)
+    np.testing.assert_allclose(d_head, expected[1][1], atol=0.05)
+    np.testing.assert_allclose(np.float32(d_hidden), expected[1][0], atol=0.05)
+
+
+def test_an_outer_factor_scales_the_gradient(expected):
+    def loss(hidden):
+        return -2.0 * chunked_loss(cross_entropy, (hidden,), (HEAD,), TARGETS, WEIGHTS, 3, single_device())[0]
+
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(HIDDEN), -2 * expected[1][0], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,53 @@
+"""YAML of the command line and of files: numbers as everybody writes them, and none to the base of 60."""
+
+import math
+
+import pytest
+
+from sdft_jax.config.overrides import flatten, merge, parse_override, read_yaml
+
+VALUES = {
+    "10:13": "10:13",
+    "1:30:00": "1:30:00",
+    "7": 7,
+    "-1": -1,
+    "0x10": 16,
+    "1_000": 1000,
+    "0.5": 0.5,
+    "1e-3": 1e-3,
+    "1.0e-5": 1e-5,
+    "2.5E+3": 2500.0,
+    ".5": 0.5,
+    "-.inf": -math.inf,
+    "true": True,
+    "null": None,
+    "[1, 2e-3, a]": [1, 2e-3, "a"],
+    "'7'": "7",
+    "1.2.3": "1.2.3",
+    "v5e-16": "v5e-16",
+    "": "",
+    "{": "{",
+}
+
+
+@pytest.mark.parametrize("text", VALUES)
+def test_values(text):
+    found = parse_override(f"a.b={text}")["a"]["b"]
+    assert (found, type(found)) == (VALUES[text], type(VALUES[text]))
+
+
+def test_files_read_alike(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("profile: {steps: 10:13}\noptimizer:\n  learning_rate: 1e-5\n")
+    assert read_yaml(file) == {"profile": {"steps": "10:13"}, "optimizer": {"learning_rate": 1e-5}}
+
+
+def test_merging_goes_key_by_key():
+    assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}) == {
+        "a": {"b": 1, "c": 4},
+        "d": {"e": 5},
+    }
+
+
+def test_flattening_names_every_leaf():
+    assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": {}}) == {"a.b": 1, "a.c.d": (2, 3), "e": {}}

@@ -1,0 +1,284 @@
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import tensorflow_datasets as tfds
+
+from sdft_jax.config.settings import DataConfig
+from sdft_jax.data import make_examples, make_text_examples, read_rows
+from sdft_jax.errors import SdftError
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+CHAT = [
+    {"role": "user", "content": "é?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "q"},
+]
+ROWS = [{"prompt": f"q{i}", "chat": CHAT, "demonstration": ["a", "b"], "answer": i} for i in range(4)]
+
+
+def write(path, *lines):
+    path.write_bytes(b"".join(line.encode() + b"\n" for line in lines))
+    return str(path)
+
+
+def read(path, split="train", **config):
+    return make_examples(read_rows(str(path), split), DataConfig(**config), str(path))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def test_jsonl(tmp_path):
+    rows = read(write(tmp_path / "a.jsonl", *map(json.dumps, ROWS), "", " "), limit=3)
+    assert [r.row for r in rows] == [0, 1, 2]
+    assert rows[1].prompt == ({"role": "user", "content": "q1"},)
+    assert rows[1].demonstration == "a\nb"
+    assert rows[1].answer == 1
+
+
+def test_jsonl_with_bom_crlf_and_line_separators(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        '\ufeff{"prompt": "a\u2028b", "demonstration": "d"}\r\n{"prompt": "c", "demonstration": "d"}'.encode()
+    )
+    assert [r.prompt[0]["content"] for r in read(path)] == ["a\u2028b", "c"]
+
+
+def test_science_rows_have_system_prompts():
+    rows = read(FIXTURES / "science.jsonl", demonstration="answer")
+    assert [m["role"] for m in rows[0].prompt] == ["system", "user"]
+    assert rows[0].demonstration == rows[0].answer
+    assert rows[0].answer in "ABCD"
+
+
+def test_tooluse_rows_need_no_demonstration_for_evaluation():
+    config = DataConfig(answer="golden_answer")
+    rows = make_examples(
+        read_rows(str(FIXTURES / "tooluse.jsonl")), config, "t.jsonl", demonstration=False, answer=True
+    )
+    assert rows[0].demonstration == ""
+    assert rows[0].answer[0]["Action"] == "getRandomAxolotlImage"
+    with pytest.raises(
+        SdftError, match=r"t.jsonl, line 1: field 'demonstration' is missing \(found: prompt, golden_answer"
+    ):
+        make_examples(read_rows(str(FIXTURES / "tooluse.jsonl")), config, "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", r"line 2 is not valid JSON \(Expecting"),
+        ("", r"line 2 is not valid JSON \(it is empty\)"),
+        ("[1]", "line 2 is list of int, not an object"),
+        ('{"demonstration": "d"}', "line 2: field 'prompt' is missing .*data.prompt=FIELD"),
+        ('{"prompt": "p"}', "line 2: field 'demonstration' is missing .*data.demonstration=FIELD"),
+        ('{"prompt": " ", "demonstration": "d"}', "line 2: field 'prompt' is empty"),
+        ('{"prompt": "p", "demonstration": ""}', "line 2: field 'demonstration' is empty"),
+        ('{"prompt": "p", "demonstration": []}', "line 2: field 'demonstration' is list"),
+        ('{"prompt": "p", "demonstration": ["a", 1]}', "is list of int and str"),
+        ('{"prompt": 5, "demonstration": "d"}', "line 2: field 'prompt' is int"),
+        ('{"prompt": [], "demonstration": "d"}', "last message of field 'prompt' is not the user's"),
+        ('{"prompt": ["a"], "demonstration": "d"}', "message 0 of field 'prompt' is no chat message"),
+        ('{"prompt": [{"role": "user", "content": [1]}], "demonstration": "d"}', "message 0 .* has no text"),
+        ('{"prompt": [{"role": "user", "content": ""}], "demonstration": "d"}', "field 'prompt' is empty"),
+        ('{"prompt": [{"role": "assistant", "content": "a"}], "demonstration": "d"}', "is not the user's"),
+        ('{"prompt": "p", "demonstration": "d", "system": 3}', "line 2: field 'system' is int"),
+        (
+            '{"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "a"}], '
+            '"demonstration": "d", "system": "s"}',
+            "both field 'system' and 'prompt' hold a system prompt",
+        ),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, line, problem):
+    good = '{"prompt": "p", "demonstration": "d"}'
+    with pytest.raises(SdftError, match=problem) as caught:
+        read(write(tmp_path / "a.jsonl", good, line, good))
+    assert "a.jsonl" in str(caught.value)
+
+
+def test_bad_bytes_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
+    with pytest.raises(SdftError, match=r"a.jsonl, line 1 is not valid JSON .*utf-8"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_missing_answer_is_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"prompt": "p", "demonstration": "d"}')
+    with pytest.raises(SdftError, match=r"field 'answer' is missing .*data.answer=FIELD"):
+        make_examples(read_rows(path), DataConfig(), path, answer=True)
+
+
+ARTICLE = {"prompt": "p", "demonstration": "d", "article": ["a", "b"], "skill": "wiki"}
+
+
+def test_the_teachers_context_may_be_another_field():
+    config = DataConfig(context="article")
+    both, shown, imitated = (
+        make_examples([ARTICLE], config, "a.jsonl", demonstration=demonstration, context=context)[0]
+        for demonstration, context in [(True, True), (False, True), (True, False)]
+    )
+    assert (both.demonstration, both.context) == ("d", "a\nb")
+    assert (shown.demonstration, shown.context) == ("", "a\nb")
+    assert (imitated.demonstration, imitated.context) == ("d", None)
+
+
+def test_without_such_a_field_the_context_is_the_demonstration():
+    (row,) = make_examples([ARTICLE], DataConfig(), "a.jsonl", demonstration=False, context=True)
+    assert (row.demonstration, row.context) == ("d", None)
+    (row,) = make_examples([{"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False)
+    assert (row.demonstration, row.context) == ("", None)
+
+
+def test_only_the_fields_that_are_needed_are_asked_for():
+    config, rows = DataConfig(context="article"), [{"prompt": "p", "article": "a"}]
+    assert make_examples(rows, config, "a.jsonl", demonstration=False, context=True)[0].context == "a"
+    with pytest.raises(SdftError, match=r"line 1: field 'demonstration' is missing"):
+        make_examples(rows, config, "a.jsonl", context=True)
+    with pytest.raises(SdftError, match=r"line 1: field 'source' is missing .*data\.context=FIELD"):
+        make_examples(rows, DataConfig(context="source"), "a.jsonl", demonstration=False, context=True)
+    with pytest.raises(SdftError, match=r"line 1: field 'article' is empty"):
+        make_examples([{"prompt": "p", "article": " "}], config, "a.jsonl", demonstration=False, context=True)
+
+
+def test_skills_are_read_where_there_are_any():
+    named, unnamed = make_examples([ARTICLE, {"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False)
+    assert (named.skill, unnamed.skill) == ("wiki", None)
+
+
+def test_raw_texts():
+    rows = [{"text": "one"}, {"text": ["two", "lines"]}, {"text": "three"}]
+    found = make_text_examples(rows, DataConfig(limit=2), "a.jsonl")
+    assert [(row.demonstration, row.row, row.where) for row in found] == [
+        ("one", 0, "a.jsonl, line 1"),
+        ("two\nlines", 1, "a.jsonl, line 2"),
+    ]
+    assert make_text_examples([ARTICLE], DataConfig(text="article"), "a.jsonl")[0].demonstration == "a\nb"
+    with pytest.raises(SdftError, match=r"line 2: field 'text' is missing .*data\.text=FIELD"):
+        make_text_examples([{"text": "one"}, {"prompt": "p"}], DataConfig(), "a.jsonl")
+    with pytest.raises(SdftError, match=r"line 1: field 'text' is empty"):
+        make_text_examples([{"text": " "}], DataConfig(), "a.jsonl")
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(SdftError, match=r"a.jsonl: there are no rows"):
+        read(write(tmp_path / "a.jsonl", "", ""))
+    for path in (str(tmp_path / "no.jsonl"), "data/no/such", "no.jsonl"):
+        with pytest.raises(SdftError, match=f"{path} does not exist"):
+            read_rows(path)
+
+
+def test_hub_names_say_that_they_need_the_net(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("Couldn't reach 'nobody/such' on the Hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(
+        SdftError, match=r"nobody/such cannot be read \(Couldn't reach .*hub, which needs the net"
+    ):
+        read_rows("nobody/such")
+
+
+def test_hugging_face_directories(tmp_path):
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=dataset, test=dataset.select([3])).save_to_disk(tmp_path / "dict")
+    (tmp_path / "parquet").mkdir()
+    dataset.to_parquet(tmp_path / "parquet" / "train.parquet")
+    (tmp_path / "lines").mkdir()
+    write(tmp_path / "lines" / "train.jsonl", *map(json.dumps, ROWS))
+    for name in ("one", "dict", "parquet", "lines", "parquet/train.parquet"):
+        rows = read(tmp_path / name, prompt="chat")
+        assert [r.answer for r in rows] == [0, 1, 2, 3], name
+        assert rows[0].prompt == tuple(CHAT), name
+        assert rows[0].demonstration == "a\nb", name
+    assert [r.answer for r in read(tmp_path / "dict", "test")] == [3]
+    assert [r.answer for r in read(f"{tmp_path}/dict:test")] == [3]
+    for name in ("dict", "parquet"):
+        with pytest.raises(SdftError, match=r"(?s)split.*nope.*data.split"):
+            read_rows(str(tmp_path / name), "nope")
+
+
+def test_keys_that_other_turns_have_are_not_none(tmp_path):
+    turns = [{"role": "user", "content": "a", "name": None}]
+    path = write(tmp_path / "a.jsonl", json.dumps({"prompt": turns, "demonstration": "d"}))
+    assert read(path)[0].prompt == ({"role": "user", "content": "a"},)
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+    text = tfds.features.Text()
+    features = {
+        "prompt": text,
+        "chat": tfds.features.Sequence({"role": text, "content": text}),
+        "demonstration": tfds.features.Sequence(text),
+        "answer": tfds.features.Text(),
+        "system": text,
+    }
+
+    class Toy(tfds.core.GeneratorBasedBuilder):
+        """Toy."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(ROWS), "test": self._generate_examples(ROWS[:1])}
+
+        def _generate_examples(self, rows=()):
+            for i, row in enumerate(rows):
+                yield i, row | {"answer": str(row["answer"]), "system": ""}
+
+    builder = Toy(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_dir
+
+
+def test_tfds(tfds_dir):
+    for path in (tfds_dir, f"tfds:{tfds_dir}"):
+        rows = read(path, prompt="chat")
+        assert sorted(r.answer for r in rows) == ["0", "1", "2", "3"]
+        assert rows[0].prompt == tuple(CHAT)
+        assert rows[0].demonstration == "a\nb"
+    assert [r.prompt[0]["content"] for r in read(tfds_dir, "test")] == ["q0"]
+    assert [r.prompt[0]["content"] for r in read(f"{tfds_dir}:test")] == ["q0"]
+    with pytest.raises(SdftError, match=r"cannot be read .*split 'nope'"):
+        read_rows(f"tfds:{tfds_dir}", "nope")
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "split"),
+    [
+        ("tfds:toy", "toy", "train"),
+        ("tfds:toy:test", "toy", "test"),
+        ("tfds:toy/small:1.0.0", "toy/small:1.0.0", "train"),
+        ("tfds:toy:1.0.0:train[:50%]", "toy:1.0.0", "train[:50%]"),
+    ],
+)
+def test_tfds_names(monkeypatch, path, name, split):
+    asked = []
+    monkeypatch.setattr(tfds, "data_source", lambda n, split: asked.append((n, split)) or [{"prompt": b"p"}])
+    assert list(read_rows(path)) == [{"prompt": "p"}]
+    assert asked == [(name, split)]
+
+
+def test_unknown_tfds_name():
+    with pytest.raises(SdftError, match=r"tfds:no_such_set cannot be read \(Dataset no_such_set not found\)"):
+        read_rows("tfds:no_such_set")
+
+
+def test_mini():
+    train, test = read("mini", limit=8), read("mini:drib:test", limit=8)
+    assert len(train) == len(test) == 8
+    assert train[0].demonstration
+    assert train[0].answer
+    assert "drib" in test[0].prompt[0]["content"]
+    assert not {r.prompt[0]["content"] for r in read("mini:drib")} & {r.prompt[0]["content"] for r in test}
+    with pytest.raises(SdftError, match=r"mini:nope: there is no such skill; .*blax"):
+        read_rows("mini:nope")

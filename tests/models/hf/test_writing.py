@@ -1,0 +1,141 @@
+"""Exported directories equal their source, load in transformers, and appear whole or not at all."""
+
+import importlib.util
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from make_fixtures import CASES, DIRECTORY
+from sdft_jax.errors import SdftError
+from sdft_jax.models import Model, config_from_dict, load_model, save_pretrained
+from sdft_jax.models.hf import writing
+from sdft_jax.sharding import Rules, Sharding, make_mesh
+
+
+def tensors_of(directory):
+    return {name: t for file in directory.glob("*.safetensors") for name, t in load_file(file).items()}
+
+
+def assert_same_files(a, b):
+    source, copy = tensors_of(a), tensors_of(b)
+    assert source.keys() == copy.keys()
+    for name, tensor in source.items():
+        assert (tensor.dtype, tensor.shape) == (copy[name].dtype, copy[name].shape)
+        np.testing.assert_array_equal(tensor, copy[name])
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((a / name).read_text()) == json.loads((b / name).read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_round_trip_changes_nothing(case, tmp_path):
+    save_pretrained(*load_model(DIRECTORY / case), None, tmp_path / "out")
+    assert_same_files(DIRECTORY / case, tmp_path / "out")
+
+
+def test_a_round_trip_through_a_mesh_changes_nothing(tmp_path):
+    sharding = Sharding(make_mesh(2, 2, 2), Rules(vocab=None))
+    model, params = load_model(DIRECTORY / "qwen3", sharding=sharding)
+    save_pretrained(model, params, None, tmp_path / "out", max_shard_size=30_000)
+    assert_same_files(DIRECTORY / "qwen3", tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    source = tensors_of(DIRECTORY / "qwen3")
+    assert index["weight_map"].keys() == source.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in source.values())
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_transformers_loads_its_own_weights_back(dtype, tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(DIRECTORY / "gemma3")
+    theirs = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path / "theirs")
+    save_pretrained(*load_model(tmp_path / "theirs"), None, tmp_path / "ours", max_shard_size=40_000)
+    assert_same_files(tmp_path / "theirs", tmp_path / "ours")
+    back, report = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    for name, tensor in theirs.state_dict().items():
+        assert tensor.dtype == back.state_dict()[name].dtype
+        assert torch.equal(tensor, back.state_dict()[name]), name
+
+
+def test_another_dtype_is_written_to_the_configuration_too(tmp_path):
+    for case, key in (("qwen2", "torch_dtype"), ("qwen3_tied", "dtype")):
+        save_pretrained(*load_model(DIRECTORY / case), None, tmp_path / case, dtype="float32")
+        assert {str(t.dtype) for t in tensors_of(tmp_path / case).values()} == {"float32"}
+        assert json.loads((tmp_path / case / "config.json").read_text()) == {**CASES[case], key: "float32"}
+
+
+def test_a_model_without_a_checkpoint(tmp_path):
+    raw = {key: value for key, value in CASES["qwen3"].items() if key != "architectures"}
+    model = Model(config_from_dict(raw))
+    params = jax.jit(model.init)(jax.random.key(0))
+    save_pretrained(model, params, None, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == CASES["qwen3"]
+    again, loaded = load_model(tmp_path / "out")
+    assert again.config.kinds == model.config.kinds
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+class FakeTokenizer:
+    def save_pretrained(self, directory):
+        (directory / "tokenizer.json").write_text("given")
+
+
+def test_the_tokenizer_given_or_that_of_the_source(tmp_path):
+    source = shutil.copytree(DIRECTORY / "qwen3", tmp_path / "source")
+    (source / "tokenizer.json").write_text("own")
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "README.md").write_text("not ours")
+    loaded = load_model(source)
+    save_pretrained(*loaded, None, tmp_path / "copied")
+    assert (tmp_path / "copied" / "tokenizer.json").read_text() == "own"
+    assert (tmp_path / "copied" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert not (tmp_path / "copied" / "README.md").exists()
+    save_pretrained(*loaded, FakeTokenizer(), tmp_path / "given")
+    assert (tmp_path / "given" / "tokenizer.json").read_text() == "given"
+    assert not (tmp_path / "given" / "chat_template.jinja").exists()
+
+
+def test_an_older_export_is_replaced_and_anything_else_is_not(tmp_path):
+    model, params = load_model(DIRECTORY / "qwen3")
+    save_pretrained(model, params, None, tmp_path / "out", max_shard_size=30_000)
+    save_pretrained(model, params, None, tmp_path / "out")
+    assert_same_files(DIRECTORY / "qwen3", tmp_path / "out")
+    assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(SdftError, match=r"holds notes\.txt"):
+        save_pretrained(model, params, None, tmp_path / "out")
+    with pytest.raises(SdftError, match="is a file"):
+        save_pretrained(model, params, None, tmp_path / "out" / "notes.txt")
+    with pytest.raises(SdftError, match="is the checkpoint that the model was read from"):
+        save_pretrained(model, params, None, DIRECTORY / "qwen3")
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_older_export(tmp_path, monkeypatch):
+    model, params = load_model(DIRECTORY / "qwen3")
+    save_pretrained(model, params, None, tmp_path / "out")
+
+    def full_disk(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(writing, "write_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_pretrained(model, params, None, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert_same_files(DIRECTORY / "qwen3", tmp_path / "out")
+
+
+def test_a_source_that_is_gone_is_named(tmp_path):
+    source = shutil.copytree(DIRECTORY / "qwen3", tmp_path / "source")
+    loaded = load_model(source)
+    shutil.rmtree(source)
+    with pytest.raises(SdftError, match=r"source has neither model\.safetensors"):
+        save_pretrained(*loaded, None, tmp_path / "out")

@@ -1,0 +1,156 @@
+"""config.json of both generations of transformers, and what is refused."""
+
+import json
+
+import pytest
+
+from make_fixtures import CASES
+from sdft_jax.errors import SdftError
+from sdft_jax.models import config_from_dict, read_config
+from sdft_jax.models.rope import Rope
+
+# The keys that decide something in the published files (Hugging Face Hub, transformers 4 form).
+GEMMA_3_1B = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 1152,
+    "intermediate_size": 6912,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "vocab_size": 262144,
+}
+QWEN_25_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+
+
+def test_gemma_3():
+    config = config_from_dict(GEMMA_3_1B)
+    assert [kind.window for kind in config.kinds] == [None, 512]
+    assert [kind.rope.rope_theta for kind in config.kinds] == [1e6, 1e4]
+    assert config.kind_of_layer[:7] == (1, 1, 1, 1, 1, 0, 1)
+    assert config.tie_word_embeddings
+    assert config.query_scale == 1 / 16
+    assert config.num_attention_heads * config.head_dim != config.hidden_size
+
+
+def test_qwen_25():
+    config = config_from_dict(QWEN_25_7B)
+    assert len(config.kinds) == 1
+    assert config.kinds[0].window is None
+    assert config.kind_of_layer == (0,) * 28
+    assert config.head_dim == 128
+    assert config.qkv_bias
+    assert not config.output_bias
+
+
+def test_generation_5_of_transformers_gives_the_same_model():
+    old = CASES["olmo3"]
+    scaling = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
+    plain = {"rope_type": "default", "rope_theta": old["rope_theta"]}
+    new = {key: value for key, value in old.items() if not key.startswith("rope_")}
+    new["rope_parameters"] = {"full_attention": scaling, "sliding_attention": plain}
+    assert config_from_dict(new).kinds == config_from_dict(old).kinds
+
+    old = CASES["llama31"]
+    new = {key: value for key, value in old.items() if not key.startswith("rope_")}
+    new["rope_parameters"] = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
+    assert config_from_dict(new).kinds == config_from_dict(old).kinds
+
+
+def test_absent_keys_have_the_values_of_the_transformers_class():
+    sizes = {
+        key: GEMMA_3_1B[key] for key in GEMMA_3_1B if key.startswith(("hidden_s", "inter", "num", "vocab"))
+    }
+    config = config_from_dict({"model_type": "gemma3_text", **sizes})
+    assert config.kinds[1].window == 4096
+    assert config.kinds[1].rope == Rope(1e4)
+    assert config.kinds[0].rope == Rope(1e6)
+    assert config.rms_norm_eps == 1e-6
+
+
+def test_layer_types_are_honoured():
+    types = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    config = config_from_dict({**CASES["qwen2_sliding"], "layer_types": types})
+    assert config.kind_of_layer == (0, 1, 0, 1)
+
+
+def test_hashable_and_equal():
+    assert hash(config_from_dict(QWEN_25_7B)) == hash(config_from_dict(dict(reversed(QWEN_25_7B.items()))))
+    assert config_from_dict(QWEN_25_7B) != config_from_dict({**QWEN_25_7B, "rope_theta": 1e4})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]},
+            r"MixtralForCausalLM.*supported: Qwen2",
+        ),
+        (
+            {"architectures": ["Qwen2ForSequenceClassification"]},
+            "Qwen2ForSequenceClassification is not supported",
+        ),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported.*awq"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'.*default, linear, llama3, yarn"),
+        ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "needs 'low_freq_factor'"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"layer_types": ["linear_attention"] * 28}, "layer type 'linear_attention'"),
+        ({"layer_types": ["full_attention"] * 3}, "3 entries for 28 layers"),
+        ({"layer_types": ["sliding_attention"] * 28, "sliding_window": None}, "sliding_window is not set"),
+        ({"num_key_value_heads": 5}, "28 is not a multiple of num_key_value_heads 5"),
+    ],
+)
+def test_refusals_are_by_name(change, message):
+    with pytest.raises(SdftError, match=message):
+        config_from_dict({**QWEN_25_7B, **change})
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(SdftError, match="'hidden_size' is missing"):
+        config_from_dict({key: value for key, value in QWEN_25_7B.items() if key != "hidden_size"})
+
+
+def test_unreadable_directories(tmp_path):
+    with pytest.raises(SdftError, match="no such directory"):
+        read_config(tmp_path / "absent")
+    with pytest.raises(SdftError, match=r"config\.json is missing"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SdftError, match="not valid JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**QWEN_25_7B, "hidden_act": "relu"}))
+    with pytest.raises(SdftError, match=r"config\.json: activation 'relu'"):
+        read_config(tmp_path)

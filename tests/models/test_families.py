@@ -1,0 +1,77 @@
+"""Every family and variant against transformers, and the layout of every tensor."""
+
+import importlib.util
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from make_fixtures import CASES, DIRECTORY, tokens_and_mask, transformers_logits
+from sdft_jax.models import FAMILIES, Model, config_from_dict, load_model
+from sdft_jax.models.families import PROJECTIONS, QKV_BIASES
+
+TOLERANCE = 2e-4
+logits_of = jax.jit(Model.logits, static_argnums=0)
+
+
+def stored_logits(case):
+    return np.load(DIRECTORY / case / "logits.npz")["logits"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_those_of_transformers(case):
+    model, params = load_model(DIRECTORY / case)
+    tokens, mask = tokens_and_mask()
+    logits = np.asarray(logits_of(model, params, tokens, mask))[mask]
+    stored = stored_logits(case)
+    assert stored.std() > 0.5
+    assert np.abs(logits - stored).max() <= TOLERANCE
+    if importlib.util.find_spec("torch"):
+        assert np.abs(logits - transformers_logits(DIRECTORY / case)[mask]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("qwen3", {"rope_theta": 1000000}),
+        ("llama31", {"rope_scaling": None}),
+        ("qwen2_yarn", {"rope_scaling": None}),
+        ("olmo3", {"sliding_window": 7}),
+        ("gemma3", {"rope_local_base_freq": 1000000}),
+    ],
+)
+def test_a_wrong_rope_or_window_would_be_seen(case, change):
+    tokens, mask = tokens_and_mask()
+    _, params = load_model(DIRECTORY / case)
+    model = Model(config_from_dict({**CASES[case], **change}))
+    logits = np.asarray(logits_of(model, params, tokens, mask))[mask]
+    assert np.abs(logits - stored_logits(case)).max() > 100 * TOLERANCE
+
+
+def test_fixtures_are_those_of_the_script():
+    for case, config in CASES.items():
+        assert json.loads((DIRECTORY / case / "config.json").read_text()) == config
+
+
+def test_every_family_has_a_parity_case():
+    assert {config["model_type"] for config in CASES.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("tensor", [*PROJECTIONS, *QKV_BIASES], ids=lambda tensor: tensor.name)
+def test_layouts_invert_each_other(tensor):
+    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7}
+    stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
+    here = tensor.from_stored(stored, sizes)
+    assert here.shape == tensor.shape(sizes)
+    assert len(tensor.axes) == here.ndim
+    assert np.shares_memory(here, stored)
+    np.testing.assert_array_equal(tensor.to_stored(here, sizes), stored)
+
+
+def test_a_projection_multiplies_as_torch_linear_does():
+    sizes = {"D": 6, "N": 4, "H": 3}
+    weight = np.random.default_rng(0).normal(size=(12, 6))
+    x = np.random.default_rng(1).normal(size=6)
+    q = PROJECTIONS[0].from_stored(weight, sizes)
+    np.testing.assert_allclose(np.einsum("d,dnh->nh", x, q).ravel(), weight @ x)

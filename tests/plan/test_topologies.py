@@ -1,0 +1,79 @@
+"""Names of topologies, and what is said of unknown ones."""
+
+from pathlib import Path
+
+import pytest
+
+from sdft_jax.errors import SdftError
+from sdft_jax.plan.topologies import all_names, parse_topology, topology_devices
+
+# Google's own tables of slices: product name, topology, chips, JAX devices.
+PRODUCTS = {
+    "v5e-1": ("v5e:1x1", 1, 1),
+    "v5e-16": ("v5e:4x4", 16, 16),
+    "v5litepod-256": ("v5e:16x16", 256, 256),
+    "v6e-8": ("v6e:2x4", 8, 8),
+    "v5p-8": ("v5p:2x2x1", 4, 4),
+    "v5p-128": ("v5p:4x4x4", 64, 64),
+    "v4-16": ("v4:2x2x2", 8, 16),
+    "V5E-4": ("v5e:2x2", 4, 4),
+    "ironwood-64": ("tpu7x:2x4x4", 32, 64),
+    "v6e-4x4": ("v6e:4x4", 16, 16),
+    "v5litepod-2x4": ("v5e:2x4", 8, 8),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_product_names_mean_topologies(product):
+    found = parse_topology(product)
+    assert (found.name, found.chips, found.size) == PRODUCTS[product]
+
+
+def slices():
+    """What the launchers know: (product name, topology, hosts, chips of a host)."""
+    lines = (Path(__file__).parents[2] / "launch_tpu" / "accelerators.txt").read_text().splitlines()
+    rows = [line.split()[:4] for line in lines if not line.startswith("#")]
+    return [(name, topology, int(hosts), int(chips)) for name, topology, hosts, chips in rows]
+
+
+@pytest.mark.parametrize(("name", "shape", "hosts", "chips"), slices())
+def test_what_can_be_launched_can_be_planned(name, shape, hosts, chips):
+    found = parse_topology(name)
+    assert (found.shape, found.chips) == (shape, hosts * chips)
+    assert parse_topology(f"{name.partition('-')[0]}-{shape}") == found
+
+
+def test_the_compiler_sees_the_hosts_that_are_launched():
+    pytest.importorskip("libtpu")
+    for name, _, hosts, _ in slices():
+        assert len({device.process_index for device in topology_devices(parse_topology(name))}) == hosts, name
+
+
+@pytest.mark.parametrize("name", all_names())
+def test_every_topology_is_its_own_name(name):
+    assert parse_topology(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("v5e:4x5", "v5e:4x4"),
+        ("v5e-15", "v5e:"),
+        ("v5p:4x4", "v5p:4x4x4"),
+        ("v6:4x4", "v6e:4x4"),
+        ("gpu", "v"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(SdftError) as caught:
+        parse_topology(name)
+    message = str(caught.value)
+    assert message.startswith(f"--topology {name}: there is no such TPU topology; the nearest are ")
+    assert nearest in message
+
+
+def test_devices_are_those_of_the_compiler():
+    pytest.importorskip("libtpu")
+    for name in ("v5e:2x2", "v5e:1x1", "v5p:2x2x1", "v4:2x2x1"):
+        topology = parse_topology(name)
+        assert len(topology_devices(topology)) == topology.size

@@ -1,0 +1,206 @@
+"""Every experiment makes a report that follows its numbers, here made up: see synthetic.py."""
+
+import inspect
+import json
+import re
+
+import pytest
+
+from sdft_jax.mini import storms
+from sdft_jax.studies.lab.experiments import EXPERIMENTS, experiment
+from sdft_jax.studies.lab.experiments.knowledge import _lenient
+from sdft_jax.studies.lab.experiments.reasoning import _idle
+from sdft_jax.studies.lab.experiments.sampling import _unsure
+from sdft_jax.studies.lab.lab import Comparison, Lab, Swept
+from sdft_jax.studies.lab.reports import Report, markdown, write
+from sdft_jax.studies.lab.worlds import CHAINS
+from synthetic import fake_runs
+
+ALL = list(EXPERIMENTS)
+
+
+@pytest.fixture
+def reported(monkeypatch, tmp_path):
+    def run(name, sdft_wins=True, **lab):
+        fake_runs(monkeypatch, sdft_wins)
+        return experiment(name)(Lab(tmp_path, **lab))
+
+    return run
+
+
+def verdicts(report):
+    return {check.claim: check.verdict for check in report.checks}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_name_leads_to_a_function(name):
+    function = experiment(name)
+    assert list(inspect.signature(function).parameters) == ["lab"]
+    assert inspect.getdoc(function)
+    assert function.__module__.endswith(f".{EXPERIMENTS[name][0]}")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_report_can_be_written(name, reported, tmp_path):
+    report = reported(name)
+    assert isinstance(report, Report)
+    assert (report.name, bool(report.checks)) == (name, True)
+    path = write(report, tmp_path, "Measured here.")
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / f"{name}.json").read_text())["verdict"] == report.verdict
+    lines = path.read_text().splitlines()
+    assert lines[0] == f"## {report.title}"
+    for _, block in table_blocks(lines):
+        assert len({line.count("|") for line in block}) == 1, block
+    assert re.search(r"\d", path.read_text().split("![")[0])
+
+
+def table_blocks(lines):
+    """(start, lines) of each table."""
+    blocks, start = [], None
+    for i, line in enumerate([*lines, ""]):
+        if line.startswith("|") and start is None:
+            start = i
+        elif not line.startswith("|") and start is not None:
+            blocks.append((start, lines[start:i]))
+            start = None
+    return blocks
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_quick_has_one_seed_and_tells_nothing_about_seeds(name, reported):
+    report = reported(name, seeds=(0,), quick=True)
+    text = markdown(report, "")
+    for check in report.checks:
+        if check.estimate.half is None:
+            assert check.verdict == "cannot be told"
+    # What a count or the test's items tell does not need seeds.
+    certain = [check.claim for check in report.checks if check.estimate.half is not None]
+    assert certain == {
+        "cost": ["SDFT needs at most 3 times SFT's FLOPs"],
+        "optimality": ["the teacher's accuracy above the base's, interval over items"],
+    }.get(name, [])
+    assert f"**{report.verdict}**" in text
+
+
+def test_the_verdict_on_a_skill_follows_who_wins(reported):
+    assert reported("skill").verdict == "agrees"
+    lost = reported("skill", sdft_wins=False)
+    assert lost.verdict == "differs"
+    assert set(verdicts(lost).values()) == {"differs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("sequential", "SDFT above SFT in mean accuracy after the last stage"),
+        ("knowledge", "SDFT above SFT on strict questions"),
+        ("reasoning", "SDFT above SFT on prior chains"),
+        ("on-policy", "SDFT above offline KL on the new skill"),
+        ("scale", "SDFT above SFT on the new skill at the largest base"),
+        ("pass@k", "SDFT above SFT at k=1"),
+        ("optimality", "the SDFT model nearer to the base than the SFT model"),
+    ],
+)
+def test_claims_follow_who_wins(name, claim, reported):
+    assert verdicts(reported(name))[claim] == "agrees"
+    assert verdicts(reported(name, sdft_wins=False))[claim] == "differs"
+
+
+def cell(report, label, column):
+    (row,) = [row for row in report.rows if row[""] == label]
+    return row[column]
+
+
+def test_a_sequence_tells_of_the_last_stage_and_of_what_came_before(reported):
+    report = reported("sequential")
+    assert [row[""] for row in report.rows] == ["base", "SDFT", "SFT", "joint SFT"]
+    # SFT keeps 0.3 of a skill at every later stage, and learns each to about 0.8.
+    assert float(cell(report, "SFT", "glov").split()[0]) == pytest.approx(80, abs=0.5)
+    assert float(cell(report, "SFT", "drib").split()[0]) == pytest.approx(24, abs=0.5)
+    assert float(cell(report, "SFT", "blax").split()[0]) == pytest.approx(7.2, abs=0.5)
+    transfer = ((24 - 80) + (7.2 - 80)) / 2
+    assert float(cell(report, "SFT", "backward transfer").split()[0]) == pytest.approx(transfer, abs=0.5)
+    assert "backward transfer" not in report.rows[-1]
+
+
+def test_lenient_is_at_least_one_detail():
+    rows = storms.heldout("direct") + storms.heldout("pair")
+    assert _lenient([row["answer"] for row in rows]) == 1
+    assert _lenient(["nothing"] * len(rows)) == 0
+    halves = [row["answer"].split(" , ")[0] if row["kind"] == "pair" else "nothing" for row in rows]
+    assert _lenient(halves) == pytest.approx(len(storms.heldout("pair")) / len(rows))
+
+
+def test_knowledge_is_graded_three_ways_beside_the_oracle(reported):
+    report = reported("knowledge")
+    strict, lenient = (
+        float(cell(report, "SDFT", f"{name} (%)").split()[0]) for name in ("strict", "lenient")
+    )
+    assert strict == pytest.approx(90, abs=0.6)
+    assert lenient > strict
+    assert cell(report, "oracle: article and answer in context", "out of distribution (%)") == "95.0"
+    assert cell(report, "base", "prior (%)") == "99.0"
+
+
+def test_artefacts_count_the_phrase(reported):
+    report = reported("artefacts")
+    assert cell(report, "base", "cites a text (%)") == "0.0"
+    shares = [
+        float(cell(report, name, "cites a text (%)").split()[0]) for name in ("SDFT", "skip 1", "skip 3")
+    ]
+    assert shares == pytest.approx([40, 20, 10], abs=0.6)
+    assert report.verdict == "agrees"
+
+
+def test_cost_is_relative_to_sft(reported):
+    report = reported("cost")
+    assert [row["FLOPs, of SFT's"] for row in report.rows[:3]] == ["1.00", "1.00", "2.40"]
+    assert [check.verdict for check in report.checks] == ["agrees", "cannot be told"]
+
+
+def test_divergence_and_context_count_only_what_the_paper_claims(reported):
+    counted = {
+        name: [check.claim for check in reported(name).checks if check.claimed]
+        for name in ("divergence", "context", "on-policy")
+    }
+    assert counted == {
+        "divergence": ["full vocabulary above the sampled token on the new skill"],
+        "context": [
+            "both above the article alone on strict questions",
+            "both above the answer alone on strict questions",
+        ],
+        "on-policy": [
+            "SDFT above offline KL on the new skill",
+            "SDFT above SFT on teacher samples on the new skill",
+        ],
+    }
+
+
+def swept(label, rates):
+    return tuple(Swept(label, rate, new, 1.0, chosen) for rate, new, chosen in rates)
+
+
+def test_a_rate_at_which_nothing_is_learned_is_pointed_out():
+    def notes(rates):
+        (chosen,) = [rate for rate, _, is_chosen in rates if is_chosen]
+        return _idle(Comparison(CHAINS, {}, {"SFT": chosen}, swept("SFT", rates), {}), before=0.43)
+
+    assert (
+        "below the base model's accuracy at every rate" in notes([(1e-5, 0.41, True), (3e-5, 0.1, False)])[0]
+    )
+    assert notes([(1e-5, 0.41, False), (3e-5, 0.6, True)]) == []  # it learned
+    assert notes([(1e-5, 0.1, False), (3e-5, 0.41, True)]) == []  # the choice is not the lowest
+
+
+def test_greedy_answers_that_samples_do_not_give_are_pointed_out():
+    seeds = [{"measured": [{"blax": {"accuracy": x}}]} for x in (0.98, 1.0)]
+    (note,) = _unsure(seeds, "blax", 0.001)
+    assert "right in 99% of its greedy answers and in 0.1% of its samples" in note
+    assert _unsure(seeds, "blax", 0.9) == []
+
+
+def test_longer_runs_of_the_teacher_take_the_rate_of_the_shorter(reported):
+    rows = {row[""]: row for row in reported("teacher").rows}
+    for label in ("EMA 0.02", "frozen", "live"):
+        assert rows[f"{label}, 5x steps"]["learning rate"] == rows[label]["learning rate"]

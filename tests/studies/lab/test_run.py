@@ -1,0 +1,104 @@
+"""`sdft lab`: names, seeds, and what is written and published; the numbers are made up (synthetic.py)."""
+
+import json
+
+import pytest
+
+from sdft_jax import cli
+from sdft_jax.errors import SdftError
+from sdft_jax.studies.lab import run as lab_run
+from sdft_jax.studies.lab.experiments import EXPERIMENTS
+from sdft_jax.studies.lab.publish import BEGIN, END
+from sdft_jax.studies.lab.run import run
+from synthetic import fake_runs
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+    """Runs experiments with made-up results; returns (reports, trials, directory)."""
+
+    def go(*names, seeds=(0, 1, 2), quick=False, publish=None):
+        seen = fake_runs(monkeypatch)
+        reports = run(names, str(tmp_path / "out"), seeds, quick, 1, publish)
+        return reports, seen, tmp_path / "out" / ("quick" if quick else "full")
+
+    return go
+
+
+def test_an_unknown_experiment_is_one_sentence_with_the_names(capsys, tmp_path):
+    assert cli.main(["lab", "skil", "--output", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "no experiment skil" in said
+    assert all(name in said for name in EXPERIMENTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_reports_are_written_in_order_and_once(ran, capsys):
+    reports, _, place = ran("cost", "on-policy", "cost")
+    assert [report.name for report in reports] == ["cost", "on-policy"]
+    files = {path.name for path in place.iterdir() if path.is_file()}
+    assert files == {f"{name}.{end}" for name in ("cost", "on-policy") for end in ("md", "json", "png")}
+    assert "seeds 0, 1, 2" in json.loads((place / "on-policy.json").read_text())["measured on"]
+    said = capsys.readouterr().out
+    assert "SDFT above offline KL on the new skill" in said
+    assert "The paper's findings, in small" in said
+    assert "**" not in said
+
+
+def test_quick_uses_one_seed_and_says_so(ran):
+    _, seen, place = ran("on-policy", seeds=(5, 6, 7), quick=True)
+    assert {trial.settings["seed"] for trial in seen if trial.work == "arm"} == {5, 100}
+    assert "seeds 5; --quick" in (place / "on-policy.md").read_text()
+
+
+def test_seeds_are_those_asked_for(ran):
+    _, seen, _ = ran("on-policy", seeds=(3, 9))
+    assert {trial.settings["seed"] for trial in seen if trial.work == "arm"} == {3, 9, 100}
+
+
+def test_all_is_every_experiment(ran, monkeypatch):
+    monkeypatch.setattr(lab_run, "write", lambda report, place, caption: place)  # pictures take seconds
+    reports, _, _ = ran("skill", "all", seeds=(0,), quick=True)
+    assert [report.name for report in reports] == list(EXPERIMENTS)
+
+
+def test_publishing_replaces_what_stands_between_the_marks(ran, tmp_path):
+    target = tmp_path / "page"
+    target.mkdir()
+    page = target / "README.md"
+    before, after = "# Results\n\nAn introduction.\n\n", "\n\nAn ending with ![a picture](kept.png).\n"
+    page.write_text(f"{before}{BEGIN}\nold numbers\n{END}{after}")
+    (target / "kept.png").write_bytes(b"kept")
+    ran("on-policy", "cost", publish=str(target))
+    text = page.read_text()
+    assert text.startswith(before + BEGIN)
+    assert text.endswith(END + after)
+    assert "old numbers" not in text
+    assert text.count("\n## ") == 2
+    assert "| [on-policy](#on-policy-or-offline-from-the-same-teacher) | **agrees** |" in text
+    assert "## On-policy or offline, from the same teacher\n" in text
+    assert {path.name for path in target.iterdir()} == {"README.md", "kept.png", "on-policy.png", "cost.png"}
+    assert (target / "kept.png").read_bytes() == b"kept"
+    ran("cost", publish=str(target))
+    assert page.read_text() == text, "reports of earlier runs stay"
+
+
+def test_publishing_where_there_is_nothing_yet(ran, tmp_path):
+    ran("cost", publish=str(tmp_path))
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith(BEGIN)
+    assert text.rstrip().endswith(END)
+
+
+def test_publishing_into_no_directory_is_found_out_before_any_work(ran, tmp_path):
+    with pytest.raises(SdftError, match="there is no such directory"):
+        ran("cost", publish=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_publishing_into_a_page_without_marks_changes_nothing(ran, tmp_path):
+    (tmp_path / "README.md").write_text("A page.\n")
+    with pytest.raises(SdftError, match="lacks the lines"):
+        ran("cost", publish=str(tmp_path))
+    assert (tmp_path / "README.md").read_text() == "A page.\n"

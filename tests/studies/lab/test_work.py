@@ -1,0 +1,125 @@
+"""What a trial does: the numbers are those of the model that it trained, and of what a step really costs."""
+
+import json
+
+import numpy as np
+import pytest
+
+from labs import tiny_arm, tiny_base, tiny_world
+from sdft_jax.config.overrides import merge
+from sdft_jax.data import read_rows
+from sdft_jax.mini import lists as mini
+from sdft_jax.studies.lab import work
+from sdft_jax.studies.lab.worlds import World, lists
+
+pytestmark = pytest.mark.usefixtures("shared_compilations")
+
+
+@pytest.fixture(scope="module")
+def world(tiny_directory):
+    return tiny_world(tiny_directory)
+
+
+@pytest.fixture(scope="module")
+def base(world, tmp_path_factory):
+    return work.base(tiny_base(world).settings, tmp_path_factory.mktemp("base"))
+
+
+def test_an_arm_measures_the_rows_of_its_split_and_samples_from_its_last_model(world, tmp_path, monkeypatch):
+    watched = {"train": {"eval_every": 1}}
+    drawn = {"n": 3, "prompts": 2}
+    trial = tiny_arm(world, split="validation", changes=watched, pass_at_k=drawn)
+    loaded = []
+    load = work._load
+    monkeypatch.setattr(
+        work, "_load", lambda config, directory: (loaded.append(directory), load(config, directory))[1]
+    )
+    result = work.arm(trial.settings, tmp_path)
+    assert json.loads(json.dumps(result)) == result
+    (measured,) = result["measured"]
+    assert measured.keys() == {"blax", "prior"}
+    for name, path in (("blax", "mini:blax:validation"), ("prior", "mini:old:validation")):
+        rows = read_rows(path, "train")[:4]
+        found = measured[name]
+        assert found["correct"] == [
+            int(mini.score(text, row)) for text, row in zip(found["completions"], rows, strict=True)
+        ]
+        assert found["accuracy"] == np.mean(found["correct"])
+        assert 0 < found["length"] <= 12
+        assert found["kl_to_base"] > 0
+    assert [row["step"] for row in result["curve"]] == [0, 1, 2]
+    assert result["curve"][-1]["tasks"] == {"blax": measured["blax"]["accuracy"]}
+    assert np.shape(result["verdicts"]) == (2, 3)
+    assert loaded == [str(tmp_path / "sft-lr1e-2-seed0" / "1-blax" / "model")]  # what it sampled from
+
+
+def test_the_base_is_no_distance_from_itself_and_its_teacher_some(base):
+    found = base["measured"]
+    assert found.keys() == {"student", "teacher"}
+    assert found["student"]["prior"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    assert found["student"]["blax"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    assert found["teacher"]["blax"]["kl_to_base"] > 1e-3
+    assert "prior" not in found["teacher"]
+
+
+def test_verdicts_are_those_of_samples_of_the_first_prompts(tmp_path):
+    """The embedded base is right on what it knows by name, at temperature 1 too."""
+    settings = merge(
+        lists().settings,
+        {"data": {"limit": 8}, "eval": {"limit": 4, "batch_size": 6, "teacher": False, "overlap": "allow"}},
+    )
+    known = World("known", settings, ("old",), 1, "mini:")
+    trial = tiny_base(known, ("old",), pass_at_k={"n": 5, "prompts": 3})
+    verdicts = work.base(trial.settings, tmp_path)["verdicts"]
+    assert np.shape(verdicts) == (3, 5)
+    assert set(np.ravel(verdicts)) <= {0, 1}
+    assert np.mean(verdicts) > 0.8
+
+
+SHAPE = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "vocab_size": 40,
+}
+ROWS, PROMPT, COMPLETION = 4, 6, 5
+
+
+def cost_of(method):
+    config = {
+        "model": {"compute_dtype": "float32", "remat": "none"},
+        "mesh": {"fsdp": 1},
+        "train": {"method": method, "batch_size": ROWS},
+        "sampling": {"max_new_tokens": COMPLETION},
+    }
+    return work.cost({"config": config, "model": SHAPE, "prompt": PROMPT, "teacher_prompt": 2 * PROMPT}, None)
+
+
+def test_cost_counts_the_products_of_a_step():
+    """By hand; the head reads completions alone, and a gradient takes two products for each forward one."""
+    width, whole = 16, PROMPT + COMPLETION
+    layer = width * (2 * 8 + 2 * 8 + 2 * 8) + 3 * width * 24  # q, k and v, o; then the feed-forward
+    head = width * 40
+
+    def forward(tokens, seen, scored):
+        """Scores and sums over values take 2 heads of 8 for each token that is seen."""
+        return 2 * ROWS * (tokens * (layer + 2 * seen * 2 * 8) + scored * head)
+
+    learning = 3 * forward(whole, whole, COMPLETION)
+    teaching = forward(2 * PROMPT + COMPLETION, 2 * PROMPT + COMPLETION, COMPLETION)
+    sampling = forward(PROMPT, PROMPT, 1) + (COMPLETION - 1) * forward(1, whole, 1)
+    sft, sdft = cost_of("sft"), cost_of("sdft")
+    assert sft["flops"] == pytest.approx(learning, rel=0.02)
+    assert sdft["flops"] == pytest.approx(sampling + learning + teaching, rel=0.02)
+    assert sft["seconds"] > 0
+    assert sdft["seconds"] > 0

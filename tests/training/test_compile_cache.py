@@ -1,0 +1,56 @@
+"""Compiled programs go where the environment says, and otherwise below the user's cache directory."""
+
+import platform
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+
+from sdft_jax.training.compile_cache import cache_compilations
+
+EAGER = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
+
+
+@pytest.fixture(autouse=True)
+def no_cache_yet(monkeypatch):
+    """JAX's settings are put back afterwards."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", *EAGER)}
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax_cache.reset_cache()
+
+
+def test_programs_are_written_below_the_cache_directory_for_this_host(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in EAGER.items():
+        jax.config.update(name, value)
+    cache_compilations()
+    jax_cache.reset_cache()
+    jax.jit(lambda x: x * 3 + 0.12345)(jnp.ones(7)).block_until_ready()
+    programs = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert programs
+    assert all(path.parent == tmp_path / "sdft_jax" / platform.node() for path in programs)
+
+
+def test_without_a_cache_directory_it_is_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cache_compilations()
+    assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/.cache/sdft_jax/{platform.node()}"
+
+
+@pytest.mark.parametrize("chosen", ["", "/somewhere"])
+def test_what_the_environment_says_stands(chosen, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", chosen)
+    cache_compilations()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_what_a_program_has_set_stands(tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    cache_compilations()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
