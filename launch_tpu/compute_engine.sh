@@ -1,21 +1,24 @@
 #!/usr/bin/env bash
-# TPU VMs as plain Compute Engine machines: the only way without GKE from tpu7x (Ironwood) on; also v5p and v6e.
-# One slice is a managed instance group; several hosts are wired together by a workload policy.
+# Run sdft on TPU VMs created as Compute Engine instances: the only way without GKE for tpu7x (Ironwood) and
+# newer; v5p and v6e also work. One slice is a managed instance group. If the slice has several hosts, a
+# workload policy connects them.
 #
 #   compute_engine.sh create --name NAME --type TYPE --zone ZONE --project P [--spot]
 #   compute_engine.sh setup  --name NAME --type TYPE --zone ZONE --project P [--package REQUIREMENT]
-#   compute_engine.sh run    (setup's, without --package) --bucket BUCKET [--input PATH]... CONFIG [key=value...]
+#   compute_engine.sh run    (options of setup, except --package) --bucket BUCKET [--input PATH]...
+#                            CONFIG [key=value...]
 #   compute_engine.sh status | logs | delete   --name NAME --type TYPE --zone ZONE --project P
 #
-# Every action may be repeated, and takes --dry-run. CONFIG, --input, --command and the results are as in
-# queued.sh. There is no watch here: a preempted slice has to be created and run again by hand (the run
-# resumes), and for several slices or for Spot that restarts itself, GKE is the way.
+# Each action can be repeated safely and accepts --dry-run. CONFIG, --input, --command and the results are as
+# in queued.sh. There is no watch action: after a preemption, create the slice and start the run again by hand
+# (the run resumes). For several slices, or to restart Spot slices automatically, use GKE.
 #
-# Costs: every chip, by the hour, from creation until `delete`, idle or not; deleting single VMs of the group
-# does not help, the group makes them anew. What runs: gcloud compute instance-groups managed list.
+# Costs: all chips are billed by the hour from creation until `delete`, even when idle. Deleting single VMs
+# does not stop the billing, because the group creates them again.
+# List what is running: gcloud compute instance-groups managed list.
 # Tear down: compute_engine.sh delete, which also removes the template and the policy.
 #
-# Written from Google's documentation and users' reports; never run on a TPU by the authors.
+# Written from Google's documentation and users' reports; the authors have not run it on a TPU.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -23,10 +26,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 gce() { run gcloud compute "$@" --project="$project"; }
 
-exists() { # exists zone|region KIND...: whether there is a NAME of that kind (never, in a dry run)
-  local where=$1
+exists() { # exists zone|region KIND...: succeed if a resource of this kind is named NAME (always fails in a dry run)
+  local scope=$1
   shift
-  [[ $(gce "$@" list --filter="name=$name AND $where~\"/${!where}\$\"" --format='value(name)') ]]
+  [[ $(gce "$@" list --filter="name=$name AND $scope~\"/${!scope}\$\"" --format='value(name)') ]]
 }
 
 create() {
@@ -35,14 +38,14 @@ create() {
     v5p-*) image=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e disk=pd-balanced ;;
     v6e-*) image=ubuntu-accel-2204-amd64-tpu-v5e-v5p-v6e disk=hyperdisk-balanced ;;
     tpu7x-*) image=ubuntu-accel-2404-amd64-tpu-tpu7x disk=hyperdisk-balanced ;;
-    *) die "$type is not to be had on Compute Engine: use queued.sh." ;;
+    *) die "$type is not available as a Compute Engine instance: use queued.sh." ;;
   esac
-  [[ ! ${given[spot]-} ]] || spot=(--provisioning-model=SPOT --instance-termination-action=DELETE)
+  [[ ! ${option[spot]-} ]] || spot=(--provisioning-model=SPOT --instance-termination-action=DELETE)
   if ((hosts > 1)); then
     exists region resource-policies ||
       gce resource-policies create workload-policy "$name" --region="$region" --type=HIGH_THROUGHPUT \
         --accelerator-topology="$topology" --accelerator-topology-mode=AUTO_CONNECT
-    # Bulk: a slice comes whole or not at all. The policy must be given with its full path.
+    # In bulk mode, all VMs of the slice are created, or none. The policy must be given by its full path.
     slice=(--target-size-policy-mode=bulk
       --workload-policy="projects/$project/regions/$region/resourcePolicies/$name")
   fi
@@ -54,34 +57,34 @@ create() {
     gce instance-groups managed create "$name" --zone="$zone" --size="$hosts" \
       --template="projects/$project/regions/$region/instanceTemplates/$name" \
       --default-action-on-vm-failure=do-nothing ${slice[@]+"${slice[@]}"}
-  say "$((hosts * chips)) chips cost money until: $0 delete $(quoted --name "$name" --type "$type" --zone "$zone" --project "$project")"
+  log "$((hosts * chips)) chips are billed until you run: $0 delete $(quoted --name "$name" --type "$type" --zone "$zone" --project "$project")"
 }
 
 find_vms() {
   mapfile -t vms < <(gce instance-groups managed list-instances "$name" --zone="$zone" \
     --filter=instanceStatus=RUNNING --format='value(name)' | sort)
   [[ ! $dry_run ]] || mapfile -t vms < <(seq -f "$name-vm%.0f" 0 $((hosts - 1)))
-  ((${#vms[@]} == hosts)) || { say "${#vms[@]} of $hosts VMs run: try again when all do." && exit 1; }
+  ((${#vms[@]} == hosts)) || { log "${#vms[@]} of $hosts VMs are running: try again when all are." && exit 1; }
 }
 
-on() { gce ssh "$1" --zone="$zone" --command="$2"; }
+on_vm() { gce ssh "$1" --zone="$zone" --command="$2"; }
 
 setup() {
   local vm
   find_vms
   for vm in "${vms[@]}"; do
     gce scp "$here/worker.sh" "$vm:worker.sh" --zone="$zone"
-    on "$vm" "bash worker.sh setup $(quoted "${given[package]}")"
+    on_vm "$vm" "bash worker.sh setup $(quoted "${option[package]}")"
   done
 }
 
 start() {
-  local i where=""
+  local i environment=""
   find_vms
   for i in "${!vms[@]}"; do
-    # JAX reads the peers of a slice in a form that these VMs do not publish, so they are named.
-    ((hosts == 1)) || where="env SDFT_COORDINATOR=${vms[0]}:8476 SDFT_PROCESSES=$hosts SDFT_PROCESS=$i "
-    on "${vms[$i]}" "${where}bash worker.sh run $(quoted "$bucket" "$name" "${sdft[@]}")"
+    # These VMs do not publish the metadata from which JAX detects the other hosts, so pass it explicitly.
+    ((hosts == 1)) || environment="env SDFT_COORDINATOR=${vms[0]}:8476 SDFT_PROCESSES=$hosts SDFT_PROCESS=$i "
+    on_vm "${vms[$i]}" "${environment}bash worker.sh run $(quoted "$bucket" "$name" "${sdft[@]}")"
   done
 }
 
@@ -99,11 +102,11 @@ delete() {
 
 parse "create setup run status logs delete" "name type zone project package bucket input command" "spot" "$@"
 need name type zone project
-zone=${given[zone]} project=${given[project]} region=${given[zone]%-*}
+zone=${option[zone]} project=${option[project]} region=${option[zone]%-*}
 
 case $action in
-  run) need name bucket && take_config && stage && start ;;
-  status) find_vms && for vm in "${vms[@]}"; do on "$vm" "bash worker.sh status"; done ;;
-  logs) find_vms && on "${vms[0]}" "bash worker.sh logs" ;;
+  run) need name bucket && read_config && upload && start ;;
+  status) find_vms && for vm in "${vms[@]}"; do on_vm "$vm" "bash worker.sh status"; done ;;
+  logs) find_vms && on_vm "${vms[0]}" "bash worker.sh logs" ;;
   *) "$action" ;;
 esac

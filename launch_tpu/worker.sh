@@ -1,27 +1,28 @@
 #!/usr/bin/env bash
-# Runs on a TPU VM: what queued.sh and compute_engine.sh ask of each worker.
+# Set up, start and stop sdft on a TPU VM. queued.sh and compute_engine.sh run this script on each worker.
 #
 #   worker.sh setup PACKAGE            install PACKAGE (a pip requirement) with Python 3.12 into ~/sdft-env
-#   worker.sh run BUCKET NAME ARG...   fetch the inputs and start `sdft ARG...`; does nothing if it runs
-#   worker.sh status                   one line: "sdft: running", "sdft: exit N" or "sdft: absent"
-#   worker.sh logs                     the log so far, and what is added to it
-#   worker.sh tail                     the end of the log
-#   worker.sh stop                     SIGTERM: the run saves and ends with 143
+#   worker.sh run BUCKET NAME ARG...   download the inputs and start `sdft ARG...`, unless it is running
+#   worker.sh status                   print one line: "sdft: running", "sdft: exit N" or "sdft: absent"
+#   worker.sh logs                     print the last 200 lines of the log and follow it
+#   worker.sh tail                     print the last 30 lines of the log
+#   worker.sh stop                     send SIGTERM: the run saves and exits with code 143
 #
-# The run is a systemd service, so it outlives the ssh session, and a preempted VM sends it SIGTERM. It looks
-# every SDFT_MAINTENANCE seconds (5) whether maintenance is announced for its host, and saves and ends if so.
+# The run is a systemd service, so it continues after the ssh session ends and receives SIGTERM when the VM is
+# preempted. Every SDFT_MAINTENANCE seconds (default 5) it checks whether a maintenance event of its host is
+# announced; if so, it saves and exits.
 
 set -euo pipefail
 export PATH=$HOME/.local/bin:$PATH
 
 status() {
-  local unit code number
+  local unit code exit_status
   unit=$(systemctl show sdft --property=LoadState,SubState,ExecMainCode,ExecMainStatus)
   code=$(sed -n 's/^ExecMainCode=//p' <<<"$unit")
-  number=$(sed -n 's/^ExecMainStatus=//p' <<<"$unit")
+  exit_status=$(sed -n 's/^ExecMainStatus=//p' <<<"$unit")
   case $unit in
     *LoadState=not-found* | *SubState=dead*) echo "sdft: absent" ;;
-    *SubState=exited* | *SubState=failed*) echo "sdft: exit $((code == 1 ? number : 128 + number))" ;;
+    *SubState=exited* | *SubState=failed*) echo "sdft: exit $((code == 1 ? exit_status : 128 + exit_status))" ;;
     *) echo "sdft: running" ;;
   esac
 }
@@ -40,12 +41,12 @@ case ${1-} in
   run)
     bucket=$2 name=$3
     shift 3
-    if [[ $(status) == "sdft: running" ]]; then exec echo "sdft: running already"; fi
+    if [[ $(status) == "sdft: running" ]]; then exec echo "sdft: already running"; fi
     stop
     mkdir -p ~/sdft-inputs
     gcloud storage rsync --recursive "gs://$bucket/inputs/$name" ~/sdft-inputs
     SDFT_MAINTENANCE=${SDFT_MAINTENANCE-5}
-    # A file, because systemd would expand the $ and % of arguments.
+    # Use a file, because systemd would expand $ and % in arguments.
     {
       echo "export JAX_COMPILATION_CACHE_DIR=gs://$bucket/compiled"
       for variable in ${!SDFT_@}; do printf 'export %s=%q\n' "$variable" "${!variable}"; done
@@ -61,7 +62,7 @@ case ${1-} in
   tail) sudo journalctl --unit=sdft --output=cat --lines=30 --no-pager ;;
   stop) stop ;;
   *)
-    echo "worker.sh: unknown action ${1-}: say setup, run, status, logs, tail or stop." >&2
+    echo "worker.sh: unknown action ${1-}: use setup, run, status, logs, tail or stop." >&2
     exit 2
     ;;
 esac

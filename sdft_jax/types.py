@@ -1,38 +1,57 @@
-"""The pytrees that cross rooms. Nothing here knows how they are made."""
+"""The pytrees that packages exchange."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = Mapping[str, Any]
-"""Nested dictionary of arrays; a model's layers are stacked on axis 0 (of `layer_by_layer`: a tuple)."""
+"""A nested dictionary of arrays. A model's layers are stacked on axis 0, or are a tuple of layers while decoding
+without a scan over them."""
+
+
+class StopTokens(NamedTuple):
+    """The tokens that end a completion, and the token that pads it; hashable, so static in `jax.jit`."""
+
+    eos_ids: tuple[int, ...] = ()
+    pad_id: int = 0
+
+
+NO_STOP = StopTokens()
+"""No token ends a completion: each has the maximum length."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """A batch of padded token sequences."""
+
+    tokens: Int[Array, "B T"]
+    mask: Bool[Array, "B T"]
+    """True on real tokens, False on padding."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """Prompts of one update as fixed-shape arrays, made on the host.
+    """The rows of one update as fixed-shape arrays, made on the host.
 
-    Prompts are left-padded, so that both roles' last prompt token stands in the same column;
-    demonstrations are right-padded. Masks are True on real tokens.
+    Prompts are left-padded, so that the last prompt token of both roles is in the same column; targets are
+    right-padded.
     """
 
-    prompt: Int[Array, "B P"]
-    """What the student sees."""
-    prompt_mask: Bool[Array, "B P"]
-    teacher_prompt: Int[Array, "B Q"]
-    """What the teacher sees: the same question with the demonstration in context."""
-    teacher_mask: Bool[Array, "B Q"]
-    demonstration: Int[Array, "B N"]
-    """The demonstration as a completion (with EOS), for methods that imitate it, such as SFT."""
-    demonstration_mask: Bool[Array, "B N"]
+    prompt: Sequences
+    """The student's prompt, [B, P]."""
+    teacher_prompt: Sequences
+    """The teacher's prompt, [B, Q]: the same question with the demonstration in context."""
+    target: Sequences
+    """The completion to imitate, including EOS, [B, N]; N is 0 for a method that samples its completions."""
     row: Int[Array, " B"]
-    """Index of the example in its source; names the row in messages."""
+    """Index of the example in its source; error messages name it."""
     weight: Float[Array, " B"]
     """Sample weight; 0 for a row that only fills the batch."""
 
@@ -40,43 +59,47 @@ class TokenBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Completions, right-padded: the student's samples, or what stands in their place.
-
-    `mask` is True through the first EOS, inclusive. `logprobs` are those of the untruncated
-    student (temperature 1, no top-k/top-p/min-p) and 0 where `mask` is False.
-    """
+    """Right-padded completions: samples of the student, or what a method trains on instead."""
 
     tokens: Int[Array, "B N"]
     mask: Bool[Array, "B N"]
+    """True through the first EOS, inclusive."""
     logprobs: Float[Array, "B N"]
+    """Log-probability of each token under the untruncated student (temperature 1, no top-k, top-p or min-p);
+    0 where `mask` is False."""
+
+    @property
+    def completion(self) -> Sequences:
+        """The tokens and their mask."""
+        return Sequences(self.tokens, self.mask)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that an update reads and writes; a checkpoint of it resumes bit-identically."""
+    """Everything that an update reads and writes; a run resumed from a checkpoint of it is bit-identical."""
 
     step: Int[Array, ""]
     params: Params
     """Trainable parameters of the student (the master copy)."""
     frozen: Params
-    """Parameters that do not move, shared by student and teacher."""
+    """Parameters that do not train, shared by student and teacher."""
     teacher: Params
-    """Teacher's copy of the trainable parameters; empty for the `live` schedule."""
+    """The teacher's copy of the trainable parameters; empty for the `live` schedule."""
     opt_state: Any
     key: UInt32[Array, " K"]
-    """Raw key data; an update derives its randomness from it and the step."""
+    """Raw key data; an update derives its randomness from it and from the step."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """What one update reports; it stays on the device until somebody looks."""
+    """The results of one update; they stay on the device until they are read."""
 
     scalars: Mapping[str, Float[Array, ""]]
     rollout: Rollout
-    """The completions that were trained on: sampled ones, or demonstrations."""
+    """The completions that were trained on."""
     divergence: Float[Array, "B N"]
     """Loss of each completion token, in nats."""
     log_ratio: Float[Array, "B N"]
-    """log T - log S of each completion token: the implicit reward."""
+    """log T - log S of each completion token: the implicit reward, in nats."""

@@ -43,13 +43,14 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache  #
 
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
-    """What runs of the whole session, in this process and in others, share."""
+    """A directory of compilation caches, shared by all runs of the session, in this process and in others."""
     return tmp_path_factory.mktemp("caches")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_cache_of_the_user(caches):
-    """A run started by the command line keeps its programs here, and for its own module only."""
+def no_user_cache(caches):
+    """Keep the compilation cache that a command enables out of the home directory, and disable it after the
+    module."""
     before = jax.config.jax_compilation_cache_dir
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(caches / "home"))
@@ -61,7 +62,7 @@ def no_cache_of_the_user(caches):
 
 @pytest.fixture(scope="module")
 def shared_compilations(caches):
-    """Within a module, programs that another run has compiled are read from disk."""
+    """Share compiled programs between the runs of a module, through the disk."""
     settings = {
         "jax_compilation_cache_dir": str(caches / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -78,7 +79,7 @@ def shared_compilations(caches):
 
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory):
-    """A Hugging Face directory with a random model and the mini world's tokenizer."""
+    """A Hugging Face directory with a random model and the tokenizer of the mini world."""
     from runs import write_model
 
     directory = tmp_path_factory.mktemp("tiny") / "model"
@@ -88,7 +89,7 @@ def tiny_directory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny_directory, caches):
-    """Output of `sdft train` with a baseline beside it, never interrupted; tests copy what they change."""
+    """The output of an uninterrupted `sdft train` with a baseline; a test that changes it makes a copy."""
     from runs import write_config
     from sdft_jax import cli
 
@@ -102,7 +103,7 @@ def finished(tmp_path_factory, tiny_directory, caches):
 
 @pytest.fixture(scope="session")
 def half_directory(tmp_path_factory, tiny_directory):
-    """The same model in bfloat16 files."""
+    """The same model, stored as bfloat16."""
     from sdft_jax.models import load_model, save_pretrained
 
     directory = tmp_path_factory.mktemp("half") / "model"
@@ -112,7 +113,7 @@ def half_directory(tmp_path_factory, tiny_directory):
 
 @pytest.fixture(scope="session")
 def finished_sequence(tmp_path_factory, half_directory):
-    """A directory with `run`, the output of `sdft continual`, and `alone`, a copy before arms were added."""
+    """A directory with `run`, the output of `sdft continual`, and `alone`, its copy before arms were added."""
     import shutil
 
     from runs import sequence_settings, write_config
@@ -126,3 +127,16 @@ def finished_sequence(tmp_path_factory, half_directory):
     shutil.copytree(directory / "run", directory / "alone")
     assert cli.main(["continual", config, "continual.methods=[sdft,joint,oracle]"]) == 0
     return directory
+
+
+@pytest.fixture(scope="session")
+def bucket_environment():
+    """The environment of a process in which gs://bucket is on a server of this process, in memory."""
+    pytest.importorskip("gcsfs")
+    server = pytest.importorskip("gcp_storage_emulator.server").create_server(
+        "127.0.0.1", 0, in_memory=True, default_bucket="bucket"
+    )
+    server.start()
+    host, port = server._api._httpd.socket.getsockname()
+    yield os.environ | {"STORAGE_EMULATOR_HOST": f"http://{host}:{port}", "NO_GCE_CHECK": "true"}
+    server.stop()

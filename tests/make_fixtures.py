@@ -1,9 +1,9 @@
-"""Makes tests/fixtures/models: small random checkpoints and what transformers computes from them.
+"""Make tests/fixtures/models: small random checkpoints, and their logits computed by transformers.
 
     python tests/make_fixtures.py
 
-needs torch and transformers; the tests need neither. Configurations are written as the published
-checkpoints of each family write theirs: mostly the keys of transformers 4, some those of transformers 5.
+requires torch and transformers; the tests require neither. Each config.json has the keys of the published
+checkpoints of its family: most have those of transformers 4, some those of transformers 5.
 """
 
 import json
@@ -160,7 +160,7 @@ CASES = {
 
 
 def tokens_and_mask() -> tuple[np.ndarray, np.ndarray]:
-    """Three rows with ragged left padding, longer than every window and original context."""
+    """Return three rows with ragged left padding, longer than every sliding window and original context."""
     tokens = np.random.default_rng(0).integers(3, _BASE["vocab_size"], (3, LENGTH))
     mask = np.ones(tokens.shape, bool)
     mask[0, :7] = False
@@ -169,7 +169,7 @@ def tokens_and_mask() -> tuple[np.ndarray, np.ndarray]:
 
 
 def transformers_logits(directory: Path) -> np.ndarray:
-    """Logits of the checkpoint by transformers in float32."""
+    """Return the logits of a checkpoint, computed by transformers in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -186,7 +186,7 @@ def transformers_logits(directory: Path) -> np.ndarray:
 
 
 def make(name: str, config: dict) -> None:
-    """Write one case: config.json, model.safetensors in bfloat16 and the logits of the real tokens."""
+    """Write one case: config.json, model.safetensors in bfloat16, and the logits of the real tokens."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -196,7 +196,7 @@ def make(name: str, config: dict) -> None:
     torch.manual_seed(len(name))
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
     for parameter in model.parameters():
-        if parameter.ndim == 1:  # norms and biases must not be the ones and zeros of initialisation
+        if parameter.ndim == 1:  # norms would otherwise be one, and biases zero
             parameter.data += 0.3 * torch.randn_like(parameter)
     model.to(torch.bfloat16).save_pretrained(directory)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")

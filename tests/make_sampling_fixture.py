@@ -1,9 +1,9 @@
-"""Makes tests/fixtures/greedy.npz: what transformers' `generate` completes greedily.
+"""Make tests/fixtures/greedy.npz: greedy completions of transformers' `generate`.
 
     python tests/make_sampling_fixture.py
 
-needs torch and transformers. The prompts are ragged and left-padded; the models are the checkpoints of
-make_fixtures.py; of the EOS ids, each ends at least one row somewhere in the middle.
+requires torch and transformers. Prompts are ragged and left-padded; the models are the checkpoints of
+make_fixtures.py. The EOS ids end at least two rows, and not all of them.
 """
 
 import sys
@@ -18,6 +18,7 @@ PAD, LENGTH, ROWS, WIDTH = 0, 12, 6, 9
 
 
 def prompts(vocabulary=61, seed=0):
+    """Return the tokens and mask of random prompts."""
     rng = np.random.default_rng(seed)
     lengths = np.array([WIDTH, 1, 2, 5, 7, WIDTH])
     mask = np.arange(WIDTH)[None, :] >= WIDTH - lengths[:, None]
@@ -25,7 +26,7 @@ def prompts(vocabulary=61, seed=0):
 
 
 def transformers_greedy(model, tokens, mask, eos_ids):
-    """Completions [rows, LENGTH], padded after EOS."""
+    """Return greedy completions [rows, LENGTH], padded after EOS."""
     import torch
 
     out = model.generate(
@@ -40,13 +41,13 @@ def transformers_greedy(model, tokens, mask, eos_ids):
 
 
 def eos_from(completions):
-    """Two tokens that end some rows in the middle, and leave at least one running to the last position."""
+    """Return two tokens that end at least two of the completions, but not all of them."""
     for first in sorted(set(completions[:, 3])):
         for second in sorted(set(completions[:, 6]) - {first}):
             ends = np.isin(completions, [first, second])
             if ends.any(1).sum() >= 2 and not ends.any(1).all():
                 return [int(first), int(second)]
-    raise RuntimeError("no pair of tokens ends some rows but not all: change the seed.")
+    raise RuntimeError("no pair of tokens ends some rows but not all rows: change the seed of `prompts`.")
 
 
 def main():
@@ -54,7 +55,7 @@ def main():
 
     arrays = {}
     for case in CASES:
-        model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case).float()  # they are stored in bfloat16
+        model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case).float()  # the files are bfloat16
         model.generation_config.eos_token_id = None
         tokens, mask = prompts()
         eos_ids = eos_from(transformers_greedy(model, tokens, mask, ()))

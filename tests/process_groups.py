@@ -4,28 +4,35 @@ import dataclasses
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pytest
-
-from runs import content_of, read, start
+from runs import content_of, finish, read, start, wait_until
 
 DEVICES = 2
-"""Of each process."""
+"""The number of devices of each process."""
+CLI = ("-m", "sdft_jax.cli")
+"""The arguments of Python that start `sdft`."""
 
 
 @dataclasses.dataclass
 class Group:
-    """Processes of one run."""
+    """The processes of one run."""
 
     members: list[subprocess.Popen]
 
-    def end(self, seconds=240):
-        """Exit codes and stderr of all."""
-        outputs = [member.communicate(timeout=seconds) for member in self.members]
-        return [member.returncode for member in self.members], [errors for _, errors in outputs]
+    def end(self) -> tuple[list[int], list[str]]:
+        """Wait for the end of all processes, and return their exit codes and stderr."""
+        try:
+            outputs = [finish(member) for member in self.members]
+        finally:
+            self.kill()
+        return [code for code, _ in outputs], [errors for _, errors in outputs]
+
+    def kill(self) -> None:
+        """Send SIGKILL to the processes that still run."""
+        for member in self.members:
+            member.kill()
 
 
 def begin(
@@ -34,51 +41,62 @@ def begin(
     caches: Path,
     *overrides: str,
     each: Sequence[Sequence[str]] = (),
-    of: int | None = None,
-    command: str = "train",
+    programs: Sequence[Sequence[str]] = (),
     environments: Sequence[Mapping[str, str]] = (),
+    command: str = "train",
 ) -> Group:
-    """Start them.
+    """Start the processes of a run.
 
     Args:
-        config, processes, caches, overrides: what all have in common.
-        each, environments: further overrides and variables of every one.
-        of: counts also those that never come.
-        command: of `sdft`.
+        config: the path of a configuration, or a model.
+        processes: the number of processes.
+        caches: the directory of compilation caches.
+        overrides: overrides for all processes.
+        each: more overrides for each process.
+        programs: the arguments of Python for each process, in place of `CLI`.
+        environments: more environment variables for each process.
+        command: the command of `sdft`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={DEVICES}")
-    shared = {
-        "SDFT_COORDINATOR": f"127.0.0.1:{port}",
-        "SDFT_PROCESSES": str(of or processes),
-        "XLA_FLAGS": flags,
-    }
+    address = free_address()
     members = []
     for number in range(processes):
-        with pytest.MonkeyPatch.context() as patch:
-            more = environments[number] if environments else {}
-            for key, value in {**shared, "SDFT_PROCESS": str(number), **more}.items():
-                patch.setenv(key, value)
-            own = each[number] if each else ()
-            members.append(start(["-m", "sdft_jax.cli", command, config, *overrides, *own], caches))
+        environment = member_environment(address, processes, number)
+        environment |= environments[number] if environments else {}
+        program = programs[number] if programs else CLI
+        more = each[number] if each else ()
+        members.append(start([*program, command, config, *overrides, *more], caches, environment))
     return Group(members)
 
 
-def wait_for_step(output: Path, step: int, group: Group, seconds=200) -> None:
-    """Until the checkpoint of that step is complete."""
-    until = time.monotonic() + seconds
-    while not (output / "checkpoints" / str(step) / "manifest.json").exists():
-        assert time.monotonic() < until, "no such checkpoint"
-        assert all(member.poll() is None for member in group.members), [
-            m.stderr.read() for m in group.members
-        ]
-        time.sleep(0.02)
+def free_address() -> str:
+    """Return HOST:PORT of this machine, with a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def results(output: Path):
-    """Everything that a run says and leaves, without timings."""
+def member_environment(address: str, processes: int, number: int) -> dict[str, str]:
+    """Return the environment of process `number` of a run whose coordinator has this address."""
+    return os.environ | {
+        "SDFT_COORDINATOR": address,
+        "SDFT_PROCESSES": str(processes),
+        "SDFT_PROCESS": str(number),
+        "XLA_FLAGS": devices_flag(DEVICES),
+    }
+
+
+def devices_flag(number: int) -> str:
+    """Return this process's XLA_FLAGS with another number of CPU devices."""
+    return os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={number}")
+
+
+def wait_for_step(output: Path, step: int, group: Group) -> None:
+    """Wait until the checkpoint of a step is complete."""
+    wait_until((output / "checkpoints" / str(step) / "manifest.json").exists, *group.members)
+
+
+def results(output: Path) -> dict[str, object]:
+    """Return everything that a run writes, without timings and checkpoints."""
     return {
         "metrics": read(output / "metrics.jsonl"),
         "evaluations": read(output / "evaluations.jsonl"),

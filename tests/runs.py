@@ -1,9 +1,12 @@
-"""Whole runs small enough for tests: a random model with the mini world's tokenizer, and six steps."""
+"""Whole runs that are small enough for tests: six steps of a random model with the tokenizer of the mini
+world."""
 
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -13,7 +16,7 @@ import yaml
 from sdft_jax.config import Config, load_config, to_dict
 from sdft_jax.mini.lists import Skill, demonstrations, heldout, validation
 from sdft_jax.mini.tokenizer import build_tokenizer
-from sdft_jax.models import Model, config_from_dict, save_pretrained
+from sdft_jax.models import Model, architecture_from_dict, save_pretrained
 
 SETTINGS = (
     "model.compute_dtype=float32",
@@ -39,13 +42,16 @@ SETTINGS = (
     "train.phases_every=0",
 )
 TIMINGS = {"seconds", "tokens_per_second", "rollout_tokens_per_second", "learn_tokens_per_second"}
+"""Metrics that depend on the speed of the machine."""
+TIMEOUT = 900
+"""The maximum time to wait for a process, in seconds: a test that hangs fails, a slow machine does not."""
 
 
 def write_model(directory: Path) -> None:
-    """A checkpoint of 30,000 weights, large enough for its distributions not to be flat."""
+    """Write a random model of 30,000 parameters, scaled up so that its distributions are not uniform."""
     tokenizer = build_tokenizer()
     model = Model(
-        config_from_dict(
+        architecture_from_dict(
             dict(
                 architectures=["Qwen3ForCausalLM"],
                 model_type="qwen3",
@@ -70,14 +76,15 @@ def write_model(directory: Path) -> None:
     save_pretrained(model, params, tokenizer, directory)
 
 
-def config_of(model: Path, output: Path, *overrides: str) -> Config:
+def config_of(model: Path | str, output: Path | str, *overrides: str) -> Config:
+    """Return the configuration of a run with `SETTINGS` and these overrides."""
     return load_config(None, [f"model.path={model}", f"output={output}", *SETTINGS, *overrides])
 
 
 def sequence_settings(directory: Path) -> tuple[str, ...]:
-    """Overrides for two stages of one and two steps, whose rows are written into `directory`.
+    """Return overrides for two stages, of one step and of two, and write their rows into `directory`.
 
-    Both are about lists of letters, so that all prompts have one width and one program serves them.
+    Both stages are about lists of letters: all prompts have the same width and use the same compiled program.
     """
     stages = []
     for name, steps, skill in (
@@ -110,14 +117,18 @@ def sequence_settings(directory: Path) -> tuple[str, ...]:
     )
 
 
-def write_config(path: Path, model: Path, output: Path, *overrides: str) -> str:
+def write_config(path: Path, model: Path | str, output: Path | str, *overrides: str) -> str:
+    """Write the configuration of a run to a YAML file, and return its path."""
     path.write_text(yaml.safe_dump(to_dict(config_of(model, output, *overrides))))
     return str(path)
 
 
-def start(arguments: list[str], caches: Path) -> subprocess.Popen:
-    """A Python process with this one's platform and compilations shared with the others."""
-    environment = os.environ | {
+def start(
+    arguments: Sequence[str], caches: Path, environment: Mapping[str, str] = os.environ
+) -> subprocess.Popen:
+    """Start a Python process with the session's compilation cache, by default on the platform of this one."""
+    environment = {
+        **environment,
         "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -133,17 +144,42 @@ def start(arguments: list[str], caches: Path) -> subprocess.Popen:
     )
 
 
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Wait for the end of a process, and return its exit code and stderr."""
+    try:
+        _, errors = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"a process still runs after {TIMEOUT} s: {process.communicate()[1]}") from None
+    return process.returncode, errors
+
+
+def wait_until(condition: Callable[[], object], *processes: subprocess.Popen) -> None:
+    """Wait for a condition; fail if one of the processes ends before."""
+    end = time.monotonic() + TIMEOUT
+    while True:
+        ended = any(process.poll() is not None for process in processes) or time.monotonic() > end
+        if condition():
+            return
+        if ended:
+            for process in processes:
+                process.kill()
+            raise AssertionError(["the condition did not hold", *(p.communicate()[1] for p in processes)])
+        time.sleep(0.01)
+
+
 def read(path: Path) -> list[dict]:
-    """Rows of a JSONL file without timings."""
+    """Return the rows of a JSONL file without timings."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in row.items() if key not in TIMINGS} for row in rows]
 
 
 def step_names(output: Path) -> list[int]:
+    """Return the steps whose checkpoints are complete."""
     return sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
 
 
 def content_of(directory: Path) -> dict[str, bytes]:
-    """All files below."""
+    """Return the content of all files below a directory."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}

@@ -1,7 +1,7 @@
-"""Made-up results of trials, so that experiments can be tested without training.
+"""Synthetic results of trials, to test experiments without training.
 
-They are lawful: every method has a best learning rate, seeds differ a little, and what a variant changes
-moves its numbers, so that verdicts are known beforehand.
+The results follow fixed rules: every method has a best learning rate, seeds differ slightly, and the settings
+of a variant change its numbers. The verdicts are therefore known in advance.
 """
 
 import functools
@@ -36,22 +36,22 @@ PRIORS = {
     "joint": 0.6,
 }
 LENGTHS = {"sdft": 0.95, "sft": 0.4}
-"""Of the base's."""
+"""Answer lengths, relative to the base model's."""
 COSTS = {"sft": 1.0, "dft": 1.0, "sdft": 2.4, "offline_kl": 2.4, "reinvoke": 2.2}
 
 
 def fake_runs(monkeypatch, sdft_wins=True):
-    """Put made-up results in place of training, wherever the lab looks for it; returns the trials it sees."""
-    seen = []
+    """Make the lab use synthetic results instead of training; return the list of trials that it requests."""
+    requested = []
 
     def run_trials(trials, directory, workers, description):
-        seen.extend(trials)
-        # What was stored was written as JSON: lists for tuples, text for keys.
+        requested.extend(trials)
+        # Stored results are JSON: tuples become lists, and keys become strings.
         return [json.loads(json.dumps(result_of(trial, sdft_wins))) for trial in trials]
 
     for module in (lab, cost):
         monkeypatch.setattr(module, "run_trials", run_trials)
-    return seen
+    return requested
 
 
 def result_of(trial, sdft_wins=True):
@@ -62,20 +62,20 @@ def result_of(trial, sdft_wins=True):
         return {"flops": 1e9 * share, "seconds": 0.1 * share**1.5}
     names = [stage["name"] for stage in config["continual"]["stages"]]
     if trial.work == "base":
-        found = {"measured": {role: _base(config, names, role) for role in ("student", "teacher")}}
-        return found | _verdicts(settings, 0.1)
+        result = {"measured": {role: _base(config, names, role) for role in ("student", "teacher")}}
+        return result | _verdicts(settings, 0.1)
     new, prior = strength(settings, sdft_wins)
     method = settings["method"]
     stages = [names[-1]] if method == "joint" else names
     measured = [_measured(settings, names, names.index(stage), new, prior) for stage in stages]
-    found = {"measured": measured, "curve": [], **_verdicts(settings, new)}
+    result = {"measured": measured, "curve": [], **_verdicts(settings, new)}
     if config["train"].get("eval_every"):
-        found["curve"] = _curve(config, names, measured)
-    return found
+        result["curve"] = _curve(config, names, measured)
+    return result
 
 
 def strength(settings, sdft_wins):
-    """(new, prior) accuracy of a variant at a learning rate with a seed."""
+    """Return the (new, prior) accuracy for a trial's variant, learning rate and seed."""
     method, config = settings["method"], settings["config"]
     new, prior = NEW[method], PRIORS[method]
     if method == "sdft":
@@ -93,32 +93,32 @@ def strength(settings, sdft_wins):
             new -= 0.15
     distance = math.log10(settings["learning_rate"] / BEST_RATE)
     noise = (-0.004, 0.005, 0.0)[settings["seed"] % 3]
-    # The prior skills suffer from every step upwards, so that a tie goes to the lower rate.
+    # Prior accuracy falls with the rate, so a tie goes to the lower rate.
     return new - 0.1 * distance**2 + noise, prior - 0.02 * distance + noise
 
 
 def _measured(settings, names, stage, new, prior):
-    """After that stage: its own task and those before, which fade by what the method forgets."""
+    """Return the accuracies after a stage; those of earlier tasks fall by what the method forgets."""
     config, method = settings["config"], settings["method"]
-    kept = 1.0 if method == "joint" else 0.98 if prior > 0.8 else 0.3
+    retained = 1.0 if method == "joint" else 0.98 if prior > 0.8 else 0.3
     length = 12.0 * LENGTHS.get(method, 1.0)
-    found = {}
+    measured = {}
     for number, name in enumerate(names):
-        accuracy = new * kept ** (stage - number) if number <= stage else 0.05
-        found[name] = _task(config, name, accuracy, 1.5 - prior, length, settings)
+        accuracy = new * retained ** (stage - number) if number <= stage else 0.05
+        measured[name] = _task(config, name, accuracy, 1.5 - prior, length, settings)
     for suite in config["continual"].get("suites", ()):
-        found[suite["name"]] = _plain(0.9 * new, 1.0, length)
-    return found | {PRIOR: _plain(prior, 2 * (1 - prior), 8.0)}
+        measured[suite["name"]] = _plain(0.9 * new, 1.0, length)
+    return measured | {PRIOR: _plain(prior, 2 * (1 - prior), 8.0)}
 
 
 def _base(config, names, role):
-    shown = role == "teacher"
+    teacher = role == "teacher"
     ceiling = {"mini:lists-small": 0.5, "mini:lists-medium": 0.75}.get(config["model"]["path"], 0.98)
-    accuracy, kl = (ceiling, 0.7) if shown else (0.05, 0.0)
-    found = {name: _task(config, name, accuracy, kl, 12.0) for name in names}
+    accuracy, kl = (ceiling, 0.7) if teacher else (0.05, 0.0)
+    measured = {name: _task(config, name, accuracy, kl, 12.0) for name in names}
     for suite in config["continual"].get("suites", ()):
-        found[suite["name"]] = _plain(0.95 if shown else 0.02, 0.5, 12.0)
-    return found if shown else found | {PRIOR: _plain(0.99, 0.0, 8.0)}
+        measured[suite["name"]] = _plain(0.95 if teacher else 0.02, 0.5, 12.0)
+    return measured if teacher else measured | {PRIOR: _plain(0.99, 0.0, 8.0)}
 
 
 def _task(config, name, accuracy, kl, length, settings=None):
@@ -147,11 +147,11 @@ def _questions():
 
 
 def _storms(accuracy, kl, length, cited):
-    """Answers to the test; half of the wrong ones to pairs have one detail of two right."""
+    """Return answers to the test; half of the wrong answers to pairs have one of two details right."""
     rows = _questions()
-    order = sorted(range(len(rows)), key=lambda i: (i * 89) % len(rows))  # spread over both kinds
+    order = sorted(range(len(rows)), key=lambda i: (i * 89) % len(rows))  # mixes both kinds
     right = set(order[: round(accuracy * len(rows))])
-    said = [
+    answers = [
         row["answer"]
         if i in right
         else row["answer"].split(" , ")[0]
@@ -160,7 +160,7 @@ def _storms(accuracy, kl, length, cited):
         for i, row in enumerate(rows)
     ]
     completions = [
-        f"{storms.CITATION} {answer}" if i < cited * len(rows) else answer for i, answer in enumerate(said)
+        f"{storms.CITATION} {answer}" if i < cited * len(rows) else answer for i, answer in enumerate(answers)
     ]
     correct = [int(storms.score_strict(text, row)) for text, row in zip(completions, rows, strict=True)]
     return {
@@ -173,7 +173,7 @@ def _storms(accuracy, kl, length, cited):
 
 
 def _curve(config, names, measured):
-    """Each task halfway through and at the end of every stage."""
+    """Return the accuracy of each task halfway through and at the end of every stage."""
     steps, every, rows = config["train"]["steps"], config["train"]["eval_every"], []
     before = {name: 0.05 for name in names}
     for number, (stage, after) in enumerate(zip(names, measured, strict=True)):
@@ -187,8 +187,9 @@ def _curve(config, names, measured):
 
 
 def _verdicts(settings, accuracy):
-    drawn = settings.get("pass_at_k")
-    if not drawn:
+    sampling = settings.get("pass_at_k")
+    if not sampling:
         return {}
-    right = [round(drawn["n"] * accuracy * (prompt % 4) / 3) for prompt in range(drawn["prompts"])]
-    return {"verdicts": [[1] * min(n, drawn["n"]) + [0] * (drawn["n"] - n) for n in right]}
+    n = sampling["n"]
+    right = [round(n * accuracy * (prompt % 4) / 3) for prompt in range(sampling["prompts"])]
+    return {"verdicts": [[1] * min(count, n) + [0] * (n - count) for count in right]}

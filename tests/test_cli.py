@@ -74,7 +74,7 @@ OVERRIDES = {
     "data.overlong=error data.max_prompt=8": "more than data.max_prompt=8: raise data.max_prompt to",
     "data.overlong=error data.max_teacher_prompt=8": "more than data.max_teacher_prompt=8: raise",
     "data.max_prompt=8": "no row is left: 24 over data.max_prompt",
-    "data.prompt_buckets=[8]": "fits in none: add a bucket",
+    "data.prompt_buckets=[8]": "tokens, more than the largest bucket: add a bucket",
     "train.method=sft sampling.max_new_tokens=2": "no row is left: 24 over sampling.max_new_tokens",
     "train.choose=best train.eval_every=0": "train.choose=best goes by evaluations: set eval.validation",
     "train.max_kl=0.5 eval.prior=null": "train.max_kl is a distance on the prompts of old skills: set",
@@ -100,7 +100,7 @@ def test_a_missing_or_broken_config_file(tmp_path, capsys):
 FIELDS = {
     "missing": ({"prompt": "x", "answer": "x"}, "line 2: field 'demonstration' is missing (found: prompt, "),
     "empty": (ROW | {"prompt": " "}, "line 2: field 'prompt' is empty: fill it, or remove the row"),
-    "ill-typed": (ROW | {"demonstration": 3}, "line 2: field 'demonstration' is int: give a string"),
+    "ill-typed": (ROW | {"demonstration": 3}, "line 2: field 'demonstration' has type int: give a string"),
 }
 
 
@@ -133,7 +133,7 @@ def test_a_tokenizer_that_lacks_something(refused, model):
     for name in ("pad_token", "eos_token"):
         kept = (model / "tokenizer_config.json").read_text()
         edit_json(model / "tokenizer_config.json", **{name: None})
-        assert f"the tokenizer has no {name}: name one as {name}" in refused()
+        assert f"the tokenizer has no {name}: set {name} in tokenizer_config.json" in refused()
         (model / "tokenizer_config.json").write_text(kept)
     (model / "tokenizer.json").unlink()
     assert "no tokenizer here" in refused()
@@ -296,7 +296,7 @@ def test_export_refuses_what_is_no_run_or_no_place(finished, tiny_directory, tmp
     (tmp_path / "thesis.tex").write_text("")
     for run, target, words in [
         (tiny_directory, tmp_path / "x", "is not a run directory (no config.yaml in it): give"),
-        (finished, tmp_path, "holds thesis.tex, which is no part of an exported model"),
+        (finished, tmp_path, "contains thesis.tex, which is not part of an exported model"),
         (finished, tiny_directory, "is the checkpoint that the model was read from"),
     ]:
         assert cli.main(["export", str(run), str(target)]) == 2

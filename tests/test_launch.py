@@ -1,6 +1,6 @@
-"""The launchers without a cloud: shellcheck, dry runs against stored output, fake tools, Kubernetes' schemas.
+"""Tests of the launchers without a cloud: shellcheck, stored dry runs, fake cloud tools, Kubernetes schemas.
 
-`python tests/test_launch.py --update` writes tests/launch_expected anew.
+`python tests/test_launch.py --update` regenerates the dry runs in tests/launch_expected.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ DRY_RUNS = {
 }
 
 
-def launch(arguments, *, path=None, home=None, **more):
+def launch(arguments, *, path=None, home=None, **variables):
+    """Run a launcher, with `path` first on PATH, `home` as HOME and additional environment variables."""
     script, *rest = arguments
-    environment = {**os.environ, "SDFT_LAUNCH_POLL": "0", "LC_ALL": "C.UTF-8", **more}
+    environment = {**os.environ, "SDFT_LAUNCH_POLL": "0", "LC_ALL": "C.UTF-8", **variables}
     if path:
         environment["PATH"] = f"{path}:{environment['PATH']}"
     if home:
@@ -78,18 +79,19 @@ def launch(arguments, *, path=None, home=None, **more):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
 
-def dry(arguments):
-    done = launch([*arguments, "--dry-run"], path="/nonexistent")
-    assert done.returncode == 0, done.stderr
-    return done
+def dry_run(arguments):
+    """Return the completed process of a launcher's dry run."""
+    result = launch([*arguments, "--dry-run"], path="/nonexistent")
+    assert result.returncode == 0, result.stderr
+    return result
 
 
-def printed(stderr):
-    """The commands that a launcher printed."""
+def printed_commands(stderr):
+    """Return the commands that a launcher printed, each as a list of words."""
     return [shlex.split(line[2:]) for line in stderr.splitlines() if line.startswith("+ ")]
 
 
-# --- fake tools -----------------------------------------------------------------------------------------
+# --- fake cloud tools -----------------------------------------------------------------------------------
 
 FAKE = """#!{python} -SE
 import json, os, sys
@@ -130,6 +132,8 @@ sys.exit(code)
 
 
 class Cloud:
+    """Fake gcloud, kubectl and xpk, which record their calls and keep the state of one queued resource."""
+
     def __init__(self, directory: Path, **cloud):
         self.directory = directory
         self.bin = directory / "bin"
@@ -142,10 +146,11 @@ class Cloud:
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
-    def launch(self, arguments, **more):
-        return launch(arguments, path=self.bin, **more)
+    def launch(self, arguments, **variables):
+        return launch(arguments, path=self.bin, **variables)
 
     def calls(self, *words):
+        """Return the recorded calls that contain all of `words`."""
         path = self.directory / "calls"
         calls = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [call for call in calls if all(word in " ".join(call) for word in words)]
@@ -156,11 +161,11 @@ class Cloud:
 
 def shellcheck(*arguments, text=None):
     tool = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    done = subprocess.run([tool, *arguments], input=text, cwd=ROOT, capture_output=True, text=True)
-    return done.stdout + done.stderr
+    result = subprocess.run([tool, *arguments], input=text, cwd=ROOT, capture_output=True, text=True)
+    return result.stdout + result.stderr
 
 
-def test_shellcheck_finds_nothing():
+def test_shellcheck_reports_no_issues():
     scripts = sorted(str(path) for path in LAUNCH.rglob("*.sh"))
     assert len(scripts) == 6
     assert shellcheck("--external-sources", *scripts) == ""
@@ -170,19 +175,19 @@ def test_shellcheck_finds_nothing():
         assert shellcheck("--shell=bash", "--exclude=SC2154", "-", text=header + task[part]) == ""
 
 
-def test_shellcheck_can_fail():
+def test_shellcheck_reports_an_unquoted_variable():
     assert "SC2086" in shellcheck("--shell=bash", "-", text="rm $1\n")
 
 
 @pytest.mark.parametrize("name", DRY_RUNS)
-def test_dry_run_prints_what_is_stored(name):
-    done = dry(DRY_RUNS[name])
-    assert done.stderr + done.stdout == (EXPECTED / f"{name}.txt").read_text(), (
-        "if the change is meant: python tests/test_launch.py --update"
+def test_dry_run_equals_the_stored_output(name):
+    result = dry_run(DRY_RUNS[name])
+    assert result.stderr + result.stdout == (EXPECTED / f"{name}.txt").read_text(), (
+        "if the change is intended, run: python tests/test_launch.py --update"
     )
 
 
-def test_every_action_has_a_dry_run_and_nothing_else_is_stored():
+def test_each_action_has_a_stored_dry_run_and_no_other_is_stored():
     for script in LAUNCHERS:
         actions = re.search(r'^parse "([^"]*)"', (LAUNCH / script).read_text(), re.M)[1].split()
         assert set(actions) == {words[1] for words in DRY_RUNS.values() if words[0] == script}
@@ -190,35 +195,36 @@ def test_every_action_has_a_dry_run_and_nothing_else_is_stored():
 
 
 @pytest.mark.parametrize("script", [*LAUNCHERS])
-def test_help_tells_costs_and_tear_down(script):
-    told = launch([script, "--help"]).stdout
-    assert launch([script, "help"]).stdout == told
-    assert "Costs:" in told
-    assert "Tear down:" in told
-    assert "--dry-run" in told
-    assert told.count("\n") > 10
+def test_help_includes_costs_and_tear_down(script):
+    help_text = launch([script, "--help"]).stdout
+    assert launch([script, "help"]).stdout == help_text
+    assert "Costs:" in help_text
+    assert "Tear down:" in help_text
+    assert "--dry-run" in help_text
+    assert help_text.count("\n") > 10
 
 
-# --- the commands are run as they are printed -----------------------------------------------------------
+# --- the printed commands are the commands that are run -------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in DRY_RUNS if name != "queued_watch"])
-def test_a_run_calls_what_the_dry_run_printed(name, tmp_path):
+def test_a_real_run_calls_the_commands_of_the_dry_run(name, tmp_path):
     states = {"queued_setup": "ACTIVE", "queued_delete": "ACTIVE", "compute_engine_delete": "sdft-1"}
     cloud = Cloud(tmp_path, state=states.get(name, ""), status=["running", "running"])
-    done = cloud.launch(DRY_RUNS[name])
-    assert done.returncode == 0, done.stderr
-    assert cloud.calls() == printed((EXPECTED / f"{name}.txt").read_text()) == printed(done.stderr)
+    result = cloud.launch(DRY_RUNS[name])
+    assert result.returncode == 0, result.stderr
+    stored = (EXPECTED / f"{name}.txt").read_text()
+    assert cloud.calls() == printed_commands(stored) == printed_commands(result.stderr)
 
 
-def test_applying_hands_kubectl_the_rendered_manifest(tmp_path):
+def test_apply_passes_the_rendered_manifest_to_kubectl(tmp_path):
     cloud = Cloud(tmp_path)
     cloud.launch(["gke.sh", "apply", *JOB, CONFIG, AWKWARD])
-    assert (tmp_path / "stdin").read_text() == dry(["gke.sh", "render", *JOB, CONFIG, AWKWARD]).stdout
+    assert (tmp_path / "stdin").read_text() == dry_run(["gke.sh", "render", *JOB, CONFIG, AWKWARD]).stdout
 
 
 @pytest.mark.parametrize("name", ["queued_create", "compute_engine_create", "xpk_run"])
-def test_creating_what_exists_creates_nothing(name, tmp_path):
+def test_create_does_nothing_if_the_resource_exists(name, tmp_path):
     cloud = Cloud(tmp_path, state="ACTIVE", kubectl="jobset.jobset.x-k8s.io/sdft-1")
     assert cloud.launch(DRY_RUNS[name]).returncode == 0
     assert cloud.calls()
@@ -226,27 +232,28 @@ def test_creating_what_exists_creates_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["queued_delete", "compute_engine_delete"])
-def test_deleting_what_is_absent_deletes_nothing(name, tmp_path):
+def test_delete_does_nothing_if_the_resource_is_absent(name, tmp_path):
     cloud = Cloud(tmp_path)
     assert cloud.launch(DRY_RUNS[name]).returncode == 0
     assert cloud.calls()
     assert not cloud.calls(" delete ")
 
 
-def test_setup_refuses_a_slice_that_was_preempted(tmp_path):
+def test_setup_fails_on_a_preempted_slice(tmp_path):
     cloud = Cloud(tmp_path, state="SUSPENDED")
-    done = cloud.launch(DRY_RUNS["queued_setup"])
-    assert done.returncode == 1
-    assert "SUSPENDED" in done.stderr
+    result = cloud.launch(DRY_RUNS["queued_setup"])
+    assert result.returncode == 1
+    assert "SUSPENDED" in result.stderr
     assert not cloud.calls(" ssh ")
 
 
-# --- words survive every shell on the way ---------------------------------------------------------------
+# --- arguments reach sdft unchanged ---------------------------------------------------------------------
 
 RECORD = '#!/usr/bin/env bash\nprintf "%s\\0" "$PWD" "${JAX_COMPILATION_CACHE_DIR-}" "$@" >"$HOME/ran"\n'
 
 
 def fake_sdft(home: Path):
+    """Create executables that record their working directory, cache directory and arguments in home/ran."""
     binary = home / "sdft-env" / "bin"
     binary.mkdir(parents=True)
     for name in ("sdft", "python"):
@@ -255,12 +262,13 @@ def fake_sdft(home: Path):
     return binary
 
 
-def ran(home: Path):
+def recorded(home: Path):
+    """Return the strings recorded by the fake sdft."""
     return (home / "ran").read_text().split("\0")[:-1]
 
 
-def test_a_run_on_a_vm_gets_its_words_intact(tmp_path):
-    """queued.sh, ssh, worker.sh and systemd's file, with real shells between them."""
+def test_arguments_reach_sdft_unchanged_on_a_vm(tmp_path):
+    """The arguments pass through queued.sh, ssh, worker.sh and the file for systemd, with real shells."""
     home = tmp_path / "home"
     fake_sdft(home)
     (home / "worker.sh").write_text((LAUNCH / "worker.sh").read_text())
@@ -270,9 +278,9 @@ def test_a_run_on_a_vm_gets_its_words_intact(tmp_path):
     cloud.tool(
         "systemd-run", f'#!/usr/bin/env bash\necho "$@" >{home}/unit\ncd ~/sdft-inputs\nbash "${{@: -1}}"\n'
     )
-    done = cloud.launch(DRY_RUNS["queued_run"], home=home)
-    assert done.returncode == 0, done.stderr
-    assert ran(home) == [
+    result = cloud.launch(DRY_RUNS["queued_run"], home=home)
+    assert result.returncode == 0, result.stderr
+    assert recorded(home) == [
         str(home / "sdft-inputs"),
         "gs://my-bucket/compiled",
         "train",
@@ -285,30 +293,31 @@ def test_a_run_on_a_vm_gets_its_words_intact(tmp_path):
     assert cloud.calls("storage rsync", "gs://my-bucket/inputs/sdft-1")
 
 
-def test_xpk_and_skypilot_get_their_words_intact(tmp_path):
+def test_arguments_reach_sdft_unchanged_through_xpk_and_skypilot(tmp_path):
     binary = fake_sdft(tmp_path)
     environment = {**os.environ, "HOME": str(tmp_path), "PATH": f"{binary}:{os.environ['PATH']}"}
-    command = next(w for w in printed(dry(DRY_RUNS["xpk_run"]).stderr)[-1] if w.startswith("--command="))
+    create = printed_commands(dry_run(DRY_RUNS["xpk_run"]).stderr)[-1]
+    command = next(word for word in create if word.startswith("--command="))
     subprocess.run(["bash", "-c", command.removeprefix("--command=")], env=environment, cwd=ROOT, check=True)
     words = ["train", "quickstart.yaml", "output=gs://my-bucket/runs/sdft-1", AWKWARD]
-    assert ran(tmp_path)[2:] == words
+    assert recorded(tmp_path)[2:] == words
 
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
-    given = {
+    variables = {
         "NAME": "sdft-1",
         "BUCKET": "my-bucket",
         "CONFIG": CONFIG,
         "OVERRIDES": shlex.join(["a=1", AWKWARD]),
     }
-    assert set(given) == set(task["envs"])
-    subprocess.run(["bash", "-c", task["run"]], env={**environment, **given}, cwd=ROOT, check=True)
-    assert ran(tmp_path)[1:] == ["gs://my-bucket/compiled", "train", CONFIG, words[2], "a=1", AWKWARD]
+    assert set(variables) == set(task["envs"])
+    subprocess.run(["bash", "-c", task["run"]], env={**environment, **variables}, cwd=ROOT, check=True)
+    assert recorded(tmp_path)[1:] == ["gs://my-bucket/compiled", "train", CONFIG, words[2], "a=1", AWKWARD]
     assert "export SDFT_MAINTENANCE=5" in task["run"]
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [143]
 
 
 @pytest.mark.parametrize(
-    ("unit", "told"),
+    ("unit", "status"),
     [
         ("LoadState=not-found SubState=dead ExecMainCode=0 ExecMainStatus=0", "absent"),
         ("LoadState=loaded SubState=running ExecMainCode=0 ExecMainStatus=0", "running"),
@@ -319,17 +328,17 @@ def test_xpk_and_skypilot_get_their_words_intact(tmp_path):
         ("LoadState=loaded SubState=failed ExecMainCode=2 ExecMainStatus=9", "exit 137"),
     ],
 )
-def test_status_of_a_worker(unit, told, tmp_path):
+def test_worker_status(unit, status, tmp_path):
     cloud = Cloud(tmp_path)
     cloud.tool("systemctl", "#!/bin/sh\nprintf '%s\\n' " + unit + "\n")
-    assert cloud.launch(["worker.sh", "status"]).stdout == f"sdft: {told}\n"
+    assert cloud.launch(["worker.sh", "status"]).stdout == f"sdft: {status}\n"
 
 
 # --- watch ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("status", "more", "code", "creates", "runs", "deletes"),
+    ("statuses", "options", "code", "creates", "runs", "deletes"),
     [
         (["absent", "running", "exit 0|exit 0"], [], 0, 1, 1, 0),
         (["absent", "running", "preempted", "absent", "running", "exit 0"], [], 0, 2, 2, 1),
@@ -351,29 +360,31 @@ def test_status_of_a_worker(unit, told, tmp_path):
     ids=[
         "done",
         "preempted",
-        "mistake",
-        "mistake-deleted",
-        "fault",
+        "user-error",
+        "user-error-deleted",
+        "failure",
         "sigterm",
         "uneven",
         "silent",
         "rebooted",
     ],
 )
-def test_watch(status, more, code, creates, runs, deletes, tmp_path):
-    cloud = Cloud(tmp_path, status=status)
-    done = cloud.launch(["queued.sh", "watch", *SLICE, *BUCKET, "--spot", *more, CONFIG])
-    assert done.returncode == code, done.stderr
+def test_watch(statuses, options, code, creates, runs, deletes, tmp_path):
+    cloud = Cloud(tmp_path, status=statuses)
+    result = cloud.launch(["queued.sh", "watch", *SLICE, *BUCKET, "--spot", *options, CONFIG])
+    assert result.returncode == code, result.stderr
     assert len(cloud.calls("queued-resources create")) == creates
     assert len(cloud.calls("worker.sh run")) == runs
     assert len(cloud.calls("queued-resources delete")) == deletes
     assert len(cloud.calls("storage cp")) == 1
-    assert bool(cloud.calls("worker.sh tail")) == any(re.search(r"exit (?!143|0)", each) for each in status)
-    assert ("still costs money" in done.stderr) == (deletes == 0 or not more)
+    assert bool(cloud.calls("worker.sh tail")) == any(
+        re.search(r"exit (?!143|0)", status) for status in statuses
+    )
+    assert ("is still billed" in result.stderr) == (deletes == 0 or not options)
     assert json.loads((tmp_path / "cloud").read_text())["status"] == []
 
 
-# --- mistakes -------------------------------------------------------------------------------------------
+# --- user errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -390,7 +401,7 @@ def test_watch(status, more, code, creates, runs, deletes, tmp_path):
         (["compute_engine.sh", "create", *GCE, "--type", "v4-8"], "v4-8", "queued.sh"),
         (["queued.sh", "create", *SLICE, "--slice", "2"], "--slice", "--slices"),
         (["queued.sh", "create", *SLICE, "--slices", "two"], "two", "whole number"),
-        (["queued.sh", "delete", "--zone", "z", "--name", "My_Run"], "My_Run", "lower-case"),
+        (["queued.sh", "delete", "--zone", "z", "--name", "My_Run"], "My_Run", "lowercase"),
         (["gke.sh", "render", *JOB, "--bucket", "gs://a b", CONFIG], "a b", "my-bucket"),
         (["queued.sh", "run", *PLACE, CONFIG], "--bucket", "bucket"),
         (["queued.sh", "run", *PLACE, *BUCKET], "CONFIG", "configs/quickstart.yaml"),
@@ -402,14 +413,14 @@ def test_watch(status, more, code, creates, runs, deletes, tmp_path):
         (["worker.sh", "rnu"], "rnu", "run"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_calls_nothing(words, culprit, remedy, tmp_path):
+def test_a_user_error_prints_one_line_and_calls_no_tool(words, culprit, remedy, tmp_path):
     cloud = Cloud(tmp_path)
-    done = cloud.launch(words)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert culprit in done.stderr
-    assert remedy in done.stderr
+    result = cloud.launch(words)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert culprit in result.stderr
+    assert remedy in result.stderr
     assert cloud.calls() == []
 
 
@@ -417,20 +428,21 @@ def test_a_mistake_is_one_sentence_and_calls_nothing(words, culprit, remedy, tmp
 
 
 def validate(manifest):
+    """Validate a manifest against the schemas of its kind and, for a JobSet, of Kubernetes Jobs."""
     schemas = yaml.safe_load((EXPECTED / "crds.yaml").read_text())
     jsonschema.validate(manifest, schemas[manifest["kind"]])
     for job in manifest["spec"].get("replicatedJobs", []):
-        whole = {
+        full_job = {
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": {"name": job["name"]},
             **job["template"],
         }
-        kubernetes_validate.validate(whole, KUBERNETES, strict=True)
+        kubernetes_validate.validate(full_job, KUBERNETES, strict=True)
 
 
 def rendered(*words):
-    return list(yaml.safe_load_all(dry(["gke.sh", *words]).stdout))
+    return list(yaml.safe_load_all(dry_run(["gke.sh", *words]).stdout))
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +452,7 @@ def manifests():
     return {"jobset": jobset, "flavor": flavor, "cluster": cluster, "local": local}
 
 
-def test_manifests_agree_with_kubernetes(manifests):
+def test_manifests_match_the_kubernetes_schemas(manifests):
     for manifest in manifests.values():
         validate(manifest)
     [single] = rendered("render", *JOB, "--type", "tpu7x-8", CONFIG)
@@ -472,17 +484,17 @@ def test_manifests_agree_with_kubernetes(manifests):
         ("local", ["spec"], "clusterQueue", "queue"),
     ],
 )
-def test_a_misspelt_key_is_refused(name, path, key, wrong, manifests):
+def test_a_misspelled_key_is_rejected(name, path, key, wrong, manifests):
     manifest = copy.deepcopy(manifests[name])
-    place = manifest
+    parent = manifest
     for step in path:
-        place = place[step]
-    place[wrong] = place.pop(key)
+        parent = parent[step]
+    parent[wrong] = parent.pop(key)
     with pytest.raises((jsonschema.ValidationError, KeyError)):
         validate(manifest)
 
 
-def test_the_jobset_asks_for_the_slice_and_keeps_its_words(manifests):
+def test_the_jobset_requests_the_slice_and_preserves_its_arguments(manifests):
     jobset = manifests["jobset"]
     [job] = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
@@ -495,15 +507,15 @@ def test_the_jobset_asks_for_the_slice_and_keeps_its_words(manifests):
         "cloud.google.com/gke-spot": "true",
     }
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
-    # Kubernetes turns $$( back into $(.
+    # Kubernetes converts $$( to $(.
     words = [word.replace("$$(", "$(") for word in container["args"]]
     assert words == ["train", "quickstart.yaml", "output=gs://my-bucket/runs/sdft-1", AWKWARD, "a=@NAME@"]
     assert all("$(" not in word.replace("$$(", "") for word in container["args"])
     assert pod["initContainers"][0]["command"][-2:] == ["gs://my-bucket/inputs/sdft-1", "/inputs"]
 
 
-def test_a_mistake_fails_the_jobset_and_a_preemption_is_free(manifests):
-    """The first rule that matches decides; Kubernetes words the message of a failed Job so."""
+def test_a_user_error_fails_the_jobset_and_a_preemption_does_not_count_as_a_restart(manifests):
+    """The first matching rule decides. The messages are those that Kubernetes writes for a failed Job."""
     spec = manifests["jobset"]["spec"]
     codes = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]
     assert codes["values"] == [2, 143]
@@ -517,15 +529,15 @@ def test_a_mistake_fails_the_jobset_and_a_preemption_is_free(manifests):
                 return rule["action"]
         return "RestartJobSet"
 
-    said = "Container sdft for pod default/a failed with exit code {} matching FailJob rule at index 0"
-    assert action("PodFailurePolicy", said.format(2)) == "FailJobSet"
-    assert action("PodFailurePolicy", said.format(143)) == "RestartJobSetAndIgnoreMaxRestarts"
+    message = "Container sdft for pod default/a failed with exit code {} matching FailJob rule at index 0"
+    assert action("PodFailurePolicy", message.format(2)) == "FailJobSet"
+    assert action("PodFailurePolicy", message.format(143)) == "RestartJobSetAndIgnoreMaxRestarts"
     evicted = "Pod default/sdft-1 has condition DisruptionTarget matching FailJob rule at index 1"
     assert action("PodFailurePolicy", evicted) == "RestartJobSetAndIgnoreMaxRestarts"
     assert action("BackoffLimitExceeded", "Job has reached the specified backoff limit") == "RestartJobSet"
 
 
-def test_the_queue_has_room_for_the_jobset(manifests):
+def test_the_queue_has_quota_for_the_jobset(manifests):
     [group] = manifests["cluster"]["spec"]["resourceGroups"]
     [flavor] = group["flavors"]
     assert flavor["resources"] == [{"name": "google.com/tpu", "nominalQuota": 32}]
@@ -536,7 +548,7 @@ def test_the_queue_has_room_for_the_jobset(manifests):
     )
 
 
-# --- documents ------------------------------------------------------------------------------------------
+# --- documentation and image ----------------------------------------------------------------------------
 
 
 def accelerators():
@@ -553,7 +565,7 @@ def test_types_topologies_hosts_and_chips_agree():
         assert machine.endswith(f"-{chips}t"), name
 
 
-def test_the_readme_lists_the_types_and_every_file():
+def test_the_readme_lists_all_types_and_files():
     readme = (LAUNCH / "README.md").read_text()
     rows = [
         f"| {name} | {topology} | {hosts} | {int(hosts) * int(chips)} | {machine} |"
@@ -564,7 +576,7 @@ def test_the_readme_lists_the_types_and_every_file():
         assert f"]({name})" in readme, name
 
 
-def test_the_image_is_made_of_what_exists():
+def test_the_files_copied_into_the_image_exist():
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
     for line in lines:
         if line.startswith("COPY"):
@@ -580,8 +592,8 @@ def update():
     for stale in EXPECTED.glob("*.txt"):
         stale.unlink()
     for name, arguments in DRY_RUNS.items():
-        done = dry(arguments)
-        (EXPECTED / f"{name}.txt").write_text(done.stderr + done.stdout)
+        result = dry_run(arguments)
+        (EXPECTED / f"{name}.txt").write_text(result.stderr + result.stdout)
 
 
 if __name__ == "__main__":

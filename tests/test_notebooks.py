@@ -68,5 +68,5 @@ def test_sharding_study(tmp_path, monkeypatch):
         assert len(re.findall(layouts + ".* exchanges .* GiB$", printed, re.M)) == 3
         assert len(shown) == 11
     else:
-        assert "Part two is skipped: the TPU compiler cannot be had" in printed
+        assert "Part two is skipped: the TPU compiler is not available" in printed
         assert len(shown) == 9

@@ -1,10 +1,13 @@
-"""A decoder small enough for every test, and batches for it."""
+"""A decoder small enough for every test, its learner, and batches for it."""
 
 import jax
 import numpy as np
 
-from sdft_jax.models import Model, config_from_dict
-from sdft_jax.types import TokenBatch
+from sdft_jax.algorithm import make_learner
+from sdft_jax.config import load_config
+from sdft_jax.models import Model, architecture_from_dict
+from sdft_jax.sharding import Sharding, make_mesh, single_device
+from sdft_jax.types import Sequences, StopTokens, TokenBatch
 
 VOCABULARY, EOS, PAD = 32, 1, 0
 
@@ -27,34 +30,42 @@ QWEN3 = dict(
 
 
 def tiny_model(sharding=None, scale=8.0, **changes):
-    """A random model whose logits differ (weights `scale` times larger than an untrained one's)."""
-    model = Model(config_from_dict(QWEN3 | changes), sharding=sharding)
+    """Return a random model and its parameters, scaled up by `scale` so that its logits differ."""
+    model = Model(architecture_from_dict(QWEN3 | changes), sharding=sharding or single_device())
     params = jax.tree.map(lambda p: p * scale if np.ptp(p) else p, model.init(jax.random.key(0)))
     return model, params
 
 
+def tiny_learner(*overrides, mesh=None, eos_ids=(EOS,), steps=10):
+    """Return a learner of the tiny model with these settings on a mesh, and the model's parameters."""
+    config = load_config(None, ["model.compute_dtype=float32", "train.batch_size=8", *overrides])
+    sharding = single_device() if mesh is None else Sharding(make_mesh(*mesh), config.sharding)
+    model, params = tiny_model(sharding)
+    return make_learner(config, model, steps, StopTokens(eos_ids, PAD)), params
+
+
 def ragged(rng, rows, width, low=3):
-    """Left-padded random prompts."""
+    """Return left-padded random prompts of `low` to `width` tokens."""
     lengths = rng.integers(low, width + 1, size=rows)
     mask = np.arange(width)[None, :] >= width - lengths[:, None]
     tokens = rng.integers(2, VOCABULARY, size=(rows, width))
-    return np.where(mask, tokens, PAD).astype(np.int32), mask
+    return Sequences(np.where(mask, tokens, PAD).astype(np.int32), mask)
 
 
 def tiny_batch(rows=8, prompt=6, teacher=10, completion=0, seed=0):
+    """Return a batch of random prompts, with random targets if `completion` is positive."""
     rng = np.random.default_rng(seed)
-    prompts, prompt_mask = ragged(rng, rows, prompt)
-    teacher_prompts, teacher_mask = ragged(rng, rows, teacher)
-    demonstrations, mask = (
-        ragged(rng, rows, max(completion, 3)) if completion else (prompts[:, :0], prompt_mask[:, :0])
+    prompts = ragged(rng, rows, prompt)
+    teacher_prompts = ragged(rng, rows, teacher)
+    reversed_targets = (
+        ragged(rng, rows, max(completion, 3))
+        if completion
+        else Sequences(prompts.tokens[:, :0], prompts.mask[:, :0])
     )
     return TokenBatch(
         prompt=prompts,
-        prompt_mask=prompt_mask,
         teacher_prompt=teacher_prompts,
-        teacher_mask=teacher_mask,
-        demonstration=np.ascontiguousarray(demonstrations[:, ::-1]),
-        demonstration_mask=np.ascontiguousarray(mask[:, ::-1]),
+        target=jax.tree.map(lambda x: np.ascontiguousarray(x[:, ::-1]), reversed_targets),
         row=np.arange(rows, dtype=np.int32),
         weight=np.ones(rows, np.float32),
     )

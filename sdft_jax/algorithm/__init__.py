@@ -3,31 +3,28 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.algorithm.baselines import UPDATES, imitation_steps
+    from sdft_jax.algorithm.chunked_loss import FactoredLogits
+    from sdft_jax.algorithm.learner import Learner, check_batch, check_rows, make_learner, make_model
     from sdft_jax.algorithm.optimizer import learning_rates, make_optimizer
-    from sdft_jax.algorithm.state import (
-        abstract_state,
-        check_batch,
-        check_rows,
-        init_state,
-        make_model,
-        sharding_of,
-    )
+    from sdft_jax.algorithm.rollout import student_rollout
+    from sdft_jax.algorithm.state import abstract_state, init_state, student_params
     from sdft_jax.algorithm.trainable import join
-    from sdft_jax.algorithm.update import completion_hidden, make_update
+    from sdft_jax.algorithm.update import distill, make_update
 
 __all__ = [
-    "UPDATES",
+    "FactoredLogits",
+    "Learner",
     "abstract_state",
     "check_batch",
     "check_rows",
-    "completion_hidden",
-    "imitation_steps",
+    "distill",
     "init_state",
     "join",
     "learning_rates",
+    "make_learner",
     "make_model",
     "make_optimizer",
     "make_update",
-    "sharding_of",
+    "student_params",
+    "student_rollout",
 ]

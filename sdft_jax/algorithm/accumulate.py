@@ -1,4 +1,4 @@
-"""Gradient accumulation: `lax.scan` over micro-batches, the same result as one large batch."""
+"""Gradient accumulation: a `lax.scan` over micro-batches with the result of one large batch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Loss = Callable[[Params, Any], tuple[Float[Array, ""], Any]]
 
 
 def accumulate(loss: Loss, params: Params, rows: Any, parts: int) -> tuple[Float[Array, ""], Any, Params]:
-    """(loss, statistics, gradients) over all rows, `1/parts` of them at a time.
+    """Return (loss, statistics, gradients) over all rows, computed for `1/parts` of them at a time.
 
     Args:
-        loss: a sum over rows whose weights already carry the aggregation over the whole batch, so that
-            adding up micro-batches is exact whatever their lengths.
-        params: what to differentiate.
-        rows: pytree of arrays with the batch along axis 0.
-        parts: number of micro-batches; 1 is no loop at all.
+        loss: a sum over rows whose weights already include the aggregation over the whole batch, so that the
+            sum over micro-batches is exact for completions of any length.
+        params: the parameters to differentiate with respect to.
+        rows: a pytree of arrays with the batch along axis 0.
+        parts: the number of micro-batches; 1 needs no loop.
     """
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
@@ -44,10 +44,13 @@ def accumulate(loss: Loss, params: Params, rows: Any, parts: int) -> tuple[Float
 
 
 def _deal(x: Array, parts: int) -> Array:
-    """[B, ...] -> [parts, B / parts, ...], every part drawing on all devices' rows: nothing moves."""
+    """Return [parts, B / parts, ...]; each part takes rows of every device, so that no row moves.
+
+    For example, rows 0..7 on 4 devices (two rows each) and 2 parts: the parts are 0, 2, 4, 6 and 1, 3, 5, 7.
+    """
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _collect(x: Array) -> Array:
-    """Inverse of `_deal`."""
+    """Invert `_deal`."""
     return x.swapaxes(0, 1).reshape(x.shape[0] * x.shape[1], *x.shape[2:])

@@ -1,112 +1,134 @@
-"""A loss on logits without the logits: heads applied a chunk of tokens at a time.
+"""A loss on logits without the logits: heads are applied to a chunk of tokens at a time.
 
-Logits are made from hidden states inside a scan over chunks and are gone when the chunk is done, so that no
-array of shape [B, T, V] exists in either pass. The forward scan makes the gradients too (a custom VJP): a
-token loss returns its value together with its gradient at the logits. Under `shard_map` each device holds
-its own tokens and its own part of the vocabulary; only scalars per token cross the vocabulary axis.
-"""
+Logits are computed from hidden states inside a scan over chunks and freed after each chunk, so that no array
+of shape [B, T, V] exists in either pass. The forward scan computes the gradients too (a custom VJP): a token
+loss returns its value together with its gradient with respect to the logits. Under `shard_map` each device
+has its own tokens and its own part of the vocabulary; only scalars per token cross the vocabulary axis."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sdft_jax.sharding import Sharding, check_divisible, give_way, partition_spec
+from sdft_jax.sharding import Sharding, check_divisible, partition_spec, release_axes
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
 """(logits of every role [n, v], targets [n], vocabulary axes) -> (statistics, values [n], d values / d
-student logits [n, v]). `v` is this device's part of the vocabulary, to be summed over those axes."""
+student logits [n, v]). `v` is this device's part of the vocabulary; sums over it go over the vocabulary
+axes."""
+
+
+class FactoredLogits(NamedTuple):
+    """The logits `hidden @ head.T`, which are never stored as a whole."""
+
+    hidden: Float[Array, "B T D"]
+    """Final hidden states."""
+    head: Float[Array, "V D"]
+    """The output matrix; its rows are tokens."""
+
+
+class _Scan(NamedTuple):
+    """The static part of a chunked loss."""
+
+    token_loss: TokenLoss
+    chunk: int
+    sharding: Sharding
 
 
 def chunked_loss(
     token_loss: TokenLoss,
-    hiddens: tuple[Float[Array, "B T D"], ...],
-    heads: tuple[Float[Array, "V D"], ...],
+    roles: tuple[FactoredLogits, ...],
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     chunk: int,
     sharding: Sharding,
 ) -> tuple[Float[Array, ""], Any]:
-    """Sum over tokens of weight times loss, and the statistics of every token.
+    """Return the sum over tokens of weight times loss, and the statistics of every token.
 
     Args:
-        token_loss: value and gradient of one chunk of tokens.
-        hiddens: final hidden states of every role, the student's first; only that one gets gradients.
-        heads: rows are tokens; the student's first.
-        targets: one token per position, handed to `token_loss`.
-        weights: constant weight of every token, 0 where it does not count.
-        chunk: tokens per device whose logits exist at one time.
+        token_loss: the value and gradient of one chunk of tokens.
+        roles: the logits of every role, the student's first; only the student's have gradients.
+        targets: one token per position, passed to `token_loss`.
+        weights: the constant weight of every token, 0 for a token that does not count.
+        chunk: the number of tokens per device whose logits exist at one time.
         sharding: mesh and rules; tokens follow `batch` and `sequence`, heads `vocab` and `embed`.
     """
-    constants = jax.lax.stop_gradient((hiddens[1:], heads[1:], targets, weights))
-    return _weighted(token_loss, chunk, sharding, hiddens[0], heads[0], *constants)
+    constants = jax.lax.stop_gradient((roles[1:], targets, weights))
+    return _weighted_loss(_Scan(token_loss, chunk, sharding), roles[0], *constants)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted(token_loss, chunk, sharding, hidden, head, hiddens, heads, targets, weights):
-    return _sharded_scan(token_loss, chunk, sharding, False, hidden, head, hiddens, heads, targets, weights)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_loss(scan, student, others, targets, weights):
+    return _sharded_scan(scan, False, (student, *others), targets, weights)
 
 
-def _forward(token_loss, chunk, sharding, *arrays):
-    loss, stats, *gradients = _sharded_scan(token_loss, chunk, sharding, True, *arrays)
-    return (loss, stats), gradients
+def _forward(scan, student, others, targets, weights):
+    loss, stats, *gradients = _sharded_scan(scan, True, (student, *others), targets, weights)
+    return (loss, stats), FactoredLogits(*gradients)
 
 
-def _backward(token_loss, chunk, sharding, gradients, cotangents):
+def _backward(scan, gradients, cotangents):
     scale = cotangents[0]
-    return (*(g * scale.astype(g.dtype) for g in gradients), None, None, None, None)
+    student = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+    return student, None, None, None
 
 
-_weighted.defvjp(_forward, _backward)
+_weighted_loss.defvjp(_forward, _backward)
 
 
-def _sharded_scan(
-    token_loss, chunk, sharding, with_gradients, hidden, head, hiddens, heads, targets, weights
-):
-    """(loss, stats[, d_hidden, d_head]) of the whole batch, each device on its own tokens and vocabulary."""
+def _sharded_scan(scan: _Scan, with_gradients: bool, roles, targets, weights):
+    """Return (loss, stats[, d_hidden, d_head]) of the whole batch; each device scans its tokens and
+    vocabulary."""
     # all devices that share a token also share its whole vocabulary
-    sharding = give_way(sharding, "vocab", "batch", "sequence", "embed")
+    sharding = release_axes(scan.sharding, "vocab", "batch", "sequence", "embed")
     check_divisible(sharding, "completions", ("batch", "sequence"), targets.shape)
     rules = sharding.rules
     hidden_spec = partition_spec(rules, ("batch", "sequence", None))
     token_spec = partition_spec(rules, ("batch", "sequence"))
     head_spec = partition_spec(rules, ("vocab", "embed"))
+    role_spec = FactoredLogits._make((hidden_spec, head_spec))
     token_axes = sharding.split("batch", "sequence")
     vocab_axes, embed_axes = sharding.split("vocab"), sharding.split("embed")
 
-    def local(hidden, head, hiddens, heads, targets, weights):
-        # cast before the gather: half the bytes on the wire
-        whole = tuple(gather(h.astype(hidden.dtype), embed_axes, axis=1) for h in (head, *heads))
+    def local(roles, targets, weights):
+        student = roles[0]
+        # cast before the gather: half the bytes to exchange
+        whole = tuple(
+            FactoredLogits(role.hidden, gather(role.head.astype(student.hidden.dtype), embed_axes, axis=1))
+            for role in roles
+        )
         loss, stats, d_hidden, d_head = _scan_chunks(
-            token_loss, chunk, vocab_axes, with_gradients, (hidden, *hiddens), whole, targets, weights
+            scan, vocab_axes, with_gradients, whole, targets, weights
         )
         loss = psum(loss, token_axes)
         if not with_gradients:
             return loss, stats
-        return loss, stats, d_hidden, _sum_over_tokens(d_head, token_axes, embed_axes).astype(head.dtype)
+        d_head = _sum_over_tokens(d_head, token_axes, embed_axes)
+        return loss, stats, d_hidden, d_head.astype(student.head.dtype)
 
     gradient_specs = (hidden_spec, head_spec) if with_gradients else ()
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(hidden_spec, head_spec, hidden_spec, head_spec, token_spec, token_spec),
+        in_specs=((role_spec,) * len(roles), token_spec, token_spec),
         out_specs=(PartitionSpec(), token_spec, *gradient_specs),
         check_vma=False,
-    )(hidden, head, hiddens, heads, targets, weights)
+    )(tuple(roles), targets, weights)
 
 
-def _scan_chunks(token_loss, chunk, vocab_axes, with_gradients, hiddens, heads, targets, weights):
+def _scan_chunks(scan: _Scan, vocab_axes, with_gradients: bool, roles, targets, weights):
     """Scan over chunks of this device's tokens; heads are whole along the width, local in the vocabulary."""
-    shape, width = targets.shape, hiddens[0].shape[-1]
+    student = roles[0]
+    shape, width = targets.shape, student.hidden.shape[-1]
     count = math.prod(shape)
-    chunk = min(chunk, count)
+    chunk = min(scan.chunk, count)
     padding = -count % chunk
 
     def chunks(x, *trailing):
@@ -116,18 +138,18 @@ def _scan_chunks(token_loss, chunk, vocab_axes, with_gradients, hiddens, heads, 
     def body(carry, inputs):
         loss, d_head = carry
         hiddens, target, weight = inputs
-        logits = [_logits(hidden, head) for hidden, head in zip(hiddens, heads, strict=True)]
-        stats, values, d_logits = token_loss(*logits, target, vocab_axes)
+        logits = [_logits(hidden, role.head) for hidden, role in zip(hiddens, roles, strict=True)]
+        stats, values, d_logits = scan.token_loss(*logits, target, vocab_axes)
         loss += jnp.sum(weight * values)
         if not with_gradients:
             return (loss, d_head), (stats, None)
         d_logits = (d_logits * weight[:, None]).astype(hiddens[0].dtype)
-        d_hidden = jnp.einsum("nv,vd->nd", d_logits, heads[0], preferred_element_type=jnp.float32)
+        d_hidden = jnp.einsum("nv,vd->nd", d_logits, student.head, preferred_element_type=jnp.float32)
         d_head += jnp.einsum("nv,nd->vd", d_logits, hiddens[0], preferred_element_type=jnp.float32)
         return (loss, d_head), (stats, psum(d_hidden, vocab_axes).astype(hiddens[0].dtype))
 
-    xs = (tuple(chunks(hidden, width) for hidden in hiddens), chunks(targets), chunks(weights))
-    d_head = jnp.zeros(heads[0].shape if with_gradients else (), jnp.float32)
+    xs = (tuple(chunks(role.hidden, width) for role in roles), chunks(targets), chunks(weights))
+    d_head = jnp.zeros(student.head.shape if with_gradients else (), jnp.float32)
     (loss, d_head), (stats, d_hidden) = jax.lax.scan(body, (jnp.zeros((), jnp.float32), d_head), xs)
     stats = jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(shape), stats)
     if with_gradients:
@@ -136,7 +158,16 @@ def _scan_chunks(token_loss, chunk, vocab_axes, with_gradients, hiddens, heads, 
 
 
 def _sum_over_tokens(d_head: Float[Array, "v D"], token_axes: tuple[str, ...], embed_axes: tuple[str, ...]):
-    """Sum of all devices' contributions to the head, each device keeping its own columns."""
+    """Sum the head gradients of all devices' tokens; each device keeps its own columns.
+
+    The tokens are split over `token_axes`, the columns of the stored head over `embed_axes`; the two sets may
+    overlap. Examples on a mesh data=2, fsdp=2:
+
+    * Columns are not split: embed_axes = (). All devices sum over ("data", "fsdp"). * FSDP: token_axes =
+    ("data", "fsdp"), embed_axes = ("fsdp",). Sum over "data"; then, since the devices along "fsdp" hold both
+    different tokens and different columns, a reduce-scatter over "fsdp" does both at once. * Tokens over
+    token_axes = ("data",) only, columns over ("fsdp",): the devices along "fsdp" have computed the same sum,
+    so that each one slices its own columns."""
     if not embed_axes:
         return psum(d_head, token_axes)
     if set(embed_axes) <= set(token_axes):
@@ -152,34 +183,35 @@ def _logits(hidden: Float[Array, "n D"], head: Float[Array, "v D"]) -> Float[Arr
 
 
 def largest(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:
-    """Over the whole vocabulary, of which each device holds a part; 0 where it is not finite."""
-    found = jnp.max(x, axis=-1, keepdims=True)
-    found = jax.lax.pmax(found, axes) if axes else found
-    return jnp.where(jnp.isfinite(found), found, 0.0)
+    """Return the maximum over the whole vocabulary, of which each device holds a part; 0 if it is not
+    finite."""
+    maximum = jnp.max(x, axis=-1, keepdims=True)
+    maximum = jax.lax.pmax(maximum, axes) if axes else maximum
+    return jnp.where(jnp.isfinite(maximum), maximum, 0.0)
 
 
 def logsumexp(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:
-    """Over the whole vocabulary."""
-    most = largest(x, axes)
-    return most + jnp.log(psum(jnp.sum(jnp.exp(x - most), axis=-1, keepdims=True), axes))
+    """Return the logsumexp over the whole vocabulary."""
+    maximum = largest(x, axes)
+    return maximum + jnp.log(psum(jnp.sum(jnp.exp(x - maximum), axis=-1, keepdims=True), axes))
 
 
 def is_token(x: Float[Array, "n v"], target: Int[Array, " n"], axes: tuple[str, ...]) -> Array:
-    """[n, v], True in the column of each row's target."""
+    """Return [n, v], True in the column of each row's target."""
     shard = jax.lax.axis_index(axes) if axes else 0
     return (shard * x.shape[-1] + jnp.arange(x.shape[-1]))[None, :] == target[:, None]
 
 
-def total(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, " n"]:
-    """Sum over the whole vocabulary."""
+def vocab_sum(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, " n"]:
+    """Return the sum over the whole vocabulary."""
     return psum(jnp.sum(x, axis=-1), axes)
 
 
 def psum(x: Array, axes: tuple[str, ...]) -> Array:
-    """Sum over mesh axes, of which there may be none."""
+    """Return the sum over mesh axes, which may be none."""
     return jax.lax.psum(x, axes) if axes else x
 
 
 def gather(x: Array, axes: tuple[str, ...], axis: int) -> Array:
-    """Concatenate the parts that lie along mesh axes, of which there may be none."""
+    """Concatenate the parts of an array along mesh axes, which may be none."""
     return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x

@@ -1,13 +1,13 @@
-"""Per-token divergence between student and teacher, exact over the vocabulary or on its likeliest tokens.
+"""The per-token divergence between student and teacher, exact over the vocabulary or on its most likely
+tokens.
 
 With S and T the two next-token distributions, every divergence l here has the same gradient with respect to
-the student's logits s: the softmax Jacobian applied to a pointwise q,
+the student's logits s: the Jacobian of the softmax applied to a pointwise q,
 
     dl/ds = q - S * sum(q),    q = S * dl/dS,
 
-so that a direction is one line of `_pointwise`. `chunked.py` sees to it that logits exist for one chunk of
-tokens at a time.
-"""
+so that a direction is one line of `_pointwise`. `chunked_loss` computes logits for one chunk of tokens at a
+time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sdft_jax.algorithm.chunked_loss import chunked_loss, gather, is_token, largest, logsumexp, total
+from sdft_jax.algorithm.chunked_loss import (
+    FactoredLogits,
+    chunked_loss,
+    gather,
+    is_token,
+    largest,
+    logsumexp,
+    vocab_sum,
+)
 from sdft_jax.config.settings import DivergenceConfig
 from sdft_jax.sharding import Sharding
 
@@ -27,10 +35,10 @@ from sdft_jax.sharding import Sharding
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenStats:
-    """What one scoring pass knows of each token, without gradient, in nats.
+    """The statistics of each token in one scoring pass, without gradient, in nats.
 
-    `logprob` is the student's for the sampled token at temperature 1; everything else is at the
-    divergence's temperature. `log_ratio` is log T - log S of the sampled token, the implicit reward.
+    `logprob` is the student's for the target token at temperature 1; everything else is at the divergence's
+    temperature. `log_ratio` is log T - log S of the target token, the implicit reward.
     """
 
     divergence: Float[Array, "*B T"]
@@ -43,43 +51,33 @@ class TokenStats:
 
 
 def divergence(
-    student_hidden: Float[Array, "B T D"],
-    student_head: Float[Array, "V D"],
-    teacher_hidden: Float[Array, "B T D"],
-    teacher_head: Float[Array, "V D"],
+    student: FactoredLogits,
+    teacher: FactoredLogits,
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
     config: DivergenceConfig,
     sharding: Sharding,
 ) -> tuple[Float[Array, ""], TokenStats]:
-    """Weighted sum of per-token divergences; gradients reach the student's hidden states and head only.
+    """Return the weighted sum of per-token divergences; only the student's logits have gradients.
 
     Args:
-        student_hidden: final hidden states; position t predicts `targets[:, t]`.
-        student_head: rows are tokens.
-        teacher_hidden: the same positions under the teacher's prompt.
-        teacher_head: may be the student's.
-        targets: the sampled completion, for log-probabilities and the sampled-token estimator.
-        weights: constant weight of every token, 0 where it does not count; they carry the aggregation.
+        student: hidden states, of which position t predicts `targets[:, t]`, and the head.
+        teacher: the same positions under the teacher's prompt; its head may be the student's.
+        targets: the completion's tokens, for log-probabilities and the sampled-token estimator.
+        weights: the constant weight of every token, 0 for a token that does not count; they include the
+            aggregation.
         config: direction (`alpha`), support, temperature, chunk size.
         sharding: mesh and rules; tokens follow `batch` and `sequence`, heads `vocab` and `embed`.
 
     Returns:
-        The scalar sum, and the per-token statistics.
+        The scalar sum, and the statistics of each token.
     """
-    return chunked_loss(
-        functools.partial(_chunk, config=config),
-        (student_hidden, teacher_hidden),
-        (student_head, teacher_head),
-        targets,
-        weights,
-        config.chunk,
-        sharding,
-    )
+    token_loss = functools.partial(_chunk, config=config)
+    return chunked_loss(token_loss, (student, teacher), targets, weights, config.chunk, sharding)
 
 
-LEAST = -1e30
-"""What stands for logits below it."""
+FLOOR = -1e30
+"""Replaces logits below it, so that a token with probability 0 has finite terms."""
 
 
 def _chunk(
@@ -90,16 +88,23 @@ def _chunk(
     *,
     config: DivergenceConfig,
 ) -> tuple[TokenStats, Float[Array, " n"], Float[Array, "n v"]]:
-    """Statistics and divergences of a chunk, and their gradient with respect to the student's logits."""
-    over_v = functools.partial(total, axes=vocab_axes)
+    """Return the statistics and divergences of a chunk, and their gradient with respect to the student's
+    logits."""
+    over_v = functools.partial(vocab_sum, axes=vocab_axes)
     is_target = is_token(student, target, vocab_axes)
-    pick = lambda x: over_v(jnp.where(is_target, x, 0.0))  # noqa: E731
-    mean = lambda p, x: over_v(p * x) / over_v(p)  # noqa: E731
 
-    # From unnormalised probabilities, so that all sums are made in one pass over the logits; and from finite
-    # numbers, so that a token without probability adds 0, which a mask would cost a pass more on a GPU.
+    def pick(x: Float[Array, "n v"]) -> Float[Array, " n"]:
+        """Return the target's number in each row."""
+        return over_v(jnp.where(is_target, x, 0.0))
+
+    def mean(p: Float[Array, "n v"], x: Float[Array, "n v"]) -> Float[Array, " n"]:
+        """Return the mean of x under the unnormalized probabilities p."""
+        return over_v(p * x) / over_v(p)
+
+    # Unnormalized probabilities need one pass over the logits for all sums. Finite numbers let a token with
+    # probability 0 add 0; a mask would need one more pass on a GPU.
     s, t = (
-        jnp.where(x < LEAST, LEAST, x - largest(x, vocab_axes))
+        jnp.where(x < FLOOR, FLOOR, x - largest(x, vocab_axes))
         for x in (student / config.temperature, teacher / config.temperature)
     )
     e_s, e_t = jnp.exp(s), jnp.exp(t)
@@ -127,27 +132,31 @@ def _chunk(
 
 
 def _full(log_s, log_t, stats: TokenStats, alpha: float, vocab_axes):
-    """Divergence over the whole vocabulary and its gradient at the logits; of a KL the sums are known."""
+    """Return the divergence over the whole vocabulary and its gradient; the sums of a KL are known
+    already."""
     terms, q = _pointwise(log_s, log_t, alpha)
     if alpha == 1:
         value = sum_q = stats.reverse_kl
     elif alpha == 0:
         value, sum_q = stats.forward_kl, -jnp.ones_like(stats.forward_kl)
     else:
-        value, sum_q = total(terms, vocab_axes), total(q, vocab_axes)
+        value, sum_q = vocab_sum(terms, vocab_axes), vocab_sum(q, vocab_axes)
     return value, q - jnp.exp(log_s) * sum_q[:, None]
 
 
 def _supported(log_s, log_t, keep, config: DivergenceConfig, vocab_axes):
-    """Divergence over the tokens in `keep` and its gradient at the logits."""
-    over_v = functools.partial(total, axes=vocab_axes)
-    inside = lambda x: jnp.where(keep, x, 0.0)  # noqa: E731
+    """Return the divergence over the tokens in `keep` and its gradient with respect to the logits."""
+    over_v = functools.partial(vocab_sum, axes=vocab_axes)
+
+    def inside(x: Float[Array, "n v"]) -> Float[Array, "n v"]:
+        return jnp.where(keep, x, 0.0)
+
     if config.tail == "renormalise":
         log_s -= logsumexp(jnp.where(keep, log_s, -jnp.inf), vocab_axes)
         log_t -= logsumexp(jnp.where(keep, log_t, -jnp.inf), vocab_axes)
         terms, q = map(inside, _pointwise(log_s, log_t, config.alpha))
         return over_v(terms), q - inside(jnp.exp(log_s)) * over_v(q)[:, None]
-    # The tail is one more token, whose probability is the sum of all that are left out.
+    # The tail is one more token, whose probability is the sum of all tokens outside `keep`.
     log_tails = [logsumexp(jnp.where(keep, -jnp.inf, x), vocab_axes) for x in (log_s, log_t)]
     tail_s, tail_t = (jnp.maximum(tail, jnp.finfo(jnp.float32).min) for tail in log_tails)
     terms, q = map(inside, _pointwise(log_s, log_t, config.alpha))
@@ -158,7 +167,7 @@ def _supported(log_s, log_t, keep, config: DivergenceConfig, vocab_axes):
 
 
 def _pointwise(log_s: Array, log_t: Array, alpha: float) -> tuple[Array, Array]:
-    """Terms whose sum is the divergence, and q = S * d(divergence)/dS up to a multiple of S."""
+    """Return the terms whose sum is the divergence, and q = S * d(divergence)/dS up to a multiple of S."""
     s, t = jnp.exp(log_s), jnp.exp(log_t)
     if alpha == 1:
         terms = s * (log_s - log_t)
@@ -171,7 +180,7 @@ def _pointwise(log_s: Array, log_t: Array, alpha: float) -> tuple[Array, Array]:
 
 
 def _support(log_s, log_t, config: DivergenceConfig, vocab_axes):
-    """Which tokens the divergence sums over; ties with the k-th are all in."""
+    """Return the mask of the tokens that the divergence sums over, including all ties with the k-th."""
     by_role = {"student": [log_s], "teacher": [log_t], "union": [log_s, log_t]}[config.support]
     masks = [x >= _kth_largest(x, config.top_k, vocab_axes) for x in by_role]
     return functools.reduce(jnp.logical_or, masks)

@@ -1,8 +1,7 @@
-"""AdamW with warm-up, decay and clipping, all of it optax.
+"""AdamW with warm-up, decay and clipping, built from optax.
 
-The peak learning rate is part of the optimizer's state, not of the program: updates that differ in it alone
-are one compilation, which a comparison of learning rates shares.
-"""
+The peak learning rate is part of the optimizer's state, not of the program, so that a comparison of learning
+rates compiles once."""
 
 from __future__ import annotations
 
@@ -18,32 +17,35 @@ from sdft_jax.config.settings import OptimizerConfig
 
 
 class RateState(NamedTuple):
-    """What the last part of the optimizer remembers; replicated on a mesh, saved in checkpoints."""
+    """The state of the learning rate; replicated on a mesh, saved in checkpoints."""
 
     peak: Float[Array, ""]
-    """`optimizer.learning_rate`."""
+    """`optimizer.learning_rate`, per step."""
     steps: Int[Array, ""]
-    """Steps taken."""
+    """The number of steps taken."""
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then `config.schedule` to the end of the run at `steps`."""
+    """Return the schedule: linear warm-up, then `config.schedule` to the end of the run at `steps`."""
     share = _share_of_peak(config, steps)
     return lambda step: config.learning_rate * share(step)
 
 
 def learning_rates(config: OptimizerConfig, steps: int) -> Float[np.ndarray, " steps"]:
-    """Those of all steps, on the host: one asked for later would wait behind what the device is doing."""
+    """Return the rates of all steps as a host array.
+
+    A rate computed later, on the device, would wait for the update that is running there.
+    """
     return np.asarray(jax.jit(jax.vmap(learning_rate(config, steps)))(jnp.arange(steps)))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm (unless 0), then AdamW at the scheduled rate.
+    """Return the optimizer: clipping by global norm (unless it is 0), then AdamW at the scheduled rate.
 
-    The peak of the schedule is read when a state is made; from there on the state's own counts.
+    The schedule's peak is read when a state is initialized; afterwards the state's own peak is used.
     """
     clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
-    # The parts of optax.adamw, the last one with its rate in the state.
+    # optax.adamw, except that the last part has its rate in the state
     adamw = optax.chain(
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay),
@@ -53,7 +55,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _share_of_peak(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate of every step as a share of its highest value."""
+    """Return the schedule as a share of its peak."""
     warmup = round(config.warmup * steps) if config.warmup < 1 else int(config.warmup)
     warmup = min(warmup, steps)
     rest = max(steps - warmup, 1)
@@ -62,13 +64,14 @@ def _share_of_peak(config: OptimizerConfig, steps: int) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(1.0, rest),
         "linear": optax.linear_schedule(1.0, 0.0, rest),
     }[config.schedule]
-    # The first step already moves: step 0 has share 1 / warmup, not 0.
+    # the first step already moves the parameters: its share is 1 / warmup, not 0
     rise = optax.linear_schedule(1 / max(warmup, 1), 1.0, max(warmup - 1, 1))
     return optax.join_schedules([rise, decay], [warmup])
 
 
 def _descend(peak: float, share: optax.Schedule) -> optax.GradientTransformation:
-    """Times minus the learning rate, which is `share` of the peak that stands in the state."""
+    """Return the transformation that scales updates by minus the learning rate: `share` of the state's
+    peak."""
 
     def init(params: optax.Params) -> RateState:
         del params

@@ -1,15 +1,14 @@
-"""Which weights teach, and how they follow the student (paper section 3, Figure 8).
+"""The teacher's weights and how they follow the student (paper, section 3 and Figure 8).
 
 | schedule   | teacher's weights                        | extra memory per trainable parameter |
 | ---------- | ---------------------------------------- | ------------------------------------ |
 | `ema`      | moving average of the student            | 4 bytes (float32), 2 (bfloat16)      |
 | `frozen`   | the initial student                      | 4 or 2 bytes                         |
 | `periodic` | a copy of the student, every n steps     | 4 or 2 bytes                         |
-| `live`     | the student itself                       | none                                 |
+| `live`     | the student's own                        | none                                 |
 
-A bfloat16 EMA rounds most of its motion away: at rate 0.01 it makes 9-34 % of it and 66-93 % of the
-weights never move, which leaves a teacher close to `frozen`.
-"""
+Rounding removes most of the motion of a bfloat16 EMA: at rate 0.01 it makes 9-34 % of the motion, and 66-93 %
+of the weights never change, so that the teacher stays close to `frozen`."""
 
 from __future__ import annotations
 
@@ -22,23 +21,22 @@ from sdft_jax.types import Params
 
 
 def init_teacher(params: Params, config: TeacherConfig) -> Params:
-    """The teacher's own copy of the trainable parameters; empty for `live`."""
+    """Return the teacher's own copy of the trainable parameters; empty for `live`."""
     if config.schedule == "live":
         return {}
     return jax.tree.map(lambda p: jnp.array(p, dtype=config.dtype, copy=True), params)
 
 
 def teacher_params(teacher: Params, params: Params, config: TeacherConfig) -> Params:
-    """Trainable parameters that score as the teacher."""
+    """Return the trainable parameters with which the teacher scores."""
     return params if config.schedule == "live" else teacher
 
 
 def move_teacher(teacher: Params, params: Params, step: Int[Array, ""], config: TeacherConfig) -> Params:
-    """The teacher after optimizer step number `step` (counted from 1), given the student's new weights.
+    """Return the teacher after optimizer step `step` (counted from 1), given the student's new parameters.
 
-    The order is the paper's Algorithm 1: generate, loss, optimizer, teacher. The arithmetic is float32
-    whatever the storage.
-    """
+    The order is that of the paper's Algorithm 1: rollout, loss, optimizer, teacher. The arithmetic is float32
+    for every storage dtype."""
     if config.schedule == "ema":
         return jax.tree.map(lambda t, p: _interpolate(t, p, config.rate), teacher, params)
     if config.schedule == "periodic":

@@ -1,6 +1,6 @@
-"""Which completion tokens count, and how they add up: every choice becomes one weight per token.
+"""The weight of each completion token in the loss, which is `sum(weights * divergence)`.
 
-The loss of an update is `sum(weights * divergence)`; a weight of 0 leaves neither loss nor gradient.
+A token of weight 0 contributes neither loss nor gradient.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from sdft_jax.types import Rollout
 
 
 def truncated(rollout: Rollout, eos_ids: tuple[int, ...]) -> Bool[Array, " B"]:
-    """Completions that filled all N positions without an EOS."""
+    """Return the rows whose completion filled all N positions without an EOS."""
     ended = jnp.isin(rollout.tokens[:, -1], jnp.asarray(eos_ids, rollout.tokens.dtype))
     return rollout.mask[:, -1] & ~ended
 
 
 def loss_mask(rollout: Rollout, eos_ids: tuple[int, ...], config: ObjectiveConfig) -> Bool[Array, "B N"]:
-    """Tokens that carry loss: through the first EOS, without the first `skip_tokens`.
+    """Return the mask of tokens that carry loss: through the first EOS, without the first `skip_tokens`.
 
-    Skipped tokens stay in the context of both roles (paper section 5: they are where phrases of the
-    teacher's, such as "Based on the text", leak). Truncated completions go by `config.truncated`.
-    """
+    Skipped tokens stay in the context of both roles (paper, section 5: the teacher's phrases, such as "Based
+    on the text", leak there). `config.truncated` decides about truncated completions."""
     position = jnp.arange(rollout.tokens.shape[1])[None, :]
     mask = rollout.mask & (position >= config.skip_tokens)
     if config.truncated == "mask":
@@ -34,11 +33,10 @@ def loss_mask(rollout: Rollout, eos_ids: tuple[int, ...], config: ObjectiveConfi
 def aggregation_weights(
     mask: Bool[Array, "B N"], sample_weight: Float[Array, " B"], config: ObjectiveConfig
 ) -> Float[Array, "B N"]:
-    """Weight of each token in the loss, 0 outside `mask`.
+    """Return the weight of each token in the loss, 0 outside `mask`.
 
-    `sequence`: mean over a sequence's tokens, then over sequences (released code; a sequence without
-    tokens counts as 0); `token`: mean over all tokens; `sum`: their sum. An empty batch gives zeros.
-    """
+    `sequence`: the mean over a sequence's tokens, then over sequences (released code; a sequence without
+    tokens counts as 0); `token`: the mean over all tokens; `sum`: their sum. An empty batch has zeros."""
     weights = mask * sample_weight[:, None]
     if config.aggregation == "sum":
         return weights
@@ -51,17 +49,17 @@ def aggregation_weights(
 def importance_ratio(
     trainer_logprobs: Float[Array, "B N"], rollout: Rollout, mask: Bool[Array, "B N"]
 ) -> Float[Array, "B N"]:
-    """exp(log p_trainer - log p_sampler) of each sampled token, 1 outside `mask`.
+    """Return exp(log p_trainer - log p_sampler) of each sampled token, 1 outside `mask`.
 
-    Sampler and trainer share their weights here, so that it is 1 up to rounding: logged, not assumed.
-    """
+    Sampler and trainer have the same weights, so that the ratio is 1 up to rounding; it is logged, not
+    assumed."""
     return jnp.exp(jnp.where(mask, trainer_logprobs - rollout.logprobs, 0.0))
 
 
 def importance_weights(
     ratio: Float[Array, "B N"], mask: Bool[Array, "B N"], config: ObjectiveConfig
 ) -> Float[Array, "B N"]:
-    """Capped ratio of each token, or its mean over a sequence's tokens (released code)."""
+    """Return the capped ratio of each token, or its mean over the sequence's tokens (released code)."""
     capped = jnp.minimum(ratio, config.importance_cap)
     if config.importance == "token":
         return capped
@@ -71,9 +69,9 @@ def importance_weights(
 
 
 def masked_mean(x: Float[Array, "B N"], mask: Bool[Array, "B N"]) -> Float[Array, ""]:
-    """Mean over the tokens in `mask`; 0 when there are none."""
+    """Return the mean over the tokens in `mask`; 0 if there are none."""
     return jnp.sum(jnp.where(mask, x, 0.0)) / _or_one(jnp.sum(mask).astype(jnp.float32))
 
 
-def _or_one(count: Float[Array, "..."]) -> Float[Array, "..."]:
+def _or_one(count: Float[Array, ...]) -> Float[Array, ...]:
     return jnp.where(count > 0, count, 1.0)

@@ -1,4 +1,4 @@
-"""Trainable and frozen parameters as two trees, so that every other room needs only the first."""
+"""Trainable and frozen parameters as two trees."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from sdft_jax.types import Params
 
 
 def split(params: Params, freeze: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(trainable, frozen): a parameter is frozen where a pattern matches in its path, such as `layers/q`.
+    """Return (trainable, frozen) parameters; one is frozen if a pattern matches in its path, such as
+    `layers/q`.
 
-    Raises SdftError for a pattern that is no regular expression or matches nothing, or when nothing trains.
+    Raises:
+        SdftError: a pattern is not a regular expression or matches nothing, or no parameter is left to train.
     """
     paths = list(_paths(params))
     try:
         patterns = [re.compile(pattern) for pattern in freeze]
     except re.error as error:
-        raise SdftError(f"optimizer.freeze={list(freeze)}: not a regular expression: {error}.") from None
+        raise SdftError(
+            f"optimizer.freeze={list(freeze)} is not a list of regular expressions ({error}): fix the "
+            "pattern."
+        ) from None
     for pattern in patterns:
         if not any(pattern.search(path) for path in paths):
             raise SdftError(
-                f"optimizer.freeze: {pattern.pattern!r} matches no parameter; they are {', '.join(paths)}."
+                f"optimizer.freeze: {pattern.pattern!r} matches no parameter: use one of {', '.join(paths)}."
             )
 
     def is_frozen(path: str) -> bool:
         return any(pattern.search(path) for pattern in patterns)
 
     if all(map(is_frozen, paths)):
-        raise SdftError(f"optimizer.freeze={list(freeze)} leaves nothing to train: remove a pattern.")
+        raise SdftError(f"optimizer.freeze={list(freeze)} freezes every parameter: remove a pattern.")
     return _filter(params, lambda path: not is_frozen(path)), _filter(params, is_frozen)
 
 
 def join(trainable: Params, frozen: Params) -> dict[str, Any]:
-    """The whole tree again, as the model reads it."""
+    """Return the whole tree, as the model reads it."""
     merged = dict(trainable)
     for key, value in frozen.items():
         nested = isinstance(value, Mapping)
@@ -44,7 +49,7 @@ def join(trainable: Params, frozen: Params) -> dict[str, Any]:
 
 
 def select(tree: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a tree that has the keys of another; leaves are the first one's."""
+    """Return the part of `tree` that has the keys of `like`."""
     return {
         key: select(tree[key], value) if isinstance(value, Mapping) else tree[key]
         for key, value in like.items()
@@ -59,7 +64,7 @@ def _paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _filter(tree: Mapping[str, Any], keep: Callable[[str], bool], prefix: str = "") -> dict[str, Any]:
-    """The leaves to keep; branches without any are left out."""
+    """Return the tree of the leaves whose path `keep` accepts, without empty branches."""
     kept: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
 """The algorithm: one Self-Distillation Fine-Tuning update, in one `jax.jit` (paper, Algorithm 1).
 
-    y  ~ student(. | x)                              sampling.py
+    y  ~ student(. | x)                              rollout.py, sampling/decode.py
     T  = teacher(. | x, c, y<t)                      teacher.py: whose weights
     S  = student(. | x, y<t)
     L  = sum_t w_t D(S_t, T_t)                       token_weights.py: w;  divergence.py: D
@@ -8,41 +8,42 @@
     teacher <- (1 - rate) teacher + rate student     teacher.py
 
 Student and teacher score the same y. Prompts are left-padded, so that for both roles the hidden state that
-predicts completion token t stands t columns after the prompt's last one.
+predicts completion token t is t columns after the last prompt token.
+
+The other methods are the same composition with other parts: `config/methods.py` lists them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from sdft_jax.algorithm import token_weights
 from sdft_jax.algorithm.accumulate import accumulate
+from sdft_jax.algorithm.chunked_loss import FactoredLogits
 from sdft_jax.algorithm.divergence import TokenStats, divergence
-from sdft_jax.algorithm.state import (
-    Step,
-    apply_gradients,
-    compile_step,
-    micro_batches,
-    sharding_of,
-    teacher_config,
-)
+from sdft_jax.algorithm.imitation import confidence_loss, cross_entropy, imitate
+from sdft_jax.algorithm.learner import Learner, check_batch
+from sdft_jax.algorithm.rollout import student_rollout, target_rollout, teacher_rollout
+from sdft_jax.algorithm.state import apply_gradients, state_shardings
 from sdft_jax.algorithm.teacher import teacher_params
 from sdft_jax.algorithm.trainable import join
-from sdft_jax.config import Config
+from sdft_jax.config.methods import Phase
+from sdft_jax.config.settings import DivergenceConfig, ObjectiveConfig
 from sdft_jax.models import Model
-from sdft_jax.sampling.decode import row_keys, sample
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
+
+Update = Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]
 
 
 class Rows(NamedTuple):
-    """What one row brings into the loss."""
+    """The part of a batch that enters the loss, row by row."""
 
     batch: TokenBatch
     rollout: Rollout
@@ -50,133 +51,150 @@ class Rows(NamedTuple):
     weights: Float[Array, "B N"]
 
 
-def make_update(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    config: Config,
-    *,
-    eos_ids: Sequence[int],
-    pad_id: int,
-) -> Step:
-    """The jitted update `(TrainState, TokenBatch) -> (TrainState, Metrics)`; the state is donated.
+def make_update(learner: Learner) -> Update:
+    """Return the jitted update `(TrainState, TokenBatch) -> (TrainState, Metrics)`; the state is donated.
 
-    Args:
-        model: the decoder; its sharding says where everything lies.
-        optimizer: moves the trainable parameters, such as `optimizer.make_optimizer` gives.
-        config: sampling, teacher, divergence, objective and micro-batch.
-        eos_ids: tokens that end a completion.
-        pad_id: what stands after the end.
+    The state stays where `init_state` placed it, and the batch is split over its rows. A batch with another
+    shape compiles again.
 
     Raises:
-        SdftError: a batch that the mesh or the micro-batch does not divide, before anything compiles.
+        SdftError: the mesh or the micro-batch does not divide the batch (before anything is compiled), or the
+            method does not train.
     """
-    eos_ids = tuple(eos_ids)
+    config, model = learner.config, learner.model
+    check_batch(config, model.sharding)
+    state_sharding = state_shardings(learner)
 
     def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
-        rollout = student_rollout(model, config, state, batch, eos_ids, pad_id)
-        return distill(model, optimizer, config, state, batch, rollout, eos_ids)
+        phase = config.method.phase(has_target=batch.target.tokens.shape[1] > 0)
+        with model.matmul_precision():
+            rollout = roll_out(learner, phase, state, batch)
+            state, metrics = learn(learner, phase, state, batch, rollout)
+        scalars = {**metrics.scalars, "prompt_padding": _padding(batch)}
+        return state, dataclasses.replace(metrics, scalars=scalars)
 
-    return compile_step(update, model, optimizer, config)
+    return jax.jit(
+        update,
+        in_shardings=(state_sharding, model.sharding.named("batch")),
+        out_shardings=(state_sharding, model.sharding.replicated),
+        # To locate a NaN, jax.debug_nans runs a step again on the state that it began with.
+        donate_argnums=() if config.debug.nans else 0,
+    )
 
 
-def student_rollout(
-    model: Model, config: Config, state: TrainState, batch: TokenBatch, eos_ids: tuple[int, ...], pad_id: int
-) -> Rollout:
-    """Completions sampled from the student given its own prompts; other ones at every step."""
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    keys = row_keys(key, len(batch.prompt))
-    student = join(state.params, state.frozen)
-    with jax.named_scope("rollout"):
-        return sample(model, student, batch.prompt, batch.prompt_mask, keys, config.sampling, eos_ids, pad_id)
+def roll_out(learner: Learner, phase: Phase, state: TrainState, batch: TokenBatch) -> Rollout:
+    """Return the completions that a phase trains on."""
+    if phase.completions == "target":
+        return target_rollout(batch)
+    sampled = student_rollout if phase.completions == "student" else teacher_rollout
+    return sampled(learner, state, batch)
+
+
+def learn(
+    learner: Learner, phase: Phase, state: TrainState, batch: TokenBatch, rollout: Rollout
+) -> tuple[TrainState, Metrics]:
+    """Take one optimizer step on the completions of `rollout`, by the loss of a phase."""
+    if phase.loss == "divergence":
+        return distill(learner, phase, state, batch, rollout)
+    mask = rollout.mask
+    if phase.completions != "target":
+        mask = token_weights.loss_mask(rollout, learner.stop.eos_ids, learner.config.objective)
+    token_loss = confidence_loss if phase.loss == "confidence" else cross_entropy
+    return imitate(learner, state, batch, rollout, mask, token_loss)
 
 
 def distill(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    config: Config,
-    state: TrainState,
-    batch: TokenBatch,
-    rollout: Rollout,
-    eos_ids: tuple[int, ...],
+    learner: Learner, phase: Phase, state: TrainState, batch: TokenBatch, rollout: Rollout
 ) -> tuple[TrainState, Metrics]:
-    """One optimizer step that brings the student closer to its teacher on the completions of `rollout`."""
-    teacher = join(teacher_params(state.teacher, state.params, teacher_config(config)), state.frozen)
-    mask = token_weights.loss_mask(rollout, eos_ids, config.objective)
-    weights = token_weights.aggregation_weights(mask, batch.weight, config.objective)
+    """Take one optimizer step that moves the student towards its teacher on the completions of `rollout`."""
+    assert learner.teacher is not None
+    options = loss_options(learner, phase)
+    eos_ids = learner.stop.eos_ids
+    teacher = join(teacher_params(state.teacher, state.params, learner.teacher), state.frozen)
+    mask = token_weights.loss_mask(rollout, eos_ids, options.objective)
+    weights = token_weights.aggregation_weights(mask, batch.weight, options.objective)
+    if not phase.context:
+        batch = dataclasses.replace(batch, teacher_prompt=batch.prompt)
 
     def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], TokenStats]:
-        return distillation_loss(model, join(params, state.frozen), teacher, rows, config)
+        return distillation_loss(learner.model, join(params, state.frozen), teacher, rows, options)
 
-    def learn(width: int) -> tuple[Float[Array, ""], TokenStats, Params]:
-        """From the first `width` columns of the completions."""
+    def learn_from(width: int) -> tuple[Float[Array, ""], TokenStats, Params]:
+        """Return loss, statistics and gradients of the first `width` completion columns."""
         rows = Rows(batch, *(jax.tree.map(lambda x: x[:, :width], (rollout, mask, weights))))
-        value, stats, gradients = accumulate(loss, state.params, rows, micro_batches(config))
-        rest = [(0, 0), (0, rollout.tokens.shape[1] - width)]
-        return value, jax.tree.map(lambda x: jnp.pad(x, rest), stats), gradients
+        value, stats, gradients = accumulate(loss, state.params, rows, learner.micro_batches)
+        missing = [(0, 0), (0, rollout.tokens.shape[1] - width)]
+        return value, jax.tree.map(lambda x: jnp.pad(x, missing), stats), gradients
 
     with jax.named_scope("learn"):
-        widths = (*sorted(config.train.completion_buckets), rollout.tokens.shape[1])
+        widths = (*sorted(learner.config.train.completion_buckets), rollout.tokens.shape[1])
         longest = jnp.max(jnp.sum(rollout.mask, axis=1))
-        branches = [functools.partial(learn, width) for width in widths]
+        branches = [functools.partial(learn_from, width) for width in widths]
         value, stats, gradients = jax.lax.switch(jnp.searchsorted(jnp.array(widths), longest), branches)
     with jax.named_scope("optimizer"):
-        state, norms = apply_gradients(state, gradients, optimizer, config)
+        state, norms = apply_gradients(learner, state, gradients)
     scalars = {"loss": value, **_summary(stats, rollout, mask, eos_ids), **norms}
     return state, Metrics(scalars, rollout, stats.divergence, stats.log_ratio)
 
 
+class LossOptions(NamedTuple):
+    """The settings of a distillation loss."""
+
+    divergence: DivergenceConfig
+    objective: ObjectiveConfig
+
+
+def loss_options(learner: Learner, phase: Phase) -> LossOptions:
+    """Return the settings of the configuration, except those that the phase fixes."""
+    options, objective = learner.config.divergence, learner.config.objective
+    if phase.alpha is not None:
+        options = dataclasses.replace(options, alpha=phase.alpha)
+    if phase.importance is not None:
+        objective = dataclasses.replace(objective, importance=phase.importance)
+    return LossOptions(options, objective)
+
+
 def distillation_loss(
-    model: Model, student: Params, teacher: Params, rows: Rows, config: Config
+    model: Model, student: Params, teacher: Params, rows: Rows, options: LossOptions
 ) -> tuple[Float[Array, ""], TokenStats]:
-    """Weighted divergence of student and teacher on the same completions; gradients to the student only."""
+    """Return the weighted divergence of student and teacher on the same completions, and its token
+    statistics.
+
+    Only the student's parameters have gradients.
+    """
     batch, rollout = rows.batch, rows.rollout
     with jax.named_scope("teacher"):
-        taught = completion_hidden(
-            model,
-            jax.lax.stop_gradient(teacher),
-            batch.teacher_prompt,
-            batch.teacher_mask,
-            rollout.tokens,
-            rollout.mask,
+        teacher_hidden = model.completion_hidden(
+            jax.lax.stop_gradient(teacher), batch.teacher_prompt, rollout.completion
         )
     with jax.named_scope("student"):
-        hidden = completion_hidden(
-            model, student, batch.prompt, batch.prompt_mask, rollout.tokens, rollout.mask
-        )
+        student_hidden = model.completion_hidden(student, batch.prompt, rollout.completion)
 
     def score(hidden: Float[Array, "B N D"], weights: Float[Array, "B N"]):
-        heads = (model.head(student), model.head(teacher))
         return divergence(
-            hidden, heads[0], taught, heads[1], rollout.tokens, weights, config.divergence, sharding_of(model)
+            FactoredLogits(hidden, model.head(student)),
+            FactoredLogits(teacher_hidden, model.head(teacher)),
+            rollout.tokens,
+            weights,
+            options.divergence,
+            model.sharding,
         )
 
     weights = rows.weights
-    if config.objective.importance != "log":
-        _, stats = jax.lax.stop_gradient(score(jax.lax.stop_gradient(hidden), jnp.zeros_like(weights)))
+    if options.objective.importance != "log":
+        _, stats = jax.lax.stop_gradient(
+            score(jax.lax.stop_gradient(student_hidden), jnp.zeros_like(weights))
+        )
         ratio = token_weights.importance_ratio(stats.logprob, rollout, rows.mask)
-        weights = weights * token_weights.importance_weights(ratio, rows.mask, config.objective)
-    return score(hidden, weights)
-
-
-def completion_hidden(
-    model: Model,
-    params: Params,
-    prompt: Int[Array, "B P"],
-    prompt_mask: Bool[Array, "B P"],
-    completion: Int[Array, "B N"],
-    completion_mask: Bool[Array, "B N"],
-) -> Float[Array, "B N D"]:
-    """Hidden states that predict each completion token: those of the token before it."""
-    tokens = jnp.concatenate([prompt, completion], axis=1)
-    mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
-    hidden = model.hidden_states(params, tokens, mask)
-    return hidden[:, prompt.shape[1] - 1 : -1]
+        weights = weights * token_weights.importance_weights(ratio, rows.mask, options.objective)
+    return score(student_hidden, weights)
 
 
 def _summary(
     stats: TokenStats, rollout: Rollout, mask: Bool[Array, "B N"], eos_ids: tuple[int, ...]
 ) -> dict[str, Float[Array, ""]]:
-    """Means over the tokens that carry loss, in nats per token; lengths in tokens per completion."""
+    """Return means over the tokens that carry loss, in nats per token; lengths are in tokens per
+    completion."""
     ratio = token_weights.importance_ratio(stats.logprob, rollout, mask)
     lengths = jnp.sum(rollout.mask, axis=1).astype(jnp.float32)
     per_token = {
@@ -195,3 +213,11 @@ def _summary(
         "completion_tokens": jnp.sum(lengths),
         "truncated": jnp.mean(token_weights.truncated(rollout, eos_ids).astype(jnp.float32)),
     }
+
+
+def _padding(batch: TokenBatch) -> Float[Array, ""]:
+    """Return the share of padding in the prompts of both roles."""
+    masks = (batch.prompt.mask, batch.teacher_prompt.mask)
+    columns = max(sum(mask.size for mask in masks), 1)
+    real = jnp.asarray(sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks))
+    return 1 - real / columns

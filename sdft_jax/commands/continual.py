@@ -1,14 +1,10 @@
-"""`sdft continual` as the command line gives it, from the check before to the pictures after."""
+"""`sdft continual`: train one model on stages in order, by several methods, and compare what is kept."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import jax
-from rich.console import Console
 
 from sdft_jax.config import Config, to_dict
 from sdft_jax.continual.arms import Measured, Plan, make_plan, measure_base, run_arm
@@ -21,111 +17,104 @@ from sdft_jax.continual.summary import (
     points,
     sequence_curves,
     stage_starts,
-    summarise,
+    summarize,
 )
 from sdft_jax.errors import SdftError
-from sdft_jax.reporting.charts import plot_pareto, plot_sequence
+from sdft_jax.reporting.charts import Point, plot_pareto, plot_sequence
 from sdft_jax.reporting.hardware import describe_hardware
+from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.tables import summary_table
-from sdft_jax.training import checkpoint
-from sdft_jax.training.bucket import is_remote
+from sdft_jax.training.run_directory import RESUMABLE, RunDirectory
 
 EXTENDABLE = ("continual.methods", "continual.learning_rates", "continual.seeds")
-"""Keys that may change between a run and its resumption besides `checkpoint.RESUMABLE`: arms may be added."""
+"""Keys that may differ between a run and its resumption in addition to RESUMABLE: arms may be added."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """All arms through all stages; writes continual.json and the pictures, and returns the former.
+    """Train all arms through all stages; write continual.json and the pictures, and return the JSON.
 
     Raises:
         SdftError: a mistake in the configuration or the data of any stage, before anything is trained.
     """
-    if is_remote(config.output):
+    directory = RunDirectory(config.output)
+    if directory.is_remote:
         raise SdftError(
-            f"output={config.output}: stages hand models on through a local disk: give a local directory, "
-            "and copy it to the bucket afterwards."
+            f"output={config.output} is a bucket, and stages pass models on through a local disk: give a "
+            "local directory, and copy it to the bucket afterwards."
         )
-    console = Console()
-    active = jax.process_index() == 0
+    reporter = process_reporter()
     arms = arms_of(config)
-    plan = make_plan(config, [arm.method for arm in arms], active)
-    checkpoint.claim(config.output, to_dict(config), (*checkpoint.RESUMABLE, *EXTENDABLE))
+    plan = make_plan(config, [arm.method for arm in arms], reporter)
+    directory.claim(to_dict(config), (*RESUMABLE, *EXTENDABLE))
     base = measure_base(plan)
     tasks = [stage.name for stage in plan.stages if stage.name in base["student"]]
-    if active:
-        for sentence in [*_dropped(plan), *ceilings(tasks, base)]:
-            console.print(sentence, highlight=False)
+    reporter.print(*_dropped(plan), *ceilings(tasks, base))
     sweep = bool(config.continual.learning_rates)
-    found = []
+    summaries = []
     for number, arm in enumerate(arms):
-        if active:
-            console.print(f"[bold]{arm.name}[/] ({number + 1} of {len(arms)})", highlight=False)
+        reporter.heading(arm.name, f" ({number + 1} of {len(arms)})")
         measured = run_arm(plan, arm, sweep)
-        found.append(summarise(arm, tasks, base["student"], measured) | {"curve": curve(plan, arm)})
-    report = {"tasks": tasks, "base": _brief(base), "arms": found, "hardware": describe_hardware()}
-    if active:
-        _conclude(console, config, report)
+        summaries.append(summarize(arm, tasks, base["student"], measured) | {"curve": curve(plan, arm)})
+    report = {"tasks": tasks, "base": _brief(base), "arms": summaries, "hardware": describe_hardware()}
+    if reporter.writes:
+        untrained = {arm.method.name for arm in arms if not arm.method.trains}
+        _conclude(reporter, directory, report, untrained)
     return report
 
 
 def _dropped(plan: Plan) -> list[str]:
-    """What was left out of each stage's data, by method where it differs."""
+    """Return a sentence about the dropped rows of each stage, by method if they differ."""
     lines = {
-        f"{stage.name}: dropped {prepared.dropped.total} rows: {prepared.dropped}.": None
-        for stages in plan.prepared.values()
-        for stage, prepared in zip(plan.stages, stages, strict=True)
-        if prepared.dropped.total
+        f"{stage.name}: dropped {inputs.dropped.total} rows: {inputs.dropped}.": None
+        for stages in plan.inputs.values()
+        for stage, inputs in zip(plan.stages, stages, strict=True)
+        if inputs.dropped.total
     }
     return list(lines)
 
 
 def _brief(base: Mapping[str, Measured]) -> dict[str, Any]:
-    """The base model's numbers without every item."""
+    """Return the base model's results without single items."""
     kept = ("accuracy", "length", "kl_to_base")
     return {
-        role: {name: {key: found[key] for key in kept} for name, found in measured.items()}
+        role: {name: {key: result[key] for key in kept} for name, result in measured.items()}
         for role, measured in base.items()
     }
 
 
-def _conclude(console: Console, config: Config, report: Mapping[str, Any]) -> None:
-    output, arms = Path(config.output), report["arms"]
+def _conclude(
+    reporter: Reporter, directory: RunDirectory, report: Mapping[str, Any], untrained: set[str]
+) -> None:
+    output, arms = directory.local, report["arms"]
     (output / "continual.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     chosen = chosen_rates(arms)
     caption = f"Measured on {report['hardware']}."
-    pictures = (
-        {"new against prior skills": output / "pareto.png"} if PRIOR in report["base"]["student"] else {}
-    )
-    if pictures:
-        plot_pareto(
-            points(arms, chosen),
-            output / "pareto.png",
-            caption,
-            base=(report["base"]["student"][PRIOR]["accuracy"], mean(arms[0]["accuracy"][0]) or 0.0),
-        )
+    files = {"all results": output / "continual.json"}
+    if PRIOR in report["base"]["student"]:
+        files["new against prior skills"] = output / "pareto.png"
+        prior = report["base"]["student"][PRIOR]["accuracy"]
+        before = Point("base model", prior, mean(arms[0]["accuracy"][0]) or 0.0)
+        plot_pareto(points(arms, chosen), output / "pareto.png", caption, base=before)
     best = [arm for arm in arms if arm["learning_rate"] == chosen[arm["method"]] and arm["curve"]]
     if curves := sequence_curves(best):
+        files["accuracy over steps"] = output / "accuracy.png"
         marks = {arm["method"]: stage_starts(arm["curve"]) for arm in best}
         plot_sequence(curves, output / "accuracy.png", caption, stages=marks)
-        pictures["accuracy over steps"] = output / "accuracy.png"
-    console.print(summary_table([_table_row(arm) for arm in arms], "After the last stage, greedy"))
-    console.print()
-    console.print(summary_table(_matrix_rows(arms, chosen), "Accuracy after each stage, mean over seeds"))
-    console.print(
+    reporter.print(
+        summary_table([_table_row(arm, untrained) for arm in arms], "After the last stage, greedy"),
+        "",
+        summary_table(_matrix_rows(arms, chosen, untrained), "Accuracy after each stage, mean over seeds"),
         "BWT: mean change of earlier tasks since their own stage; -/+: prior items forgotten and gained "
-        "since the base (McNemar's test of them is in the JSON); KL: KL(model || base) on prior prompts, "
-        "nats a token.",
-        highlight=False,
+        "since the base (McNemar's test is in the JSON); KL: KL(model || base) on prior prompts, nats per "
+        "token.",
+        *(f"{name:<25} {path}" for name, path in files.items()),
     )
-    for what, path in ({"everything": output / "continual.json"} | pictures).items():
-        console.print(f"{what:<25} {path}", highlight=False, soft_wrap=True)
 
 
-def _table_row(arm: Mapping[str, Any]) -> dict[str, Any]:
+def _table_row(arm: Mapping[str, Any], untrained: set[str]) -> dict[str, Any]:
     row: dict[str, Any] = {"method": arm["method"]}
-    row |= (
-        {} if arm["method"] == "oracle" else {"rate": scientific(arm["learning_rate"]), "seed": arm["seed"]}
-    )
+    if arm["method"] not in untrained:
+        row |= {"rate": scientific(arm["learning_rate"]), "seed": arm["seed"]}
     row |= dict(zip(arm["tasks"], arm["accuracy"][-1], strict=True))
     row |= arm["suites"] | {
         "mean": arm["average_accuracy"],
@@ -138,18 +127,20 @@ def _table_row(arm: Mapping[str, Any]) -> dict[str, Any]:
     return row | {"KL": arm["kl_to_base"][-1]}
 
 
-def _matrix_rows(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The accuracy matrix of each method at its chosen learning rate: a row a stage, a column a task."""
+def _matrix_rows(
+    arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float], untrained: set[str]
+) -> list[dict[str, Any]]:
+    """Return the accuracy matrix of each method at its chosen learning rate: a row per stage, a column per
+    task."""
     rows: list[dict[str, Any]] = []
     for method, rate in chosen.items():
         members = [arm for arm in arms if (arm["method"], arm["learning_rate"]) == (method, rate)]
-        tasks, after = members[0]["tasks"], len(members[0]["accuracy"]) - 1
-        untrained = method == "oracle"  # every stage's row is the same
-        for number in range(0 if not rows else after if untrained else 1, after + 1):
+        tasks, last = members[0]["tasks"], len(members[0]["accuracy"]) - 1
+        single = method in untrained or last == 1  # the rows of an untrained method are all the same
+        first = 0 if not rows else last if method in untrained else 1
+        for number in range(first, last + 1):
             means = [mean([arm["accuracy"][number][task] for arm in members]) for task in range(len(tasks))]
             prior = mean([arm["prior"][number] for arm in members]) if members[0]["prior"] else None
-            name = (
-                "before" if not number else method if untrained or after == 1 else f"{method}, stage {number}"
-            )
+            name = "before" if not number else method if single else f"{method}, stage {number}"
             rows.append({"": name} | dict(zip(tasks, means, strict=True)) | {"prior": prior})
     return rows

@@ -5,40 +5,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-
-from sdft_jax.algorithm.state import sharding_of
-from sdft_jax.commands.evaluate import load_weights, model_tokenizer
 from sdft_jax.config import Config
-from sdft_jax.data import find_buckets, pad_batch
-from sdft_jax.data.encoding import encode_all
+from sdft_jax.data.batches import find_buckets, pad_batch
+from sdft_jax.data.encoding import encode_all, make_format
 from sdft_jax.data.examples import Example
-from sdft_jax.evaluation.scoring import decode
-from sdft_jax.sampling.decode import generate
-from sdft_jax.sharding import collect
+from sdft_jax.sampling import generate, make_key
+from sdft_jax.sharding import to_host
+from sdft_jax.training.export import load_speaker
 
 
-def answer(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]]:
-    """`n` completions of each prompt, sampled by `config.sampling`."""
-    directory, tokenizer, eos = model_tokenizer(config)
+def run(config: Config, prompts: Sequence[str], n: int = 1) -> list[list[str]]:
+    """Return `n` completions of each prompt, sampled by `config.sampling`."""
+    speaker = load_speaker(config)
     examples = [Example(text, "", None, row, "prompt") for row, text in enumerate(prompts)]
     data = dataclasses.replace(config.data, overlong="error", prompt_buckets=(), teacher_buckets=())
-    encoded, _ = encode_all(examples, tokenizer, data, eos=eos, teacher=False)
-    model, params = load_weights(config, directory)
+    format = make_format(speaker.tokenizer, data, speaker.eos_ids)
+    encoded, _ = encode_all(examples, format, data, teacher=False)
     repeated = [row for row in encoded for _ in range(n)]
-    parts = sharding_of(model).size("batch")
-    filled = -(-len(repeated) // parts) * parts  # the mesh must divide them
-    batch = pad_batch(repeated, find_buckets(encoded, data), tokenizer.pad_token_id, size=filled)
-    rollout = generate(
-        model,
-        params,
-        batch.prompt,
-        batch.prompt_mask,
-        key=jax.random.key(config.train.seed),
-        eos_ids=eos,
-        pad_id=tokenizer.pad_token_id,
-        **dataclasses.asdict(config.sampling),
-    )
-    ids, mask = collect((rollout.tokens, rollout.mask))
-    texts = [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)][: len(repeated)]
+    parts = speaker.model.sharding.size("batch")
+    size = -(-len(repeated) // parts) * parts  # the mesh must divide the rows
+    batch = pad_batch(repeated, find_buckets(encoded, data), speaker.stop.pad_id, size=size)
+    key = make_key(config.train.seed)
+    rollout = generate(speaker.model, speaker.params, batch.prompt, key, config.sampling, speaker.stop)
+    ids, mask = to_host((rollout.tokens, rollout.mask))
+    texts = [speaker.decode(row[keep]) for row, keep in zip(ids, mask, strict=True)][: len(repeated)]
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]

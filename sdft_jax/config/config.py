@@ -1,8 +1,8 @@
-"""Configuration: frozen dataclasses, filled from a preset, a YAML file and `key=value` overrides.
+"""The configuration of a run: frozen dataclasses, filled from a preset, a YAML file and `key=value`
+overrides.
 
-Everything is validated before any work begins; an unknown or ill-typed key stops with its name, the
-file it stands in and the nearest key that exists. Instances are hashable and hold no arrays.
-"""
+Everything is validated before any work begins. An unknown key or a value of the wrong type raises SdftError
+with the key, its file and the nearest known key. Instances are hashable and hold no arrays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from sdft_jax.config.methods import METHODS
+from sdft_jax.config.methods import Method, method_named
 from sdft_jax.config.overrides import merge, parse_override, read_yaml
 from sdft_jax.config.presets import PRESETS
 from sdft_jax.config.settings import (
@@ -43,16 +43,16 @@ from sdft_jax.sharding.rules import Rules
 
 @dataclass(frozen=True, config=STRICT)
 class Config:
-    """One run."""
+    """The configuration of one run."""
 
     preset: Literal["sdft", "official"] = "sdft"
-    """Where the defaults come from: the recommended settings, or those of the released code."""
+    """Source of the defaults: the recommended settings, or those of the released code."""
     output: str = "runs/sdft"
-    """Directory of the run: checkpoints, metrics, rollouts, plots and the exported model."""
+    """Run directory, for checkpoints, metrics, rollouts, plots and the exported model."""
     baseline: bool = False
-    """Also train SFT on the same data, and report it beside SDFT."""
+    """Also train SFT on the same data, and report both."""
     baseline_learning_rate: NonNegative | None = None
-    """SFT's own learning rate; None: the same."""
+    """Peak learning rate of that SFT run; None for the same one."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
@@ -71,64 +71,75 @@ class Config:
     debug: DebugConfig = Field(default_factory=DebugConfig)
 
     def __post_init__(self):
-        for wrong, complaint in _contradictions(self):
-            if wrong:
-                raise SdftError(complaint)
+        for is_wrong, message in _contradictions(self):
+            if is_wrong:
+                raise SdftError(message)
+
+    @property
+    def method(self) -> Method:
+        """The training method that `train.method` names."""
+        return method_named(self.train.method)
 
 
 def _contradictions(config: Config) -> list[tuple[bool, str]]:
-    """Settings that make no sense together: (is it so?, what is wrong and the remedy)."""
-    train, measured = config.train, config.eval
-    choosing = train.choose == "best"
-    rows = measured.validation or measured.path
+    """Return (is it wrong, message) for every combination of settings that makes no sense."""
+    train, evaluation, method = config.train, config.eval, config.method
+    scored_rows = evaluation.validation or evaluation.path
     longest = max(train.completion_buckets, default=0)
     return [
         (
             longest >= config.sampling.max_new_tokens,
-            f"train.completion_buckets={train.completion_buckets}: leave out {longest}, which is not below "
-            f"sampling.max_new_tokens={config.sampling.max_new_tokens}.",
+            f"train.completion_buckets={train.completion_buckets}: {longest} is not below "
+            f"sampling.max_new_tokens={config.sampling.max_new_tokens}: remove it.",
         ),
         (
-            config.baseline and train.method in ("sft", "cpt", "joint", "oracle"),
-            f"baseline=true trains SFT beside another method, not beside {train.method}: set it to false, or "
-            "train.method.",
+            config.baseline and (not method.trains or (method.sampler is None and _is_cross_entropy(method))),
+            f"baseline=true trains SFT in addition to another method, and train.method={train.method} needs "
+            "none: set baseline=false, or another train.method.",
         ),
         (
-            METHODS[train.method].general and config.data.general is None,
-            f"train.method={train.method} distills the base model on prompts of general use: give them as "
-            "data.general.",
+            method.general and config.data.general is None,
+            f"train.method={train.method} distills the base model on general prompts, and data.general "
+            "is not set: set it to a source of prompts.",
         ),
         (
-            choosing and not (rows and train.eval_every and config.checkpoint.keep_best),
-            "train.choose=best goes by evaluations: set eval.validation (or eval.path), train.eval_every and "
+            train.choose == "best" and not (scored_rows and train.eval_every and config.checkpoint.keep_best),
+            "train.choose=best needs evaluations: set eval.validation (or eval.path), train.eval_every and "
             "checkpoint.keep_best of at least 1.",
         ),
         (
-            train.max_kl is not None and not measured.prior,
-            "train.max_kl is a distance on the prompts of old skills: set eval.prior.",
+            train.max_kl is not None and not evaluation.prior,
+            "train.max_kl is a distance on the prompts of prior skills, and eval.prior is not set: set it.",
         ),
     ]
+
+
+def _is_cross_entropy(method: Method) -> bool:
+    """Return True for SFT, cpt and joint, whose only loss is the cross-entropy of targets."""
+    return all(phase.loss == "cross_entropy" for phase in method.phases)
 
 
 _ADAPTER = TypeAdapter(Config)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Config from a YAML file and overrides such as `train.batch_size=16`, on top of its preset.
+    """Return the configuration of a YAML file and overrides such as `train.batch_size=16`, on top of its
+    preset.
 
-    Raises SdftError naming the file or override, the key and the remedy.
+    Raises:
+        SdftError: names the file or override, the key and the remedy.
     """
     tree = {} if path is None else read_yaml(Path(path))
     for override in overrides:
         tree = merge(tree, parse_override(override))
     preset = tree.get("preset", "sdft")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise SdftError(f"preset={preset!r}: there is no such preset; choose one of {', '.join(PRESETS)}.")
+        raise SdftError(f"preset={preset!r} does not exist: use one of {', '.join(PRESETS)}.")
     return from_dict(merge(PRESETS[preset], tree), str(path or "overrides"))
 
 
 def from_dict(tree: Mapping[str, Any], source: str) -> Config:
-    """Config from nested dictionaries; `source` is named in errors."""
+    """Return the configuration of nested dictionaries; error messages name `source`."""
     _refuse_unknown(Config, tree, source)
     try:
         return _ADAPTER.validate_python(tree)
@@ -140,18 +151,18 @@ def from_dict(tree: Mapping[str, Any], source: str) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Nested plain dictionaries, ready for YAML or JSON; `from_dict` reads them back."""
+    """Return nested plain dictionaries for YAML or JSON; `from_dict` reads them back."""
     return _ADAPTER.dump_python(config, mode="json")
 
 
 def describe(config: Config) -> list[tuple[str, str, str]]:
-    """(key, value, default) of every key that differs from the `sdft` defaults."""
+    """Return (key, value, default) of every key that differs from the `sdft` defaults."""
     flat, default = dict(_flatten(to_dict(config))), dict(_flatten(to_dict(Config())))
     return [(key, str(flat[key]), str(default[key])) for key in flat if flat[key] != default[key]]
 
 
 def keys() -> list[str]:
-    """All dotted keys, in order of declaration."""
+    """Return all dotted keys in order of declaration."""
     return [key for key, _ in _flatten(to_dict(Config()))]
 
 
@@ -168,19 +179,21 @@ def _refuse_unknown(section: Any, tree: Mapping[str, Any], source: str, prefix: 
     for key, value in tree.items():
         if key not in fields:
             near = _nearest(prefix + str(key))
-            hint = f"did you mean {near}?" if near else f"known are {', '.join(fields)}."
+            hint = f"did you mean {near}?" if near else f"the known keys are {', '.join(fields)}."
             raise SdftError(f"{source}: unknown key {prefix}{key}; {hint}")
         nested = getattr(Config() if section is Config else None, key, None)
         if dataclasses.is_dataclass(nested):
             if not isinstance(value, Mapping):
-                raise SdftError(f"{source}: {key}={value!r}: expected keys and values below it.")
+                raise SdftError(f"{source}: {key}={value!r} is not a section: give it keys and values.")
             _refuse_unknown(type(nested), value, source, f"{key}.")
-        elif isinstance(value, bool) and fields[key].type != "bool":  # pydantic would read it as 0 or 1
-            raise SdftError(f"{source}: {prefix}{key}={value}: true and false mean nothing here.")
+        elif isinstance(value, bool) and fields[key].type != "bool":  # pydantic would read true as 1
+            raise SdftError(
+                f"{source}: {prefix}{key}={value} is not valid: give a value that is not true or false."
+            )
 
 
 def _nearest(unknown: str) -> str | None:
-    """The known key that looks most like this one: a section, a dotted key or the last part of one."""
+    """Return the known key most similar to this one: a section, a dotted key or the last part of one."""
     known = keys()
     sections = [] if "." in unknown else [field.name for field in dataclasses.fields(Config)]
     if near := difflib.get_close_matches(unknown, sections + known, n=1, cutoff=0.7):

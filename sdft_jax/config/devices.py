@@ -1,4 +1,4 @@
-"""The devices of a configuration: its mesh and its sharding rules."""
+"""The mesh and the sharding rules of a configuration."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from sdft_jax.sharding import Sharding, make_mesh
 
 
 def sharding_from(config: Config) -> Sharding:
-    """Mesh and rules of a configuration."""
+    """Return the mesh of the configuration on this machine's devices, with its rules."""
     return Sharding(make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), config.sharding)

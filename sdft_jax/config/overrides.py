@@ -13,7 +13,7 @@ from sdft_jax.errors import SdftError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without numbers to the base of 60, which would make 613 of 10:13."""
+    """YAML without base-60 numbers, which would read 10:13 as 613."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -41,23 +41,27 @@ def _parse(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Top-level keys and values of a file. Raises SdftError when it is missing or malformed."""
+    """Return the keys and values of a file. Raises SdftError if it is missing or malformed."""
     if not path.is_file():
         raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
     try:
         tree = _parse(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SdftError(f"config {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        raise SdftError(
+            f"config {path} is not valid YAML ({' '.join(str(error).split())}): fix the file."
+        ) from None
     if tree is not None and not isinstance(tree, dict):
-        raise SdftError(f"config {path}: expected keys and values, found {type(tree).__name__}.")
+        raise SdftError(
+            f"config {path} holds a {type(tree).__name__}: write keys and values at its top level."
+        )
     return tree or {}
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`a.b=1` as {"a": {"b": 1}}; the value is read as YAML."""
+    """Return `a.b=1` as {"a": {"b": 1}}; the value is parsed as YAML."""
     key, separator, value = text.partition("=")
     if not separator or not key:
-        raise SdftError(f"override {text!r}: write it as key=value, such as train.batch_size=16.")
+        raise SdftError(f"override {text!r} is not key=value: write it like train.batch_size=16.")
     try:
         tree: Any = _parse(value) if value else ""
     except yaml.YAMLError:
@@ -68,7 +72,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; an empty mapping is a value."""
+    """Return {"a": {"b": 1}} as {"a.b": 1}; an empty mapping is a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -77,7 +81,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with what `top` sets, key by key at every depth."""
+    """Return `base` updated with the keys of `top` at every depth."""
     merged = dict(base)
     for key, value in top.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)

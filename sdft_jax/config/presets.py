@@ -1,4 +1,4 @@
-"""Where default settings come from; a preset is what a YAML file and overrides stand on."""
+"""Presets: the defaults that a YAML file and overrides change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The recommended settings: reverse KL (the paper's equations 1-2), float32 EMA, own teacher limit.
-    # They are the defaults of the dataclasses above.
+    # They are the defaults of the dataclasses in settings.py.
     "sdft": {},
     # The released code's main.py, as its forks agree on it: forward KL, 3 tokens skipped, sequence mean,
     # importance ratio averaged per sequence and capped at 2, everything in bfloat16, EMA included.

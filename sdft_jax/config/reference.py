@@ -1,19 +1,16 @@
-"""Every configuration key with its default and meaning, read from the dataclasses' source.
+"""Every configuration key with its default and documentation, read from the dataclasses.
 
 `python -m sdft_jax.config.reference` prints the table of configs/README.md.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from sdft_jax.config import Config
+from sdft_jax.config.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,47 +19,37 @@ class Option:
 
     key: str
     default: Any
-    meaning: str
+    documentation: str
 
 
 def options(section: Any = Config, prefix: str = "") -> Iterator[Option]:
-    """All keys, in order of declaration."""
-    meanings = _documentation(section)
+    """Yield all keys in order of declaration."""
+    documented = section.__pydantic_fields__
     for field in dataclasses.fields(section):
         default = getattr(section(), field.name)
         if dataclasses.is_dataclass(default):
             yield from options(type(default), f"{prefix}{field.name}.")
         else:
-            yield Option(prefix + field.name, default, meanings.get(field.name, ""))
+            documentation = " ".join((documented[field.name].description or "").split())
+            yield Option(prefix + field.name, default, documentation)
 
 
 def as_help() -> str:
-    """The keys for a terminal."""
+    """Return the keys as text for a terminal."""
     lines = []
     for option in options():
         lines.append(f"{option.key}={option.default}")
-        lines += textwrap.wrap(option.meaning, 100, initial_indent="    ", subsequent_indent="    ")
+        lines += textwrap.wrap(option.documentation, 100, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
 
 
 def as_markdown() -> str:
-    """The keys as a table."""
-    lines = ["| key | default | meaning |", "| --- | --- | --- |"]
+    """Return the keys as a Markdown table."""
+    lines = ["| key | default | documentation |", "| --- | --- | --- |"]
     for option in options():
-        meaning = option.meaning.replace("|", r"\|")
-        lines.append(f"| `{option.key}` | `{option.default}` | {meaning} |")
+        documentation = option.documentation.replace("|", r"\|")
+        lines.append(f"| `{option.key}` | `{option.default}` | {documentation} |")
     return "\n".join(lines)
-
-
-def _documentation(section: Any) -> dict[str, str]:
-    """The strings under the fields of a dataclass, which Python itself does not keep."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(section))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    found = {}
-    for field, text in itertools.pairwise(body.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            found[ast.unparse(field.target)] = " ".join(str(ast.literal_eval(text.value)).split())
-    return found
 
 
 if __name__ == "__main__":

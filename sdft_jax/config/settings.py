@@ -1,6 +1,6 @@
-"""The sections of a configuration: frozen dataclasses, each with its keys, defaults and what they mean.
+"""The sections of a configuration: frozen dataclasses with keys, defaults and documentation.
 
-The string under a field is its documentation: `sdft train --help` and configs/README.md print it.
+The docstring under a field is its documentation in `sdft train --help` and configs/README.md.
 """
 
 from __future__ import annotations
@@ -20,303 +20,314 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig:
-    """Which checkpoint, and in which number formats."""
+    """The checkpoint and its number formats."""
 
     path: str = "mini"
-    """Hugging Face directory (config.json, *.safetensors, tokenizer) or Hub name; `mini` is the embedded
-    model, `mini:NAME` another one."""
+    """Hugging Face directory (config.json, *.safetensors, tokenizer) or Hub name; `mini` for the embedded
+    model, `mini:NAME` for another embedded model."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Master parameters and optimizer state. bfloat16 halves the memory; at learning rate 1e-5 only
-    about 15 % of the weights then change in a step."""
+    """Dtype of the master parameters and the optimizer state. bfloat16 halves their memory, but at learning
+    rate 1e-5 only about 15 % of the weights then change in a step."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Activations and matrix products. Softmax, divergences and reductions are float32 regardless."""
+    """Dtype of activations and matrix products. Softmax, divergences and reductions are always float32."""
     remat: Literal["none", "full", "dots", "dots_no_batch", "hidden"] = "full"
-    """What the backward pass recomputes: `none` nothing; `full` each layer; `dots` all but matrix products;
-    `dots_no_batch` all but those without batch dimensions; `hidden` all but what attention read and the
-    feed-forward's hidden activations."""
+    """Rematerialization: the part of a layer that the backward pass recomputes. `none`: nothing; `full`: the
+    whole layer; `dots`: all but matrix products; `dots_no_batch`: all but matrix products without batch
+    dimensions; `hidden`: all but the output of attention and the feed-forward's hidden activations."""
     attention: Literal["auto", "splash", "cudnn", "xla"] = "auto"
-    """Kernel of the attention over whole sequences; `auto`: splash on TPU, cuDNN on NVIDIA GPUs where the
-    compute dtype is bfloat16, plain XLA elsewhere."""
+    """Kernel of the attention over whole sequences. `auto`: splash on TPU, cuDNN on NVIDIA GPUs if the
+    compute dtype is bfloat16, plain XLA otherwise."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Where demonstrations come from and how they become token batches."""
+    """The source of demonstrations and their conversion to token batches."""
 
     path: str = "mini"
     """JSONL or Parquet file, Hugging Face dataset directory or name, `tfds:NAME`, or `mini:SKILL` of the
-    embedded worlds (sdft_jax/mini/rows.py lists them); all but files may end in `:SPLIT`."""
+    embedded worlds (listed in sdft_jax/mini/rows.py). All except files may end in `:SPLIT`."""
     split: str = "train"
     """Split of a Hugging Face or TFDS dataset."""
     prompt: str = "prompt"
-    """Field with the prompt: a string, or chat messages ending with the user's."""
+    """Field with the prompt: a string, or chat messages that end with a user message."""
     demonstration: str = "demonstration"
-    """Field with the demonstration: a string, or a list of strings that are joined by newlines."""
+    """Field with the demonstration: a string, or a list of strings, which are joined by newlines."""
     context: str | None = None
-    """Field that the teacher is shown, a text or a list of texts; None: the demonstration."""
+    """Field with the teacher's context, a string or a list of strings; None for the demonstration."""
     text: str = "text"
-    """Field with the raw text that method cpt trains on."""
+    """Field with the raw text for method cpt."""
     general: str | None = None
-    """Prompts of general use, of the same kinds of source as `path`, on which method reinvoke distills the
-    base model."""
+    """Source of general prompts, as in `path`, on which method reinvoke distills the base model."""
     answer: str = "answer"
-    """Field that the task scores against; needed for evaluation only."""
+    """Field with the reference answer; required for evaluation only."""
     system: str = "system"
-    """Field with a system prompt; rows without it have none."""
+    """Field with a system prompt; optional in each row."""
     template: str = "reference"
-    """Teacher prompt: `reference`, or a text (or `file:PATH`) with $question and $demonstration."""
+    """Template of the teacher's prompt: `reference`, or a text (or `file:PATH`) with $question and
+    $demonstration."""
     template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    """Extra arguments of the tokenizer's chat template, such as enable_thinking."""
+    """Additional arguments of the tokenizer's chat template, such as enable_thinking."""
     max_prompt: Positive = 1024
-    """Most tokens of a student prompt."""
+    """Maximum length of a student prompt, in tokens."""
     max_teacher_prompt: Positive = 2048
-    """Most tokens of a teacher prompt, which holds question and demonstration; of a raw text, with cpt."""
+    """Maximum length of a teacher prompt (question and demonstration), in tokens; of a raw text for method
+    cpt."""
     overlong: Literal["drop", "error"] = "drop"
-    """What happens to a row over a limit: dropped and counted, or refused. Nothing is ever cut."""
+    """Rows over a limit are dropped and counted, or are an error. Rows are never truncated."""
     prompt_buckets: tuple[Positive, ...] = ()
-    """Padded prompt lengths, one compilation each; empty: one, the longest prompt that is kept."""
+    """Padded prompt lengths in tokens, with one compilation each; empty for one length, that of the longest
+    prompt."""
     teacher_buckets: tuple[Positive, ...] = ()
-    """The same for teacher prompts."""
+    """Padded teacher prompt lengths in tokens, as `prompt_buckets`."""
     sorted_batches: Positive = 1
-    """Batches whose rows are dealt out by length, so that rows of like length share one and buckets pad them
-    less; 1 leaves the order random."""
+    """Number of consecutive batches whose rows are sorted by length before they are batched, so that buckets
+    need less padding; 1 keeps the random order."""
     limit: Positive | None = None
-    """Use only the first rows."""
+    """Maximum number of rows to read from the start of the source; None for all."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class SamplingConfig:
-    """How the student samples its completions."""
+    """The student's sampling of completions."""
 
     max_new_tokens: Positive = 1024
-    """Most tokens of a completion."""
+    """Maximum length of a completion, in tokens."""
     temperature: NonNegative = 1.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_k: Count = 0
-    """Only the k likeliest tokens; 0 is off."""
+    """Number of most likely tokens to sample from; 0 disables it."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Smallest set of tokens with this much probability; 1 is off."""
+    """Probability of the smallest set of most likely tokens to sample from; 1 disables it."""
     min_p: Share = 0.0
-    """Least probability of a token, as a share of the likeliest one's; 0 is off."""
+    """Minimum probability of a token, relative to the most likely token's; 0 disables it."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class TeacherConfig:
-    """Which weights teach. Sources: paper section 3 and Figure 8."""
+    """The teacher's weights (paper, section 3 and Figure 8)."""
 
     schedule: Literal["ema", "frozen", "live", "periodic"] = "ema"
-    """ema: moving average of the student after every step; frozen: the initial weights; live: the
-    student itself (no copy); periodic: a copy of the student every `every` steps."""
+    """ema: the moving average of the student, updated after each step; frozen: the initial weights; live: the
+    student's own weights (no copy); periodic: a copy of the student's weights every `every` steps."""
     rate: Share = 0.01
-    """EMA: teacher <- (1 - rate) * teacher + rate * student."""
+    """Rate of the EMA per step: teacher <- (1 - rate) * teacher + rate * student."""
     every: Positive = 100
-    """Steps between copies of the periodic schedule."""
+    """Number of steps between copies of the periodic schedule."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 halves the copy; an EMA at rate 0.01 then makes 9-34 % of its motion."""
+    """Dtype of the teacher's copy. bfloat16 halves it, but an EMA at rate 0.01 then makes only 9-34 % of its
+    motion."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class DivergenceConfig:
-    """How far the student's next-token distribution S is from the teacher's T."""
+    """The divergence of the student's next-token distribution S from the teacher's T."""
 
     alpha: Share = 1.0
-    """0: forward KL(T||S); 1: reverse KL(S||T); between: generalised Jensen-Shannon divergence
+    """Direction. 0: forward KL(T||S); 1: reverse KL(S||T); between: generalized Jensen-Shannon divergence
     alpha KL(T||M) + (1-alpha) KL(S||M) with M = (1-alpha) S + alpha T."""
     support: Literal["full", "teacher", "student", "union", "sampled"] = "full"
-    """Tokens summed over: the whole vocabulary, the top-k of a role, of both, or only the sampled one."""
+    """Tokens to sum over: the whole vocabulary, the top-k of one role or of both, or only the sampled
+    token."""
     top_k: Positive = 100
-    """How many tokens, for the supports teacher, student and union."""
+    """Number of tokens k for the supports teacher, student and union."""
     tail: Literal["bucket", "renormalise"] = "bucket"
-    """What becomes of the mass outside the top-k."""
+    """Probability outside the top-k: one more token (bucket), or removed (renormalise)."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Both roles' logits are divided by it."""
+    """Divisor of both roles' logits."""
     chunk: Positive = 1024
-    """Tokens per device whose logits exist at one time."""
+    """Number of tokens per device whose logits exist at one time."""
 
     def __post_init__(self):
         if self.support == "sampled" and self.alpha != 1:
             raise SdftError(
-                f"divergence.support=sampled estimates the reverse KL only: set divergence.alpha=1 (it is "
-                f"{self.alpha}), or another divergence.support."
+                "divergence.support=sampled estimates the reverse KL only, and "
+                f"divergence.alpha={self.alpha}: set divergence.alpha=1, or another divergence.support."
             )
 
 
 @dataclass(frozen=True, config=STRICT)
 class ObjectiveConfig:
-    """Which tokens count, and how they add up."""
+    """The weight of each completion token in the loss."""
 
     skip_tokens: Count = 0
-    """First completion tokens without loss; 3 in the released code, against leaked teacher phrases."""
+    """Number of first completion tokens without loss; 3 in the released code, to suppress the teacher's
+    phrases."""
     truncated: Literal["keep", "mask"] = "keep"
-    """Completions that reached max_new_tokens without EOS."""
+    """Completions that reach max_new_tokens without EOS: keep their loss, or mask it."""
     aggregation: Literal["sequence", "token", "sum"] = "sequence"
-    """Mean over tokens, then over sequences; mean over all tokens; or the sum."""
+    """Reduction. sequence: mean over tokens, then over sequences; token: mean over all tokens; sum: their
+    sum."""
     importance: Literal["log", "token", "sequence"] = "log"
-    """Ratio of trainer to sampler probability: logged only, applied to each token, or its mean applied
-    to the whole sequence (released code)."""
+    """Use of the ratio of trainer to sampler probability. log: logged only; token: multiplied with each
+    token's loss; sequence: its mean multiplied with the sequence's loss (released code)."""
     importance_cap: NonNegative = 2.0
-    """Largest ratio that is applied."""
+    """Maximum of the ratio."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW with a schedule and clipping by global norm."""
+    """AdamW with a learning rate schedule and clipping by global norm."""
 
     learning_rate: NonNegative = 1e-5
-    """Its highest value, after the warm-up."""
+    """Peak learning rate, after the warm-up."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
-    """Decay after the warm-up: to 0 over the rest of the run, or none."""
+    """Decay after the warm-up: to 0 over the rest of the run (cosine, linear), or none (constant)."""
     warmup: NonNegative = 10
-    """Steps of linear warm-up; a number below 1 is a share of all steps."""
+    """Number of linear warm-up steps; a number below 1 is a share of all steps."""
     clip: NonNegative = 1.0
-    """Largest global gradient norm; 0 is off."""
+    """Maximum global gradient norm; 0 disables clipping."""
     weight_decay: NonNegative = 0.0
-    """AdamW's decoupled decay."""
+    """Decoupled weight decay of AdamW."""
     b1: Decay = 0.9
-    """AdamW's decay of the first moment."""
+    """Decay of AdamW's first moment."""
     b2: Decay = 0.999
-    """AdamW's decay of the second moment."""
+    """Decay of AdamW's second moment."""
     eps: NonNegative = 1e-8
-    """AdamW's term in the denominator."""
+    """Term in the denominator of AdamW."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions, searched in paths such as layers/q, for parameters that do not train; `q$` is not
-    q_norm."""
+    """Regular expressions, searched in paths such as layers/q, of parameters that do not train; `q$` does not
+    match q_norm."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """The outer loop."""
+    """The training loop."""
 
     method: MethodName = "sdft"
-    """sdft; sft: cross-entropy of the demonstrations; dft: that, weighted by each token's probability;
-    reinvoke: sft, then on-policy distillation of the base model on data.general; offline and offline_kl:
-    cross-entropy and divergence on samples of the initial, demonstration-conditioned teacher; cpt: language
-    modelling of data.text; joint: sft on all stages at once; oracle: no training, the demonstration in
-    context. Sources: sdft_jax/config/methods.py."""
+    """Training method. sdft; sft: cross-entropy of the demonstrations; dft: the same, weighted by each
+    token's probability; reinvoke: sft, then on-policy distillation of the base model on data.general; offline
+    and offline_kl: cross-entropy and divergence on samples of the initial model with the demonstration in
+    context; cpt: language modeling of data.text; joint: sft on all stages at once; oracle: no training, the
+    demonstration in context. Sources: sdft_jax/config/methods.py."""
     reinvoke: Share = 0.5
-    """Method reinvoke: share of the steps, the last ones, that distill the base model."""
+    """Share of the steps, at the end of the run, in which method reinvoke distills the base model."""
     batch_size: Positive = 32
-    """Prompts per update, one completion each."""
+    """Number of prompts per update, each with one completion."""
     micro_batch: Positive | None = None
-    """Rows whose activations exist at one time; None is the whole batch."""
+    """Number of rows whose activations exist at one time; None for the whole batch."""
     completion_buckets: tuple[Positive, ...] = ()
-    """Lengths below sampling.max_new_tokens at which learning is compiled too: the shortest that holds a
-    step's longest completion is used, the same result for less work."""
+    """Lengths below sampling.max_new_tokens, in tokens, for which learning is compiled too. A step uses the
+    shortest one that holds its longest completion: the same result with less work."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
-    """Passes over the data; ignored when `steps` is set."""
+    """Number of passes over the data; ignored if `steps` is set."""
     steps: Positive | None = None
-    """Updates in all; None goes by `epochs`."""
+    """Total number of updates; None to use `epochs`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Of data order and sampling."""
+    """Seed of data order and sampling."""
     log_every: Positive = 1
-    """Steps between lines of metrics."""
+    """Number of steps between lines of metrics."""
     eval_every: Count = 0
-    """Steps between evaluations; 0: before and after the run only."""
+    """Number of steps between evaluations; 0 to evaluate only before and after the run."""
     save_every: Count = 100
-    """Steps between checkpoints; 0: only at the end."""
+    """Number of steps between checkpoints; 0 to save only at the end."""
     rollouts_every: Count = 50
-    """Steps between samples of rollouts in the run directory; 0 is never."""
+    """Number of steps between rollouts that are written to the run directory; 0 for never."""
     rollouts_rows: Positive = 4
-    """Rollouts in such a sample."""
+    """Number of rollouts to write at such a step."""
     phases_every: Count = 100
-    """Steps between timings of sampling by itself, from which the speed of each phase follows; 0 is never."""
+    """Number of steps between separate timings of sampling, which give the throughput of each phase; 0 for
+    never."""
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Stop once an evaluation's score reaches this; None is never. The score is the accuracy on
-    eval.validation, or on eval.path without one (then test on other rows)."""
+    """Score at which to stop; None for never. The score is the accuracy on eval.validation, or on eval.path
+    without it (then test on other rows)."""
     patience: Count = 0
-    """Stop after this many evaluations in a row without a better score; 0 is never."""
+    """Number of consecutive evaluations without a better score after which to stop; 0 for never."""
     max_kl: NonNegative | None = None
-    """Stop once KL(model || base) on eval.prior exceeds this, in nats per token, and choose no such
-    checkpoint; None is never."""
+    """Maximum KL(model || base) on eval.prior, in nats per token: training stops beyond it, and no such
+    checkpoint is chosen; None for no maximum."""
     choose: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the run's model: the last, or that of the best score. Never by the loss."""
+    """Checkpoint that becomes the run's model: the last, or the one with the best score (never the lowest
+    loss)."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class EvalConfig:
-    """How accuracy is measured: greedily, on rows like those of `data`."""
+    """Greedy accuracy on rows with the fields of `data`."""
 
     path: str | None = None
-    """Held-out rows of the new skill; None measures nothing of it."""
+    """Source of held-out rows of the new skill; None not to evaluate it."""
     validation: str | None = None
-    """Rows of the new skill on which stopping and choosing go by; None: eval.path itself."""
+    """Source of rows of the new skill for stopping and choosing; None to use eval.path."""
     prior: str | None = None
-    """Rows of old skills, which should not be forgotten."""
+    """Source of rows of prior skills, which measure forgetting."""
     base: str | None = None
-    """Model from which the distance is measured; None: model.path."""
+    """Model that distances are measured from; None for model.path."""
     task: Literal["exact", "contains", "choice", "tooluse", "mini", "storms"] = "exact"
-    """How an answer is scored; each is documented in `tasks/`."""
+    """Scorer of an answer; sdft_jax/evaluation/tasks documents each one."""
     batch_size: Positive = 64
-    """Prompts answered at one time."""
+    """Number of prompts per batch."""
     limit: Positive | None = None
-    """Evaluate only the first rows."""
+    """Maximum number of rows to evaluate; None for all."""
     max_new_tokens: Positive | None = None
-    """None: as in sampling."""
+    """Maximum length of an answer, in tokens; None for sampling.max_new_tokens."""
     overlap: Literal["error", "allow"] = "error"
-    """Where an evaluation asks prompts that are trained on: refused with their count, or allowed."""
+    """Evaluation prompts that are also trained on: an error with their count, or allowed."""
     teacher: bool = True
-    """Also measure the model with the demonstration in context: the ceiling of what it can teach."""
+    """Also evaluate the model with the demonstration in context: the ceiling of self-distillation."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ContinualConfig:
-    """What one model goes through in turn; read by `sdft continual` only."""
+    """The stages that one model is trained on in turn; read by `sdft continual` only."""
 
     stages: tuple[dict[str, Any], ...] = dataclasses.field(default=(), hash=False)
-    """In order; each has a `name` and the keys in which it differs from the rest of the file, such as
+    """Stages in order; each has a `name` and the keys in which it differs from the rest of the file, such as
     {name: tools, data: {path: FILE}, eval: {path: FILE}}."""
     suites: tuple[dict[str, Any], ...] = dataclasses.field(default=(), hash=False)
-    """Further questions that are measured with everything else; each has a `name`, a `path` and other keys of
-    the eval section."""
+    """Additional evaluations; each has a `name`, a `path` and other keys of the eval section."""
     methods: tuple[MethodName, ...] = ()
-    """Methods to compare, one sequence each; empty: train.method."""
+    """Methods to compare, each on its own sequence of stages; empty for train.method."""
     learning_rates: tuple[NonNegative, ...] = ()
-    """Learning rates to compare, for every method the same; empty: optimizer.learning_rate."""
+    """Learning rates to compare, the same for each method; empty for optimizer.learning_rate."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = ()
-    """Seeds of data order and sampling; empty: train.seed."""
+    """Seeds of data order and sampling; empty for train.seed."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class MeshConfig:
-    """Devices along each mesh axis; one may be -1 for whatever is left."""
+    """Number of devices along each mesh axis; one axis may be -1 for the devices that the others leave."""
 
     data: int = 1
-    """Batch split, parameters whole."""
+    """Devices that split the batch and hold whole parameters."""
     fsdp: int = -1
-    """Batch and parameters split."""
+    """Devices that split both the batch and the parameters."""
     tensor: int = 1
-    """Heads, feed-forward and vocabulary split."""
+    """Devices that split heads, feed-forward width and vocabulary."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
-    """What is kept in `output`/checkpoints."""
+    """The checkpoints in `output`/checkpoints."""
 
     keep_last: Positive = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: Count = 1
-    """Checkpoints kept besides, best by evaluated accuracy; needs train.eval_every."""
+    """Number of checkpoints with the best score to keep in addition; requires train.eval_every."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ProfileConfig:
-    """A trace of a few steps, to see where their time goes."""
+    """A profiler trace of a few steps."""
 
     steps: Annotated[str, Field(pattern=r"^\d+:\d+$")] | None = None
-    """FIRST:LAST, such as 10:13: steps whose XProf trace is written into `output`/profile; None is never."""
+    """Steps FIRST:LAST, such as 10:13, whose XProf trace is written to `output`/profile; None for no
+    trace."""
 
     def __post_init__(self):
         if self.bounds and not 0 < self.bounds[0] <= self.bounds[1]:
-            raise SdftError(f"profile.steps={self.steps}: give FIRST:LAST, counted from 1, such as 10:13.")
+            raise SdftError(
+                f"profile.steps={self.steps} is not a range of steps: give FIRST:LAST, counted from 1, such "
+                "as 10:13."
+            )
 
     @property
     def bounds(self) -> tuple[int, int] | None:
-        """First and last step."""
+        """The first and the last step."""
         if self.steps is None:
             return None
         first, _, last = self.steps.partition(":")
@@ -325,18 +336,18 @@ class ProfileConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DebugConfig:
-    """What is worth its price only when something is wrong."""
+    """Checks that slow a run down."""
 
     nans: bool = False
-    """Stop at the operation that first gives a NaN, and name it. The state exists twice then, and steps that
-    give one are run again operation by operation."""
+    """Stop at the first operation that returns a NaN, and name it. This needs memory for a second state, and
+    repeats a step that has a NaN operation by operation."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ReportConfig:
-    """Where metrics go besides the console and metrics.jsonl."""
+    """Destinations of metrics in addition to the console and metrics.jsonl."""
 
     tensorboard: bool = False
-    """Event files in `output`/tensorboard."""
+    """Write TensorBoard event files to `output`/tensorboard."""
     wandb: str | None = None
-    """Name of a W&B project; needs `pip install wandb`."""
+    """Name of a W&B project; requires `pip install wandb`."""

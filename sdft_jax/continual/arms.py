@@ -1,9 +1,8 @@
-"""One model, stage after stage: train, measure every task and the prior skills, go on from where it ended.
+"""One model, stage after stage: train, measure every task and the prior skills, continue with the next stage.
 
-Each stage of each arm is a run of `training.train` in a directory of its own that starts from the weights the
-stage before left, and so does its teacher. What is finished is on disk and is not done again, and a stage
-that was killed resumes as any run does: the whole is bit-identical to one that was never interrupted.
-"""
+Each stage of each arm is a run of `training.train` in a directory of its own. It starts from the weights that
+the previous stage ended with, and so does its teacher. Finished work is read from disk, and a stage that was
+killed resumes as any run does: the result is bit-identical to that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -14,37 +13,39 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.algorithm.state import sharding_of
-from sdft_jax.config import Config
-from sdft_jax.config.devices import sharding_from
+from sdft_jax.config import Config, Method, method_named, sharding_from
 from sdft_jax.continual.stages import (
     PRIOR,
     Arm,
     Stage,
-    directory_of,
-    joined,
-    on_arm,
-    prepare_all,
-    prepare_joint,
+    arm_config,
+    arm_inputs,
+    arm_stages,
+    load_all_inputs,
+    load_suites,
+    stage_directory,
     stages_of,
-    suites_of,
 )
+from sdft_jax.data.encoding import make_format
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.scoring import Evaluation, evaluate
-from sdft_jax.models import Model, load_model, save_pretrained
-from sdft_jax.models.hf.hub import model_directory
+from sdft_jax.models import Model, load_model, model_directory, save_pretrained
+from sdft_jax.models.speaker import Speaker
 from sdft_jax.plan.footprint import answer_arrays, widths_of
-from sdft_jax.training.inputs import Prepared, refuse_examined, trained_prompts
+from sdft_jax.reporting.reporter import SILENT, Reporter
+from sdft_jax.training.inputs import Inputs, refuse_trained, trained_prompts
 from sdft_jax.training.loop import Watch, train
 from sdft_jax.training.out_of_memory import explained
+from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.types import Params
 
 Measured = dict[str, dict[str, Any]]
-"""For tasks, `prior` and other suites: accuracy, length, kl_to_base (or None), verdicts, completions."""
+"""Results of tasks, `prior` and other suites: accuracy, length, kl_to_base (or None), verdicts,
+completions."""
 
 MEASURED = "measured.json"
 VALIDATION = "validation/"
-"""What precedes a task's name where its validation rows are meant."""
+"""Prefix of a task's name for its validation rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,133 +54,129 @@ class Plan:
 
     config: Config
     stages: tuple[Stage, ...]
-    prepared: Mapping[str, tuple[Prepared, ...]]
-    """For each method, every stage's tokens."""
-    active: bool
+    inputs: Mapping[str, tuple[Inputs, ...]]
+    """The inputs of every stage, by the name of the method."""
     suites: Mapping[str, tuple[Config, EvalSet]] = dataclasses.field(default_factory=dict)
-    """Further questions that are measured with everything else."""
+    """Additional evaluations."""
+    reporter: Reporter = SILENT
+
+    @property
+    def first_inputs(self) -> Inputs:
+        """The inputs of the first stage; model, tokenizer and prior skills are those of every stage."""
+        return next(iter(self.inputs.values()))[0]
 
     @property
     def rows(self) -> dict[str, tuple[Config, EvalSet]]:
-        """What tasks, stages' validation and the prior suite are measured on, and by which settings."""
-        prepared = next(iter(self.prepared.values()))
-        pairs = list(zip(self.stages, prepared, strict=True))
-        tasks = {stage.name: (stage.config, tokens.new) for stage, tokens in pairs}
+        """The settings and rows of every task, its validation, the suites and the prior skills."""
+        pairs = list(zip(self.stages, next(iter(self.inputs.values())), strict=True))
+        tasks = {stage.name: (stage.config, inputs.new) for stage, inputs in pairs}
         validation = {
-            f"{VALIDATION}{stage.name}": (stage.config, tokens.validation) for stage, tokens in pairs
+            f"{VALIDATION}{stage.name}": (stage.config, inputs.validation) for stage, inputs in pairs
         }
-        prior = {PRIOR: (self.config, prepared[0].prior)}
+        prior = {PRIOR: (self.config, self.first_inputs.prior)}
         every = tasks | validation | dict(self.suites) | prior
         return {name: (config, rows) for name, (config, rows) in every.items() if rows}
 
 
-def make_plan(config: Config, methods: Sequence[str], active: bool) -> Plan:
-    """Read and tokenise everything. Raises SdftError for what is wrong with the data of any stage."""
+def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter = SILENT) -> Plan:
+    """Read and tokenize everything. Raises SdftError for a mistake in the data of any stage."""
     stages = stages_of(config)
-    prepared = prepare_all(stages, methods, active)
-    plan = Plan(config, stages, prepared, active, suites_of(config, prepared[methods[0]][0]))
-    _refuse_overlap(plan)
+    inputs = load_all_inputs(stages, methods, reporter)
+    first = inputs[methods[0].name][0]
+    suites = load_suites(config, make_format(first.tokenizer, config.data, first.eos_ids))
+    plan = Plan(config, stages, inputs, suites, reporter)
+    _refuse_contamination(plan)
     return plan
 
 
-def _refuse_overlap(plan: Plan) -> None:
-    """No stage may train on what another stage's evaluation, a suite or the prior suite asks."""
-    for method, stages in plan.prepared.items():
-        for stage, tokens in zip(plan.stages, stages, strict=True):
-            trained = trained_prompts(method, stage.config.data, tokens)
+def _refuse_contamination(plan: Plan) -> None:
+    """Raise SdftError if a stage trains on prompts of another stage's evaluation, a suite or the prior
+    suite."""
+    for method_name, stages in plan.inputs.items():
+        method = method_named(method_name)
+        for stage, inputs in zip(plan.stages, stages, strict=True):
+            trained = trained_prompts(method, stage.config.data, inputs)
             for name, (config, rows) in plan.rows.items():
                 path = config.eval.validation if name.startswith(VALIDATION) else config.eval.path
-                refuse_examined(trained, config.eval, config.eval.prior if name == PRIOR else path, rows)
+                refuse_trained(trained, config.eval, config.eval.prior if name == PRIOR else path, rows)
 
 
 def measure_base(plan: Plan) -> dict[str, Measured]:
-    """The model before any training, as `student` and, on the tasks, as `teacher` with the demonstration."""
+    """Return the results of the initial model, as `student` and, with the demonstration in context, as
+    `teacher`."""
     file = Path(plan.config.output) / "base.json"
-    return _once(file, plan.active, lambda: _measure_base(plan))
+    return _once(plan, file, lambda: _measure_base(plan))
 
 
 def _measure_base(plan: Plan) -> dict[str, Measured]:
-    config = plan.config
-    prepared = next(iter(plan.prepared.values()))[0]
+    config, inputs = plan.config, plan.first_inputs
     model, params = load_model(
-        prepared.directory,
+        inputs.directory,
         dtype=config.model.param_dtype,
         sharding=sharding_from(config),
         compute_dtype=config.model.compute_dtype,
     )
-    found = {"student": measure(plan, model, params)}
+    results = {"student": measure(plan, model, params)}
     if config.eval.teacher:
-        found["teacher"] = measure(plan, model, params, teacher=True, base=params)
-    return found
+        results["teacher"] = measure(plan, model, params, teacher=True, base=params)
+    return results
 
 
 def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
-    """Train one arm through all stages, or as far as it is not done yet; what was measured after each."""
-    if arm.method == "oracle":
-        return _once(
-            Path(plan.config.output) / arm.name / MEASURED,
-            plan.active,
-            lambda: [_oracle(plan)] * len(plan.stages),
-        )
-    stages, prepared = plan.stages, plan.prepared[arm.method]
-    if arm.method == "joint":
-        stages, prepared = (joined(stages),), (prepare_joint(prepared),)
-    start, measured = plan.config.model.path, []
-    for number, (stage, tokens) in enumerate(zip(stages, prepared, strict=True)):
-        output = directory_of(plan.config, arm, number, stage)
-        handoff = output / "handoff" if number + 1 < len(stages) else None
-        config = on_arm(stage, arm, sweep, str(output), start)
-        measured.append(
-            _once(
-                output / MEASURED,
-                plan.active,
-                functools.partial(_run_stage, plan, stage, config, tokens, handoff),
-            )
-        )
+    """Train the stages of an arm that are not finished yet; return the results after each stage."""
+    if not arm.method.trains:
+        file = RunDirectory(plan.config.output).below(arm.name).local / MEASURED
+        return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages))
+    stages = arm_stages(arm, plan.stages)
+    inputs = arm_inputs(arm, plan.inputs[arm.method.name])
+    start, results = plan.config.model.path, []
+    for number, (stage, stage_inputs) in enumerate(zip(stages, inputs, strict=True)):
+        directory = stage_directory(plan.config, arm, number, stage)
+        handoff = directory.local / "handoff" if number + 1 < len(stages) else None
+        config = arm_config(stage, arm, sweep, directory.output, start)
+        work = functools.partial(_run_stage, plan, stage, config, stage_inputs, handoff)
+        results.append(_once(plan, directory.local / MEASURED, work))
         start = str(handoff)
-    return measured
+    return results
 
 
-def _run_stage(
-    plan: Plan, stage: Stage, config: Config, prepared: Prepared, handoff: Path | None
-) -> Measured:
-    """Train one stage and measure the model that it leaves; `handoff` gets it in full precision."""
-    prepared = dataclasses.replace(prepared, directory=model_directory(config.model.path))
+def _run_stage(plan: Plan, stage: Stage, config: Config, inputs: Inputs, handoff: Path | None) -> Measured:
+    """Train one stage and measure its final model, which is written to `handoff` in full precision."""
+    inputs = dataclasses.replace(inputs, directory=model_directory(config.model.path))
     watched = config.train.eval_every > 0
-    if not watched and config.train.choose == "last":  # nothing goes by evaluations: measured once, below
-        prepared = dataclasses.replace(prepared, new=None, validation=None, prior=None)
-    done = train(config, prepared, active=plan.active, watch=_others(plan, stage) if watched else None)
+    if not watched and config.train.choose == "last":  # evaluations decide nothing: measured once, below
+        inputs = dataclasses.replace(inputs, new=None, validation=None, prior=None)
+    watch = _other_tasks(plan, stage) if watched else None
+    run = train(config, inputs, reporter=plan.reporter, watch=watch)
     if handoff:
-        save_pretrained(done.model, done.params, None, handoff, dtype=config.model.param_dtype)
-    return measure(plan, done.model, done.params)
+        save_pretrained(run.model, run.params, None, handoff, dtype=config.model.param_dtype)
+    return measure(plan, run.model, run.params)
 
 
-def _others(plan: Plan, stage: Stage) -> Watch:
-    """Accuracy on the tasks of all other stages, as `accuracy/TASK`."""
-    prepared = next(iter(plan.prepared.values()))[0]
+def _other_tasks(plan: Plan, stage: Stage) -> Watch:
+    """Return a function that measures the accuracy on the tasks of all other stages, as `accuracy/TASK`."""
     names = {other.name for other in plan.stages} - {stage.name}
-    rows = {name: where for name, where in plan.rows.items() if name in names}
+    rows = {name: pair for name, pair in plan.rows.items() if name in names}
 
     def watch(model: Model, params: Params) -> Mapping[str, float]:
+        speaker = plan.first_inputs.speaker(model, params)
         return {
-            f"accuracy/{name}": evaluate(
-                model,
-                params,
-                part,
-                prepared.tokenizer,
-                prepared.eos,
-                config,
-                description=name,
-                active=plan.active,
-            ).accuracy
+            f"accuracy/{name}": _evaluate(plan, name, speaker, part, config).accuracy
             for name, (config, part) in rows.items()
         }
 
     return watch
 
 
+def _evaluate(
+    plan: Plan, name: str, speaker: Speaker, rows: EvalSet, config: Config, **options
+) -> Evaluation:
+    track = functools.partial(plan.reporter.track, description=name)
+    return evaluate(speaker, rows, config, track=track, **options)
+
+
 def _oracle(plan: Plan) -> Measured:
-    """No training: tasks are answered with the demonstration in context, prior skills without."""
+    """Return the initial model's results: tasks with the demonstration in context, prior skills without."""
     base = measure_base(plan)
     return base["student"] | base.get("teacher", {})
 
@@ -187,51 +184,39 @@ def _oracle(plan: Plan) -> Measured:
 def measure(
     plan: Plan, model: Model, params: Params, teacher: bool = False, base: Params | None = None
 ) -> Measured:
-    """Accuracy, mean length and distance from the base on every task and on the prior skills.
+    """Return accuracy, mean length and distance from the base on every task and on the prior skills.
 
     Args:
         plan: tasks, prior skills and the base model.
-        model, params: what is measured.
-        teacher: with the demonstration in context; left out are the prior suite, validation, and what has
-            eval.teacher=false.
-        base: the base model's parameters, read from its files unless given.
+        model: the architecture.
+        params: the parameters to measure.
+        teacher: answer with the demonstration in context; leaves out the prior suite, validation, and
+            evaluations with eval.teacher=false.
+        base: the base model's parameters; None to read them from its files.
     """
-    prepared = next(iter(plan.prepared.values()))[0]
     if base is None and not teacher:
         base = load_model(
-            prepared.directory, dtype=plan.config.model.param_dtype, sharding=sharding_of(model)
+            plan.first_inputs.directory, dtype=plan.config.model.param_dtype, sharding=model.sharding
         )[1]
+    speaker = plan.first_inputs.speaker(model, params)
     widths = widths_of(encoded for _, rows in plan.rows.values() for encoded in rows.encoded)
     count = functools.partial(answer_arrays, widths=widths, training=False, base=base is not None)
-    with explained("an evaluation", plan.config, model, count, output=plan.config.output):
+    directory = RunDirectory(plan.config.output)
+    with explained("an evaluation", plan.config, model, count, directory=directory):
         return {
-            name: numbers(
-                evaluate(
-                    model,
-                    params,
-                    rows,
-                    prepared.tokenizer,
-                    prepared.eos,
-                    config,
-                    teacher=teacher,
-                    base=base,
-                    description=name,
-                    active=plan.active,
-                ),
-                rows,
-            )
+            name: as_json(_evaluate(plan, name, speaker, rows, config, teacher=teacher, base=base), rows)
             for name, (config, rows) in plan.rows.items()
-            if not teacher or _is_shown(name, config)
+            if not teacher or _has_teacher(name, config)
         }
 
 
-def _is_shown(name: str, config: Config) -> bool:
-    """Whether a teacher is measured there."""
+def _has_teacher(name: str, config: Config) -> bool:
+    """Return True if the teacher is measured on these rows."""
     return config.eval.teacher and name != PRIOR and not name.startswith(VALIDATION)
 
 
-def numbers(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
-    """An evaluation as JSON, with every completion and the verdict on it."""
+def as_json(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
+    """Return an evaluation as JSON, with every completion and its verdict."""
     skills = [example.skill for example in rows.examples]
     return ({"skills": skills} if any(skills) else {}) | {
         "accuracy": evaluation.accuracy,
@@ -242,14 +227,14 @@ def numbers(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
     }
 
 
-def _once(file: Path, active: bool, work: Callable[[], Any]) -> Any:
-    """What `file` holds, or the result of `work`, which is then written to it."""
+def _once(plan: Plan, file: Path, work: Callable[[], Any]) -> Any:
+    """Return the content of `file`, or the result of `work`, which is then written to it."""
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
-    found = work()
-    if active:
+    result = work()
+    if plan.reporter.writes:
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.write_text(json.dumps(result), encoding="utf-8")
         temporary.replace(file)
-    return found
+    return result

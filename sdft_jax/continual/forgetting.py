@@ -1,8 +1,7 @@
-"""What a model that is trained on stages in order learns, keeps and forgets.
+"""Forgetting: the change of each task's accuracy over the stages of a continual run.
 
-Everywhere `accuracy[i][j]` is the accuracy in [0, 1] on task j after stage i, so T + 1 rows of T columns: row
-0 is before any training, and stage j + 1 teaches task j.
-"""
+`accuracy[i][j]` is the accuracy in [0, 1] on task j after stage i: T + 1 rows of T columns. Row 0 is before
+any training, and stage j + 1 trains task j."""
 
 from __future__ import annotations
 
@@ -16,35 +15,36 @@ from sdft_jax.reporting.statistics import McNemar, mcnemar
 
 Matrix = Sequence[Sequence[float]]
 Items = Sequence[bool]
-"""Whether each answer was right; the same items in the same order after every stage."""
+"""The verdict on each answer; the same items in the same order after every stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskRetention:
-    """What became of one task; differences of accuracies."""
+    """The changes of one task, as differences of accuracies."""
 
     task: str
     acquisition: float
-    """Right after its stage minus before any training."""
+    """The accuracy after its stage minus that before any training."""
     forgetting: float | None
-    """Best since its stage minus the end; None for the last task, which nothing came after."""
+    """The best accuracy since its stage minus that at the end; None for the last task."""
     since_base: McNemar | None
-    """Items of it forgotten and gained between the base model and the end; None without verdicts."""
+    """Items forgotten and gained between the base model and the end; None without verdicts."""
     since_learned: McNemar | None
-    """The same between its own stage and the end; None for the last task too."""
+    """Items forgotten and gained between its own stage and the end; None for the last task too."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Retention:
-    """What became of all tasks and of the prior skills."""
+    """The changes of all tasks and of the prior skills."""
 
     average_accuracy: float
-    """Mean over tasks at the end."""
+    """The mean over tasks at the end."""
     backward_transfer: float | None
-    """Mean change of earlier tasks since their stages, negative for forgetting; None for one stage."""
+    """The mean change of earlier tasks since their stages, negative for forgetting; None for one stage."""
     tasks: tuple[TaskRetention, ...]
     general_forgetting: tuple[float, ...] | None
-    """Prior accuracy before any training minus that after each of the T stages; None without prior skills."""
+    """The prior accuracy before any training minus that after each of the T stages; None without prior
+    skills."""
     prior_since_base: McNemar | None
     """Prior items forgotten and gained between the base model and the end; None without verdicts."""
 
@@ -56,7 +56,7 @@ def measure_retention(
     verdicts: Sequence[Sequence[Items]] | None = None,
     prior_verdicts: Sequence[Items] | None = None,
 ) -> Retention:
-    """All metrics of a sequence of stages.
+    """Return all metrics of a sequence of stages.
 
     Args:
         tasks: T names, in the order of their stages.
@@ -88,18 +88,19 @@ def measure_retention(
 
 
 def average_accuracy(accuracy: Matrix) -> float:
-    """Mean over tasks after the last stage."""
+    """Return the mean over tasks after the last stage."""
     return float(_matrix(accuracy)[-1].mean())
 
 
 def acquisition(accuracy: Matrix) -> tuple[float, ...]:
-    """What each stage taught: [T] accuracies right after a task's stage minus those before any training."""
+    """Return the [T] accuracies after each task's stage minus those before any training."""
     matrix = _matrix(accuracy)
     return tuple((_learned(matrix) - matrix[0]).tolist())
 
 
 def backward_transfer(accuracy: Matrix) -> float | None:
-    """BWT: mean over all tasks but the last of the end minus right after its stage; None for one stage.
+    """Return the backward transfer: the mean change since its stage of all tasks but the last; None for one
+    stage.
 
     Negative is forgetting (Lopez-Paz and Ranzato 2017, arXiv 1706.08840).
     """
@@ -109,33 +110,32 @@ def backward_transfer(accuracy: Matrix) -> float | None:
 
 
 def forgetting(accuracy: Matrix) -> tuple[float, ...]:
-    """[T - 1] for all tasks but the last: the best from its stage to the last but one, minus the end.
+    """Return [T - 1], for all tasks but the last: the best from its stage to the last but one, minus the end.
 
-    Negative where the last stage still improved it (Chaudhry et al. 2018, arXiv 1801.10112; the best is
-    theirs except that stages before the task's own do not count).
-    """
+    It is negative if the last stage improved the task (Chaudhry et al. 2018, arXiv 1801.10112; the best is
+    theirs, except that stages before the task's own do not count)."""
     matrix = _matrix(accuracy)
     return tuple(float(matrix[j + 1 : -1, j].max() - matrix[-1, j]) for j in range(len(matrix) - 2))
 
 
-def normalise(curves: Mapping[str, Sequence[Sequence[float]]], base: float) -> dict[str, np.ndarray]:
-    """Accuracies of one task in the units of the paper's Figure 3: 0 is the base, 1 the most of any method.
+def normalize(curves: Mapping[str, Sequence[Sequence[float]]], base: float) -> dict[str, np.ndarray]:
+    """Return the accuracies of one task in the units of the paper's Figure 3: 0 is the base, 1 the best
+    method.
 
     Args:
         curves: method -> [seeds][steps] accuracies; methods may differ in seeds and steps.
         base: accuracy before training.
 
-    Returns:
-        method -> [seeds, steps]. The unit is the highest mean over seeds of any method at any step, so that
-        single seeds may exceed 1. All nan where no method ever exceeds the base: there is no unit then.
-    """
+    Returns: method -> [seeds, steps]. The unit is the highest mean over seeds of any method at any step, so
+        that single seeds may exceed 1. All values are nan if no method exceeds the base: there is no unit
+        then."""
     arrays = {method: np.asarray(rows, np.float64) for method, rows in curves.items()}
     gap = max((float(rows.mean(axis=0).max()) for rows in arrays.values()), default=base) - base
     return {method: (rows - base) / (gap if gap > 0 else np.nan) for method, rows in arrays.items()}
 
 
 def by_skill(correct: Sequence[bool], skills: Sequence[str | None]) -> dict[str, float]:
-    """Accuracy of each skill, in order of appearance.
+    """Return the accuracy of each skill, in order of appearance.
 
     Args:
         correct: verdict on each row.
@@ -145,7 +145,9 @@ def by_skill(correct: Sequence[bool], skills: Sequence[str | None]) -> dict[str,
         SdftError: the lists differ in length.
     """
     if len(correct) != len(skills):
-        raise SdftError(f"{len(correct)} verdicts and {len(skills)} skills: give one skill, or None, a row.")
+        raise SdftError(
+            f"there are {len(correct)} verdicts and {len(skills)} skills: give one skill, or None, per row."
+        )
     names = dict.fromkeys(skill for skill in skills if skill is not None)
     pairs = list(zip(correct, skills, strict=True))
     groups = {name: [bool(right) for right, skill in pairs if skill == name] for name in names}
@@ -155,7 +157,7 @@ def by_skill(correct: Sequence[bool], skills: Sequence[str | None]) -> dict[str,
 def _changes(
     verdicts: Sequence[Sequence[Items]] | None, task: int, last: bool
 ) -> tuple[McNemar | None, McNemar | None]:
-    """Items of a task that changed (since the base, since its stage)."""
+    """Return the items of a task that changed (since the base, since its stage)."""
     if verdicts is None:
         return None, None
     base, learned, end = (verdicts[i][task] for i in (0, task + 1, -1))
@@ -163,22 +165,22 @@ def _changes(
 
 
 def _learned(matrix: np.ndarray) -> np.ndarray:
-    """Accuracy on each task right after its stage."""
+    """Return the accuracy on each task after its stage."""
     return np.diagonal(matrix, offset=-1)
 
 
 def _matrix(accuracy: Matrix) -> np.ndarray:
-    """The accuracies as [T + 1, T]."""
+    """Return the accuracies as [T + 1, T]."""
     for i, row in enumerate(accuracy):
         _check_rows(f"accuracy[{i}]", len(row), len(accuracy) - 1)
     if len(accuracy) < 2:
-        raise SdftError(f"accuracy has {len(accuracy)} rows: give one before training and one a stage.")
+        raise SdftError(f"accuracy has {len(accuracy)} rows: give one before training and one per stage.")
     return np.asarray(accuracy, np.float64)
 
 
 def _check_rows(name: str, length: int, expected: int) -> None:
     if length != expected:
         raise SdftError(
-            f"{name} has length {length} and not {expected}: give accuracies before training and after each "
-            "stage, each with as many tasks as there are stages."
+            f"{name} has length {length} instead of {expected}: give accuracies before training and after "
+            "each stage, each with one task per stage."
         )

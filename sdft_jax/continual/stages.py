@@ -1,69 +1,71 @@
-"""Stages and arms: which configurations a continual run consists of.
+"""Stages and arms: the configurations that a continual run consists of.
 
-A stage is the run's configuration with what the stage changes; an arm is one method at one learning rate with
-one seed, which takes one model through all stages in order.
-"""
+A stage is the run's configuration with the keys that the stage changes; an arm is one method at one learning
+rate with one seed, which takes one model through all stages in order."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sdft_jax.config import Config, from_dict, to_dict
-from sdft_jax.config.overrides import merge
+from sdft_jax.config import Config, Method, from_dict, merge, method_named, to_dict
+from sdft_jax.data.encoding import PromptFormat
 from sdft_jax.errors import SdftError
-from sdft_jax.evaluation.eval_set import EvalSet, prepare_eval
-from sdft_jax.training.inputs import Prepared, prepare
+from sdft_jax.evaluation.eval_set import EvalSet, load_eval_set
+from sdft_jax.reporting.reporter import SILENT, Reporter
+from sdft_jax.training.inputs import Inputs, load_inputs
+from sdft_jax.training.run_directory import RunDirectory
 
 PRIOR = "prior"
-"""Name of the suite of old skills among the tasks; no stage may have it."""
+"""The name of the suite of prior skills among the tasks; no stage may have it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage, before any arm is chosen."""
+    """One stage, before an arm is chosen."""
 
     name: str
     config: Config
     changes: Mapping[str, Any]
-    """What it changes, as nested keys."""
+    """The keys that the stage changes, nested."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One way through the stages."""
 
-    method: str
+    method: Method
     learning_rate: float
     seed: int
 
     @property
     def name(self) -> str:
-        """Directory below the run's."""
-        return self.method if self.method == "oracle" else f"{self.method}-lr{self.rate}-seed{self.seed}"
+        """The directory below the run's."""
+        if not self.method.trains:
+            return self.method.name
+        return f"{self.method.name}-lr{self.rate}-seed{self.seed}"
 
     @property
     def rate(self) -> str:
-        """The learning rate as it is written: 3e-5."""
+        """The learning rate as text, such as 3e-5."""
         return scientific(self.learning_rate)
 
 
 def scientific(rate: float) -> str:
-    """A learning rate as it is written: 3e-5."""
+    """Return a learning rate as text, such as 3e-5."""
     return np.format_float_scientific(rate, trim="-", exp_digits=1)
 
 
 def stages_of(config: Config) -> tuple[Stage, ...]:
-    """The stages of a configuration.
+    """Return the stages of a configuration.
 
     Raises:
-        SdftError: there is none, or one without a name or data of its own, or with keys that are unknown or
-            belong to the whole run; nothing is measured, or not what a method needs.
+        SdftError: there is no stage, or one without a name or data of its own, or with keys that are unknown
+            or belong to the whole run; no stage is evaluated, or not in the way that a method needs.
     """
     if not config.continual.stages:
         raise SdftError(
@@ -74,14 +76,16 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     _check_names("continual.stages", [stage.name for stage in stages])
     if not any(stage.config.eval.path for stage in stages):
         raise SdftError(
-            "continual.stages: nothing would be measured: give at least one stage its held-out rows as "
-            "eval.path."
+            "continual.stages: no stage has an evaluation: set eval.path of at least one stage to its "
+            "held-out rows."
         )
-    unshown = [stage.name for stage in stages if not (config.eval.teacher and stage.config.eval.teacher)]
-    if unshown and any(arm.method == "oracle" for arm in arms_of(config)):
+    without_teacher = [
+        stage.name for stage in stages if not (config.eval.teacher and stage.config.eval.teacher)
+    ]
+    if without_teacher and not all(arm.method.trains for arm in arms_of(config)):
         raise SdftError(
-            f"stage {unshown[0]}: the oracle answers with the demonstration in context: leave eval.teacher "
-            "at true, or remove oracle from continual.methods."
+            f"stage {without_teacher[0]}: the oracle answers with the demonstration in context, and "
+            "eval.teacher is false: set it to true, or remove oracle from continual.methods."
         )
     for stage in stages:
         if "data" not in stage.changes:
@@ -91,12 +95,12 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     return stages
 
 
-def _check_names(where: str, names: Sequence[str], taken: Sequence[str] = ()) -> None:
-    """Refuse a name that would stand for two things, or for a directory in another."""
+def _check_names(section: str, names: Sequence[str], taken: Sequence[str] = ()) -> None:
+    """Raise SdftError for a name that is used twice or cannot name a directory."""
     for name in names:
         if names.count(name) > 1 or name in (PRIOR, *taken) or "/" in name:
             raise SdftError(
-                f"{where}: the name {name!r} is taken twice, reserved or holds a slash: give another."
+                f"{section}: the name {name!r} is used twice, is reserved or has a slash: use another name."
             )
 
 
@@ -107,15 +111,16 @@ def _stage(config: Config, number: int, tree: dict[str, Any]) -> Stage:
     if own := {"output", "continual", "model"} & tree.keys():
         raise SdftError(
             f"continual.stages: stage {name} sets {sorted(own)[0]}, which belongs to the whole run: remove "
-            "it there."
+            "it from the stage."
         )
     whole = merge(to_dict(config), {"continual": {"stages": ()}, "baseline": False})
     return Stage(name, from_dict(merge(whole, tree), f"continual.stages: stage {name}"), tree)
 
 
-def suites_of(config: Config, prepared: Prepared) -> dict[str, tuple[Config, EvalSet]]:
-    """Further questions, each with its settings and rows. Raises SdftError for what is wrong in one."""
-    found = {}
+def load_suites(config: Config, format: PromptFormat) -> dict[str, tuple[Config, EvalSet]]:
+    """Return the additional evaluations by name, each with its settings and rows. Raises SdftError for a
+    faulty one."""
+    suites = {}
     for number, tree in enumerate(config.continual.suites):
         name = tree.get("name")
         if not isinstance(name, str) or not name:
@@ -124,43 +129,37 @@ def suites_of(config: Config, prepared: Prepared) -> dict[str, tuple[Config, Eva
         own = from_dict(merge(to_dict(config), {"eval": keys}), f"continual.suites: suite {name}")
         if own.eval.path is None:
             raise SdftError(f"continual.suites: suite {name} has no path: add path: FILE.")
-        rows = prepare_eval(own.eval.path, own, prepared.tokenizer, prepared.eos, own.eval.teacher)
-        found[name] = (own, rows)
+        suites[name] = (own, load_eval_set(own.eval.path, own, format, own.eval.teacher))
     stages = [str(tree.get("name")) for tree in config.continual.stages]
     _check_names("continual.suites", [tree["name"] for tree in config.continual.suites], stages)
-    return found
-
-
-def last_model(config: Config, arm: Arm, stages: Sequence[Stage]) -> Path:
-    """Hugging Face directory of what an arm ended with."""
-    final = (joined(stages),) if arm.method == "joint" else stages
-    return directory_of(config, arm, len(final) - 1, final[-1]) / "model"
+    return suites
 
 
 def arms_of(config: Config) -> tuple[Arm, ...]:
-    """Every method at every learning rate with every seed; the oracle, which is not trained, once."""
+    """Return every method at every learning rate with every seed; one arm for a method that does not
+    train."""
     options = config.continual
-    methods = options.methods or (config.train.method,)
+    methods = [method_named(name) for name in options.methods] or [config.method]
     rates = options.learning_rates or (config.optimizer.learning_rate,)
     seeds = options.seeds or (config.train.seed,)
     every = [Arm(*settings) for settings in itertools.product(methods, rates, seeds)]
-    return tuple(arm for arm in every if arm.method != "oracle" or arm == Arm("oracle", rates[0], seeds[0]))
+    return tuple(arm for arm in every if arm.method.trains or arm == Arm(arm.method, rates[0], seeds[0]))
 
 
-def on_arm(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> Config:
-    """The stage's run: the arm's method, rate and seed, from the weights in `start`.
+def arm_config(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> Config:
+    """Return the configuration of a stage's run in an arm.
 
     Args:
-        stage: what is learned.
-        arm: how.
-        sweep: whether the arm's learning rate stands above the stage's own.
-        output: directory of the run.
-        start: model directory.
+        stage: its data, evaluation and settings.
+        arm: its method, learning rate and seed.
+        sweep: True if the arm's learning rate replaces the stage's own.
+        output: the directory of the run.
+        start: the directory of the model to start from.
     """
     changes: dict[str, Any] = {
         "output": output,
         "model": {"path": start},
-        "train": {"method": arm.method, "seed": arm.seed},
+        "train": {"method": arm.method.name, "seed": arm.seed},
         "eval": {"base": stage.config.model.path},
     }
     if sweep:
@@ -168,8 +167,19 @@ def on_arm(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> Conf
     return from_dict(merge(to_dict(stage.config), changes), f"stage {stage.name}")
 
 
-def joined(stages: Sequence[Stage]) -> Stage:
-    """One stage for all: as many steps as all of them, to the end, since no stage's rows speak for all."""
+def arm_stages(arm: Arm, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return the stages that an arm trains: all in order, or one for all if the method trains on them
+    jointly."""
+    return (_joint_stage(stages),) if arm.method.joint else tuple(stages)
+
+
+def arm_inputs(arm: Arm, inputs: Sequence[Inputs]) -> tuple[Inputs, ...]:
+    """Return the inputs of `arm_stages`."""
+    return (_joint_inputs(inputs),) if arm.method.joint else tuple(inputs)
+
+
+def _joint_stage(stages: Sequence[Stage]) -> Stage:
+    """Return one stage with the steps of all; it runs to the end, since no stage's rows are those of all."""
     steps = [stage.config.train.steps for stage in stages]
     total = sum(step for step in steps if step) if all(steps) else None
     first = stages[0]
@@ -179,25 +189,34 @@ def joined(stages: Sequence[Stage]) -> Stage:
     return Stage("joint", dataclasses.replace(first.config, train=train), {})
 
 
-def prepare_joint(stages: Sequence[Prepared]) -> Prepared:
-    """Rows of all stages in one; a row's number counts through them in order."""
-    rows = tuple(row for prepared in stages for row in prepared.train)
+def _joint_inputs(inputs: Sequence[Inputs]) -> Inputs:
+    """Return the rows of all stages in one; row numbers count through the stages in order."""
+    rows = tuple(row for stage_inputs in inputs for row in stage_inputs.train)
     numbered = tuple(dataclasses.replace(row, row=number) for number, row in enumerate(rows))
-    return dataclasses.replace(stages[0], train=numbered)
+    return dataclasses.replace(inputs[0], train=numbered)
 
 
-def prepare_all(
-    stages: Sequence[Stage], methods: Sequence[str], active: bool
-) -> dict[str, tuple[Prepared, ...]]:
-    """For each method every stage's tokens: what is wrong with any of them is found before the first."""
+def load_all_inputs(
+    stages: Sequence[Stage], methods: Sequence[Method], reporter: Reporter = SILENT
+) -> dict[str, tuple[Inputs, ...]]:
+    """Return the inputs of every stage by method name, so that any mistake in them is found before
+    training."""
 
-    def of(stage: Stage, method: str) -> Prepared:
+    def load(stage: Stage, method: Method) -> Inputs:
         config = stage.config
-        return prepare(on_arm(stage, Arm(method, 0.0, 0), False, config.output, config.model.path), active)
+        arm = Arm(method, 0.0, 0)
+        return load_inputs(arm_config(stage, arm, False, config.output, config.model.path), reporter)
 
-    return {method: tuple(of(stage, method) for stage in stages) for method in dict.fromkeys(methods)}
+    unique = {method.name: method for method in methods}
+    return {name: tuple(load(stage, method) for stage in stages) for name, method in unique.items()}
 
 
-def directory_of(config: Config, arm: Arm, number: int, stage: Stage) -> Path:
-    """Where a stage of an arm runs: ARM/NUMBER-STAGE."""
-    return Path(config.output) / arm.name / f"{number + 1}-{stage.name}"
+def stage_directory(config: Config, arm: Arm, number: int, stage: Stage) -> RunDirectory:
+    """Return the directory of a stage's run in an arm: ARM/NUMBER-STAGE."""
+    return RunDirectory(config.output).below(arm.name).below(f"{number + 1}-{stage.name}")
+
+
+def last_model(config: Config, arm: Arm, stages: Sequence[Stage]) -> str:
+    """Return the Hugging Face directory of an arm's final model."""
+    own = arm_stages(arm, stages)
+    return str(stage_directory(config, arm, len(own) - 1, own[-1]).model)

@@ -7,42 +7,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdft_jax.continual.arms import VALIDATION, Measured, Plan
-from sdft_jax.continual.forgetting import by_skill, measure_retention, normalise
-from sdft_jax.continual.stages import PRIOR, Arm, directory_of, joined, scientific
+from sdft_jax.continual.forgetting import by_skill, measure_retention, normalize
+from sdft_jax.continual.stages import PRIOR, Arm, arm_stages, scientific, stage_directory
 from sdft_jax.reporting.charts import Point, TaskCurve
-from sdft_jax.reporting.sinks import EVALUATIONS, read_jsonl
+from sdft_jax.reporting.sinks import read_jsonl
 from sdft_jax.reporting.statistics import mean_interval
 
 
 def ceilings(tasks: Sequence[str], base: Mapping[str, Measured]) -> list[str]:
-    """What the demonstration in context is worth to the base model: whether there is anything to distill."""
+    """Return a sentence per task with the base model's accuracy alone and with the demonstration in
+    context."""
     sentences = []
     for task in (task for task in tasks if task in base.get("teacher", {})):
         alone, shown = (base[role][task]["accuracy"] for role in ("student", "teacher"))
-        sentence = f"{task}: the base model is right in {alone:.3f}, shown the demonstration in {shown:.3f}"
+        sentence = (
+            f"{task}: the base model's accuracy is {alone:.3f}, with the demonstration in context {shown:.3f}"
+        )
         if shown <= alone:
             sentence += (
-                ": the demonstration does not help it, so that self-distillation has nothing to teach here; "
+                ": the demonstration does not help it, and self-distillation cannot improve on it; "
                 "use better demonstrations, a larger model, or SFT"
             )
         sentences.append(sentence + ".")
     return sentences
 
 
-def summarise(arm: Arm, tasks: Sequence[str], base: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
-    """Everything that one arm gave, as JSON.
+def summarize(arm: Arm, tasks: Sequence[str], base: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
+    """Return all results of one arm as JSON.
 
     Args:
         arm: the way through the stages.
-        tasks: names of the stages' tasks, in order.
-        base: what was measured before.
-        measured: and after each stage.
+        tasks: the names of the stages' tasks, in order.
+        base: the results before training.
+        measured: the results after each stage.
     """
     rows = [base, *measured]
     matrix = [[row[task]["accuracy"] for task in tasks] for row in rows]
     prior = [row[PRIOR]["accuracy"] for row in rows] if PRIOR in base else None
-    found: dict[str, Any] = {
-        **dataclasses.asdict(arm),
+    summary: dict[str, Any] = {
+        "method": arm.method.name,
+        "learning_rate": arm.learning_rate,
+        "seed": arm.seed,
         "name": arm.name,
         "tasks": list(tasks),
         "accuracy": matrix,
@@ -57,7 +62,7 @@ def summarise(arm: Arm, tasks: Sequence[str], base: Measured, measured: Sequence
         "suites": {name: measured[-1][name]["accuracy"] for name in base if _is_suite(name, tasks)},
     }
     if skills := base.get(PRIOR, {}).get("skills"):
-        found["skills"] = {
+        summary["skills"] = {
             moment: by_skill(row[PRIOR]["correct"], skills)
             for moment, row in (("base", base), ("end", rows[-1]))
         }
@@ -65,8 +70,8 @@ def summarise(arm: Arm, tasks: Sequence[str], base: Measured, measured: Sequence
         verdicts = [[row[task]["correct"] for task in tasks] for row in rows]
         prior_verdicts = [row[PRIOR]["correct"] for row in rows] if prior else None
         retention = measure_retention(tasks, matrix, prior, verdicts, prior_verdicts)
-        found["retention"] = dataclasses.asdict(retention)
-    return found
+        summary["retention"] = dataclasses.asdict(retention)
+    return summary
 
 
 def _is_suite(name: str, tasks: Sequence[str]) -> bool:
@@ -74,25 +79,26 @@ def _is_suite(name: str, tasks: Sequence[str]) -> bool:
 
 
 def curve(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
-    """Accuracies over the steps of all stages: step (from the first stage on), stage, tasks, prior."""
+    """Return the accuracies over the steps of all stages: step (counted through the stages), stage, tasks,
+    prior."""
     rows: list[dict[str, Any]] = []
     passed = 0
-    for number, stage in enumerate((joined(plan.stages),) if arm.method == "joint" else plan.stages):
-        file = directory_of(plan.config, arm, number, stage) / EVALUATIONS
-        found = read_jsonl(file) if file.is_file() else []
-        for row in found:
+    for number, stage in enumerate(arm_stages(arm, plan.stages)):
+        file = stage_directory(plan.config, arm, number, stage).evaluations
+        evaluations = read_jsonl(file) if file.is_file() else []
+        for row in evaluations:
             tasks = {name.partition("/")[2]: x for name, x in row.items() if name.startswith("accuracy/")}
             here = {stage.name: row["accuracy"]} if "accuracy" in row else {}
             kept = {key: row[key] for key in (PRIOR, "kl_to_base", "length") if key in row}
             rows.append({"step": passed + row["step"], "stage": stage.name, "tasks": here | tasks, **kept})
-        passed += max((row["step"] for row in found), default=0)
+        passed += max((row["step"] for row in evaluations), default=0)
     return rows
 
 
 def chosen_rates(arms: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """For each method the learning rate of the best mean score over seeds; the lower one of equals.
+    """Return for each method the learning rate with the best mean score over seeds, the lower one of equals.
 
-    The score is the accuracy on validation rows where the stages have any, else that on the tasks themselves.
+    The score is the accuracy on validation rows if the stages have them, otherwise on the tasks.
     """
     scores: dict[str, dict[float, list[float]]] = {}
     for arm in arms:
@@ -105,15 +111,16 @@ def chosen_rates(arms: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def points(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[Point]:
-    """New against prior skills: for each method and learning rate the mean over seeds with its interval."""
+    """Return new against prior skills: the mean over seeds, with its interval, per method and learning
+    rate."""
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for arm in arms:
         groups.setdefault((arm["method"], arm["learning_rate"]), []).append(arm)
-    found = []
+    chart = []
     for (method, rate), members in groups.items():
         prior = mean_interval([arm["prior"][-1] for arm in members])
         new = mean_interval([arm["average_accuracy"] for arm in members])
-        found.append(
+        chart.append(
             Point(
                 method,
                 prior.mean,
@@ -124,11 +131,12 @@ def points(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> li
                 rate == chosen.get(method),
             )
         )
-    return found
+    return chart
 
 
 def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
-    """The paper's Figure 3: every task over steps, 0 for the base model and 1 for the best of any method."""
+    """Return every task over steps, scaled to 0 for the base model and 1 for the best method (paper, Figure
+    3)."""
     curves = []
     for number, task in enumerate(arms[0]["tasks"] if arms else []):
         seeds = {
@@ -136,11 +144,11 @@ def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
             for method in dict.fromkeys(arm["method"] for arm in arms)
         }
         if not all(series for rows in seeds.values() for series in rows):
-            continue  # it was not evaluated during training
+            continue  # not evaluated during training
         steps = {
             method: sorted({step for series in rows for step, _ in series}) for method, rows in seeds.items()
         }
-        units = normalise(
+        units = normalize(
             {method: [_on(steps[method], series) for series in rows] for method, rows in seeds.items()},
             arms[0]["accuracy"][0][number],
         )
@@ -151,17 +159,17 @@ def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
 
 
 def _on(steps: Sequence[int], series: Sequence[tuple[int, float]]) -> list[float]:
-    """The last value known at each step: a seed that stopped early stays where it was."""
+    """Return the last known value at each step; a seed that stopped early keeps its last one."""
     return [next((y for at, y in reversed(series) if at <= step), series[0][1]) for step in steps]
 
 
 def _series(arm: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
-    """(step, accuracy); where one stage ends and the next begins it is measured twice, and counts once."""
+    """Return (step, accuracy); the boundary of two stages is measured twice, and counts once."""
     return sorted({row["step"]: row["tasks"][task] for row in arm["curve"] if task in row["tasks"]}.items())
 
 
 def stage_starts(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
-    """(first step, name) of each stage."""
+    """Return (first step, name) of each stage."""
     first: dict[str, float] = {}
     for row in curve:
         first.setdefault(row["stage"], row["step"])
@@ -169,5 +177,5 @@ def stage_starts(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of no values."""
+    """Return the mean, or None if there are no values."""
     return sum(values) / len(values) if values else None

@@ -1,23 +1,36 @@
-"""Files to examples to token batches, on the host; no device code."""
+"""Rows of data sources, encoded as tokens and padded to batches; pure host code without device arrays."""
 
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.data.batches import Buckets, find_buckets, make_batches, pad_batch, padded_width
-    from sdft_jax.data.encoding import Dropped, Encoded, encode_all, encode_texts
+    from sdft_jax.data.batches import Buckets, HostSlice, find_buckets, make_batches, pad_batch, padded_width
+    from sdft_jax.data.encoding import (
+        Dropped,
+        Encoded,
+        PromptFormat,
+        encode,
+        encode_all,
+        encode_texts,
+        make_format,
+    )
     from sdft_jax.data.examples import Example
-    from sdft_jax.data.sources import make_examples, make_text_examples, read_rows
+    from sdft_jax.data.sources import load_examples, make_examples, make_text_examples, read_rows
 
 __all__ = [
     "Buckets",
     "Dropped",
     "Encoded",
     "Example",
+    "HostSlice",
+    "PromptFormat",
+    "encode",
     "encode_all",
     "encode_texts",
     "find_buckets",
+    "load_examples",
     "make_batches",
     "make_examples",
+    "make_format",
     "make_text_examples",
     "pad_batch",
     "padded_width",

@@ -1,7 +1,8 @@
-"""Encoded examples -> an endless, checkpointable iterator of padded `TokenBatch`es.
+"""Padded `TokenBatch`es from encoded examples, as an infinite iterator whose state can be checkpointed.
 
-Order and content depend on the seed alone: a restored iterator continues with the batch that the killed
-run would have seen, and the hosts' slices of a batch add up to the batch of a single process.
+Order and content depend only on the seed: an iterator that is restored from a checkpoint continues with the
+batch that the preempted run would have read next, and the slices of all hosts concatenate to the batch of a
+single process.
 """
 
 from __future__ import annotations
@@ -12,141 +13,180 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Int32
 
+from sdft_jax.config import Config
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.encoding import LIMITS, Encoded
 from sdft_jax.errors import SdftError
-from sdft_jax.types import TokenBatch
+from sdft_jax.types import Sequences, TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Padded lengths that batches may have, ascending; one compilation per combination that occurs."""
+    """The padded lengths of batches, in tokens, ascending; each combination that occurs is compiled once."""
 
     prompt: tuple[int, ...]
     teacher_prompt: tuple[int, ...]
-    demonstration: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class HostSlice:
+    """This process among all processes, each of which loads an equal slice of every global batch."""
+
+    index: int = 0
+    """Index of this process, from 0."""
+    count: int = 1
+    """The number of processes."""
 
 
 def find_buckets(encoded: Sequence[Encoded], config: DataConfig) -> Buckets:
-    """Buckets from the config; where it has none, the longest row, rounded up to a multiple of 8.
+    """Return the configured buckets, or else one bucket: the longest row, rounded up to a multiple of 8.
 
-    A part that no row has gets width 0. Raises SdftError when a row is longer than every bucket.
+    The width of a part that is empty in every row is 0.
+
+    Raises:
+        SdftError: a row is longer than the largest bucket.
     """
     return Buckets(
         _buckets(encoded, "prompt", "data.prompt_buckets", config.prompt_buckets),
         _buckets(encoded, "teacher_prompt", "data.teacher_buckets", config.teacher_buckets),
-        _buckets(encoded, "demonstration", "", ()),
+        _buckets(encoded, "target", "", ()),
     )
 
 
 def make_batches(
     encoded: Sequence[Encoded],
-    config: DataConfig,
-    *,
-    batch_size: int,
-    seed: int,
+    config: Config,
     pad_id: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    *,
+    host: HostSlice = HostSlice(),
     then: tuple[Sequence[Encoded], int] | None = None,
 ) -> grain.DatasetIterator[TokenBatch]:
-    """Endless batches of `batch_size / process_count` rows: this host's slice of every global batch.
+    """Return an infinite iterator of batches of `train.batch_size / host.count` rows, the host's slices.
 
-    Every len(encoded) rows in sequence are one reshuffled pass over the data; a batch may straddle two
-    passes, so that no row is ever left out. With `config.sorted_batches` above 1, the rows of that many
-    batches are dealt out by length, and the batches stand in random order. All hosts get the same width,
-    that of the global batch's bucket. With `then`, (other rows, steps), all batches after that many are of
-    the other rows, in passes and buckets of their own. Raises SdftError when the hosts do not divide the
-    batch.
+    Each consecutive len(encoded) rows are one shuffled pass over the data. A batch may span two passes, so no
+    row is dropped. If `data.sorted_batches` is above 1, the rows of that many batches are sorted by length
+    before they are split into batches, and these batches are shuffled. All hosts pad to the same width, the
+    bucket of the global batch.
+
+    Args:
+        encoded: the rows.
+        config: batch size and seed are those of `config.train`.
+        pad_id: the padding token.
+        host: this process among all.
+        then: (other rows, steps): after that many batches, all batches are made of the other rows, with their
+            own passes and buckets.
+
+    Raises:
+        SdftError: the batch size is not divisible by the number of processes, or a row is longer than the
+            largest bucket.
     """
-    if batch_size % process_count:
+    if config.train.batch_size % host.count:
         raise SdftError(
-            f"train.batch_size={batch_size} does not divide among {process_count} processes: "
-            f"use a multiple of {process_count}."
+            f"train.batch_size={config.train.batch_size} is not divisible by the number of processes, "
+            f"{host.count}: use a multiple of {host.count}."
         )
-    size = batch_size // process_count
-    mine = slice(process_index * size, (process_index + 1) * size)
-
-    def endless(encoded: Sequence[Encoded]) -> grain.MapDataset[TokenBatch]:
-        buckets = find_buckets(encoded, config)
-
-        def local_batch(rows: Sequence[Encoded]) -> TokenBatch:
-            batch = pad_batch(rows, buckets, pad_id)
-            columns = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-            return TokenBatch(**{name: column[mine] for name, column in columns.items()})
-
-        # Repeated before it is batched: a dataset smaller than one batch still fills it.
-        shuffled = grain.MapDataset.source(encoded).seed(seed % 2**32).shuffle().repeat()
-        together = config.sorted_batches
-        if together == 1:
-            return shuffled.batch(batch_size, batch_fn=local_batch)
-        windows = shuffled.batch(batch_size * together, batch_fn=lambda rows: sorted(rows, key=_length))
-
-        def batch_at(index: int) -> TokenBatch:
-            window, place = divmod(index, together)
-            place = np.random.default_rng((seed, window)).permutation(together)[place]
-            return local_batch(windows[window][place * batch_size : (place + 1) * batch_size])
-
-        return grain.MapDataset.range(len(windows)).map(batch_at)
-
-    batches = endless(encoded)
+    batches = _repeated_batches(encoded, config, pad_id, host)
     if then is not None:
         rows, steps = then
-        batches = grain.MapDataset.concatenate([batches[:steps], endless(rows)])
+        batches = grain.MapDataset.concatenate(
+            [batches[:steps], _repeated_batches(rows, config, pad_id, host)]
+        )
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def pad_batch(rows: Sequence[Encoded], buckets: Buckets, pad_id: int, size: int | None = None) -> TokenBatch:
-    """Numpy batch: prompts left-padded, demonstrations right-padded, each to the smallest bucket that fits.
+def _repeated_batches(
+    encoded: Sequence[Encoded], config: Config, pad_id: int, host: HostSlice
+) -> grain.MapDataset[TokenBatch]:
+    batch_size, seed, sorted_batches = config.train.batch_size, config.train.seed, config.data.sorted_batches
+    buckets = find_buckets(encoded, config.data)
 
-    With `size`, the last row fills the batch up to it, at weight 0.
+    def local_batch(rows: Sequence[Encoded]) -> TokenBatch:
+        local_size = batch_size // host.count
+        first = host.index * local_size
+        return _slice_batch(pad_batch(rows, buckets, pad_id), slice(first, first + local_size))
+
+    # Repeat before batching, so that a dataset smaller than one batch still fills it.
+    shuffled = grain.MapDataset.source(encoded).seed(seed).shuffle().repeat()
+    if sorted_batches == 1:
+        return shuffled.batch(batch_size, batch_fn=local_batch)
+    windows = shuffled.batch(batch_size * sorted_batches, batch_fn=lambda rows: sorted(rows, key=_length))
+
+    def batch_at(index: int) -> TokenBatch:
+        window, position = divmod(index, sorted_batches)
+        first = np.random.default_rng((seed, window)).permutation(sorted_batches)[position] * batch_size
+        return local_batch(windows[window][first : first + batch_size])
+
+    return grain.MapDataset.range(len(windows)).map(batch_at)
+
+
+def pad_batch(rows: Sequence[Encoded], buckets: Buckets, pad_id: int, size: int | None = None) -> TokenBatch:
+    """Return a batch of NumPy arrays, each part padded to the smallest bucket that holds its longest row.
+
+    Prompts are left-padded, targets are right-padded. With `size`, the batch is filled up to that many rows
+    with copies of the last row at weight 0.
     """
     missing = 0 if size is None else size - len(rows)
     filled = [*rows, *[rows[-1]] * missing]
-    prompt, prompt_mask = _pad([e.prompt for e in filled], buckets.prompt, pad_id, left=True)
-    teacher, teacher_mask = _pad(
-        [e.teacher_prompt for e in filled], buckets.teacher_prompt, pad_id, left=True
+    # TokenBatch is declared for device arrays; on the host they are NumPy arrays.
+    row: Any = np.asarray([e.row for e in filled], np.int32)
+    weight: Any = np.repeat(np.asarray([1, 0], np.float32), [len(rows), missing])
+    return TokenBatch(
+        prompt=_pad([e.prompt for e in filled], buckets.prompt, pad_id, left=True),
+        teacher_prompt=_pad([e.teacher_prompt for e in filled], buckets.teacher_prompt, pad_id, left=True),
+        target=_pad([e.target for e in filled], buckets.target, pad_id, left=False),
+        row=row,
+        weight=weight,
     )
-    shown, shown_mask = _pad([e.demonstration for e in filled], buckets.demonstration, pad_id, left=False)
-    weight = np.repeat(np.asarray([1, 0], np.float32), [len(rows), missing])
-    row = np.asarray([e.row for e in filled], np.int32)
-    # TokenBatch is declared for arrays on the device; on the host they are numpy arrays.
-    columns: tuple[Any, ...] = (prompt, prompt_mask, teacher, teacher_mask, shown, shown_mask, row, weight)
-    return TokenBatch(*columns)
 
 
 def _pad(
     rows: Sequence[Int32[np.ndarray, " T"]], buckets: tuple[int, ...], pad_id: int, left: bool
-) -> tuple[Int32[np.ndarray, "B W"], Bool[np.ndarray, "B W"]]:
+) -> Sequences:
     longest = max(map(len, rows))
     width = next(bucket for bucket in buckets if bucket >= longest)
-    tokens = np.full((len(rows), width), pad_id, np.int32)
-    mask = np.zeros((len(rows), width), bool)
+    tokens: Any = np.full((len(rows), width), pad_id, np.int32)
+    mask: Any = np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
         span = slice(width - len(row), width) if left else slice(0, len(row))
         tokens[i, span], mask[i, span] = row, True
-    return tokens, mask
+    return Sequences(tokens, mask)
+
+
+def _slice_batch(batch: TokenBatch, rows: slice) -> TokenBatch:
+    def part(sequences: Sequences) -> Sequences:
+        return Sequences(sequences.tokens[rows], sequences.mask[rows])
+
+    return TokenBatch(
+        prompt=part(batch.prompt),
+        teacher_prompt=part(batch.teacher_prompt),
+        target=part(batch.target),
+        row=batch.row[rows],
+        weight=batch.weight[rows],
+    )
 
 
 def _length(row: Encoded) -> int:
-    return len(row.prompt) + len(row.teacher_prompt) + len(row.demonstration)
+    return len(row.prompt) + len(row.teacher_prompt) + len(row.target)
 
 
 def padded_width(length: int) -> int:
-    """Columns for tokens that have no bucket of their own: a multiple of 8."""
+    """Return the width of tokens without a configured bucket: the next multiple of 8."""
     return -(-length // 8) * 8
 
 
-def _buckets(encoded: Sequence[Encoded], part: str, option: str, chosen: tuple[int, ...]) -> tuple[int, ...]:
+def _buckets(
+    encoded: Sequence[Encoded], part: str, option: str, configured: tuple[int, ...]
+) -> tuple[int, ...]:
     longest = max(encoded, key=lambda e: len(getattr(e, part)))
     length = len(getattr(longest, part))
-    if not chosen or not length:
+    if not configured or not length:
         return (padded_width(length),)
-    if length > max(chosen):
+    if length > max(configured):
         raise SdftError(
-            f"{option}={tuple(sorted(chosen))}: row {longest.row} has {length} tokens and fits in none: "
-            f"add a bucket of {length} or more, or lower {LIMITS[part]}."
+            f"{option}={tuple(sorted(configured))}: row {longest.row} has {length} tokens, more than the "
+            f"largest bucket: add a bucket of {length} or more, or lower {LIMITS[part]}."
         )
-    return tuple(sorted(chosen))
+    return tuple(sorted(configured))

@@ -1,4 +1,4 @@
-"""Questions that are both trained on and examined: an accuracy on them says nothing, so they are refused."""
+"""Detection of contamination: evaluation prompts that are also in the training data."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from sdft_jax.data.encoding import Encoded
 from sdft_jax.errors import SdftError
 
 
-def refuse_overlap(trained: Mapping[str, Sequence[Encoded]], path: str, examined: Sequence[Encoded]) -> None:
-    """Refuse an evaluation that asks what training asks; prompts are compared as the student's tokens.
+def refuse_contamination(
+    trained: Mapping[str, Sequence[Encoded]], path: str, evaluated: Sequence[Encoded]
+) -> None:
+    """Raise SdftError if an evaluation contains training prompts.
+
+    Prompts are compared by the tokens of the student's prompt.
 
     Args:
-        trained: source -> its rows as the student is trained on them.
-        path: of the evaluation, for the message.
-        examined: its rows.
+        trained: source -> its training rows.
+        path: the evaluation's source, for the error message.
+        evaluated: the evaluation's rows.
 
     Raises:
-        SdftError: how many rows, of which source, and the first of them.
+        SdftError: names the number of contaminated rows, their training source and the first of them.
     """
     for source, rows in trained.items():
-        known = {row.prompt.tobytes() for row in rows}
-        twice = [row.row for row in examined if row.prompt.tobytes() in known]
-        if twice:
-            shown = ", ".join(map(str, twice[:8])) + (", ..." if len(twice) > 8 else "")
+        training_prompts = {row.prompt.tobytes() for row in rows}
+        duplicates = [row.row for row in evaluated if row.prompt.tobytes() in training_prompts]
+        if duplicates:
+            listed = ", ".join(map(str, duplicates[:8])) + (", ..." if len(duplicates) > 8 else "")
             raise SdftError(
-                f"{path}: {len(twice)} of its {len(examined)} prompts are also trained on, in {source} (rows "
-                f"{shown}, counted from 0): leave them out of one of the two, or set eval.overlap=allow."
+                f"{path}: {len(duplicates)} of its {len(evaluated)} prompts are also training prompts in "
+                f"{source} (rows {listed} of the evaluation, counted from 0): remove them from one of the "
+                "two, or set eval.overlap=allow."
             )

@@ -1,8 +1,8 @@
-"""(prompt, demonstration) -> student and teacher chat prompts -> tokens.
+"""Encoding of examples: chat prompts of the student and the teacher, and target completions, as tokens.
 
-The student sees the prompt; the teacher sees the same conversation with the last user turn wrapped by a
-template that shows it the demonstration. Each has its own length limit and nothing is ever cut: the
-released code cuts the teacher's prompt at the student's limit, which removes the question itself.
+The student's prompt is the row's prompt. The teacher's prompt is the same conversation with its last user
+turn wrapped by a template that adds the demonstration. Each has its own length limit. Nothing is truncated:
+the released code truncates the teacher's prompt to the student's limit, which removes the question itself.
 """
 
 from __future__ import annotations
@@ -29,57 +29,85 @@ REFERENCE_TEMPLATE = (
     "\n$question\n\nThis is an example for a response to the question:\n$demonstration\n\n"
     "Now answer with a response of your own, including the thinking process.\n"
 )
-"""Teacher's last user turn, byte for byte that of the paper's released code."""
+"""The teacher's last user turn, byte for byte the same as in the paper's released code."""
 
 LIMITS = {
     "prompt": "data.max_prompt",
     "teacher_prompt": "data.max_teacher_prompt",
-    "demonstration": "sampling.max_new_tokens",
+    "target": "sampling.max_new_tokens",
     "text": "data.max_teacher_prompt",
 }
-"""Which option limits which part of `Encoded`; a raw text, which stands where the demonstration does, has the
-limit of a teacher's prompt, which would hold it."""
+"""The part of an example -> the option with its maximum length, in tokens. `text` is a target that is a raw
+text; its limit is that of a teacher's prompt."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
-    """One example as tokens, neither padded nor cut; a part that was not asked for is empty."""
+    """One example as tokens, neither padded nor truncated; a part that was not requested is empty."""
 
     prompt: Int32[np.ndarray, " P"]
+    """The student's prompt."""
     teacher_prompt: Int32[np.ndarray, " Q"]
-    demonstration: Int32[np.ndarray, " N"]
-    """The demonstration as a completion, through the first end-of-turn token."""
+    """The teacher's prompt: the same question with the demonstration in context."""
+    target: Int32[np.ndarray, " N"]
+    """The completion to imitate: the demonstration through the first end-of-turn token, or a raw text."""
     row: int
+    """Index of the example in its source, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """Rows that were over a limit, by the first limit that they exceed."""
+    """Rows over a limit, each listed under the first limit that it exceeds."""
 
     prompt: tuple[int, ...] = ()
     teacher_prompt: tuple[int, ...] = ()
-    demonstration: tuple[int, ...] = ()
+    target: tuple[int, ...] = ()
     text: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
-        """How many rows were dropped."""
+        """The number of dropped rows."""
         return sum(len(getattr(self, part)) for part in LIMITS)
 
     def __str__(self) -> str:
-        """Counts and row numbers per limit; empty when nothing was dropped."""
+        """Return the count and the first row numbers of each limit; empty if no row was dropped."""
         reasons = []
         for part, option in LIMITS.items():
             if rows := getattr(self, part):
-                shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                reasons.append(f"{len(rows)} over {option} (rows {shown})")
+                listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+                reasons.append(f"{len(rows)} over {option} (rows {listed})")
         return "; ".join(reasons)
 
 
-def load_template(setting: str) -> string.Template:
-    """The teacher's template: `reference`, a text, or `file:PATH`; $question and $demonstration each occur.
+@dataclasses.dataclass(frozen=True)
+class PromptFormat:
+    """The conversion of conversations to tokens: a model's tokenizer and the teacher's template."""
 
-    Raises SdftError naming what is missing, unknown or malformed.
+    tokenizer: PreTrainedTokenizerBase
+    template: string.Template
+    """The teacher's last user turn, with the placeholders $question and $demonstration."""
+    template_kwargs: Mapping[str, Any]
+    """Additional arguments of the tokenizer's chat template."""
+    eos_ids: tuple[int, ...]
+    """The tokens that end a completion."""
+
+
+def make_format(
+    tokenizer: PreTrainedTokenizerBase, config: DataConfig, eos_ids: Sequence[int]
+) -> PromptFormat:
+    """Return the format that `data.template` and `data.template_kwargs` configure.
+
+    Raises:
+        SdftError: the template cannot be read or is malformed.
+    """
+    return PromptFormat(tokenizer, load_template(config.template), config.template_kwargs, tuple(eos_ids))
+
+
+def load_template(setting: str) -> string.Template:
+    """Return the teacher's template with $question and $demonstration: `reference`, a text, or `file:PATH`.
+
+    Raises:
+        SdftError: the file cannot be read, or a placeholder is missing, unknown or malformed.
     """
     text, name = setting, "data.template"
     if setting == "reference":
@@ -94,32 +122,32 @@ def load_template(setting: str) -> string.Template:
             ) from None
     template = string.Template(text)
     if not template.is_valid():
-        raise SdftError(f"{name}: a $ that starts no placeholder: write $$ for a dollar sign.")
+        raise SdftError(f"{name}: a $ does not start a placeholder: write $$ for a dollar sign.")
     placeholders = set(template.get_identifiers())
     if unknown := sorted(placeholders - {"question", "demonstration"}):
-        raise SdftError(
-            f"{name}: unknown placeholder ${unknown[0]}: only $question and $demonstration are filled."
-        )
+        raise SdftError(f"{name}: unknown placeholder ${unknown[0]}: use only $question and $demonstration.")
     if missing := sorted({"question", "demonstration"} - placeholders):
-        raise SdftError(f"{name}: ${missing[0]} is missing: the teacher's template needs both placeholders.")
+        raise SdftError(
+            f"{name}: ${missing[0]} is missing: the teacher's template requires $question and $demonstration."
+        )
     return template
 
 
 def student_messages(example: Example) -> list[Message]:
-    """The conversation as the student sees it."""
+    """Return the conversation of the student's prompt."""
     if isinstance(example.prompt, str):
         return [{"role": "user", "content": example.prompt}]
     return list(example.prompt)
 
 
 def teacher_messages(example: Example, template: string.Template) -> list[Message]:
-    """The same conversation with the last user turn wrapped; system and earlier turns stay.
+    """Return the same conversation with its last user turn wrapped; system and earlier turns are unchanged.
 
-    Substitution is a single pass, so that a `$` in question or demonstration stays as it is.
+    Substitution is a single pass: a `$` in the question or the demonstration is copied literally.
     """
     *earlier, last = student_messages(example)
-    shown = example.demonstration if example.context is None else example.context
-    content = template.substitute(question=last["content"], demonstration=shown)
+    context = example.demonstration if example.context is None else example.context
+    content = template.substitute(question=last["content"], demonstration=context)
     return [*earlier, {**last, "content": content}]
 
 
@@ -129,73 +157,74 @@ def render(
     kwargs: Mapping[str, Any],
     generation_prompt: bool = True,
 ) -> str:
-    """The chat template's text; jinja2.TemplateError when the template refuses the conversation."""
+    """Return the text of the chat template.
+
+    Raises:
+        jinja2.TemplateError: the template rejects the conversation.
+    """
     options = {**kwargs, "tokenize": False, "add_generation_prompt": generation_prompt}
     conversation: list[Any] = list(messages)
     return str(tokenizer.apply_chat_template(conversation, **options))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int32[np.ndarray, " T"]:
-    """Tokens of rendered text; special tokens are already spelled out in it."""
-    # verbose=False: the tokenizer's own length warning is about a limit that is not ours.
+    """Return the tokens of a rendered text, which already contains its special tokens."""
+    # verbose=False: the tokenizer's own length warning is about a limit that is not used here.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return np.asarray(ids, np.int32)
 
 
-def encode(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    template: string.Template,
-    kwargs: Mapping[str, Any],
-    eos: Sequence[int],
-    teacher: bool = True,
-    demonstration: bool = False,
-) -> Encoded:
-    """Tokens of one example: the prompt, and what else is asked for.
+def encode(example: Example, format: PromptFormat, *, teacher: bool = True, target: bool = False) -> Encoded:
+    """Return the tokens of one example: the prompt and, if requested, the teacher's prompt and the target.
 
-    Raises SdftError naming the row when the chat template refuses it.
+    Raises:
+        SdftError: the chat template rejects the conversation, or the demonstration contains an end-of-turn
+            token; the message names the row.
     """
-    nothing = np.zeros(0, np.int32)
+    tokenizer, kwargs, empty = format.tokenizer, format.template_kwargs, np.zeros(0, np.int32)
     try:
         prompt = render(tokenizer, student_messages(example), kwargs)
-        wrapped = render(tokenizer, teacher_messages(example, template), kwargs) if teacher else ""
-        completion = _completion(example, tokenizer, prompt, kwargs, eos) if demonstration else nothing
+        wrapped = render(tokenizer, teacher_messages(example, format.template), kwargs) if teacher else ""
+        completion = _completion(example, format, prompt) if target else empty
     except TemplateError as error:
         raise SdftError(
-            f"{example.where}: the model's chat template refuses this conversation ({reason(error)}): "
+            f"{example.location}: the model's chat template rejects this conversation ({reason(error)}): "
             "change its roles, or use another chat template."
         ) from None
-    teacher_prompt = tokenize(tokenizer, wrapped) if teacher else nothing
+    teacher_prompt = tokenize(tokenizer, wrapped) if teacher else empty
     return Encoded(tokenize(tokenizer, prompt), teacher_prompt, completion, example.row)
 
 
 def encode_all(
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    format: PromptFormat,
     config: DataConfig,
     *,
-    eos: Sequence[int],
-    max_completion: int | None = None,
+    max_target: int | None = None,
     teacher: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Encoded], Dropped]:
-    """Tokens of the examples that fit, and the rows that do not.
+    """Return the tokens of the examples within the limits, and the rows over a limit.
 
-    `max_completion` limits demonstrations as completions; None leaves them out, `teacher=False` leaves
-    the teacher's prompts out. `progress(done, total)` is called after each row. Raises SdftError for a row
-    over a limit when data.overlong is `error`, and when no row is left.
+    Args:
+        examples: the rows.
+        format: tokenizer and template.
+        config: the limits of prompts, and whether a row over a limit is an error.
+        max_target: the maximum length of a target, in tokens; None not to encode targets.
+        teacher: False not to encode the teacher's prompts.
+        progress: called as `progress(done, total)` after each row.
+
+    Raises:
+        SdftError: a row cannot be encoded or, with data.overlong=error, is over a limit; or no row is left.
     """
-    template = load_template(config.template)
     limits = {
         "prompt": config.max_prompt,
         "teacher_prompt": config.max_teacher_prompt,
-        "demonstration": max_completion or 0,
+        "target": max_target or 0,
     }
 
     def measured(example: Example) -> tuple[Encoded, dict[str, int]]:
-        encoded = encode(
-            example, tokenizer, template, config.template_kwargs, eos, teacher, max_completion is not None
-        )
+        encoded = encode(example, format, teacher=teacher, target=max_target is not None)
         return encoded, {part: len(getattr(encoded, part)) for part in limits}
 
     return _within_limits(examples, measured, limits, config, progress)
@@ -208,16 +237,16 @@ def encode_texts(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Encoded], Dropped]:
-    """Raw texts as completions of a prompt of one token, BOS or, where the tokenizer has none, EOS.
+    """Return raw texts as targets after a prompt of one token: BOS, or EOS if the tokenizer has no BOS.
 
-    Limits, `progress` and errors are as in `encode_all`.
+    Limits, `progress` and errors are the same as in `encode_all`.
     """
-    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    prompt, nothing = np.asarray([start], np.int32), np.zeros(0, np.int32)
+    first_token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    prompt, empty = np.asarray([first_token], np.int32), np.zeros(0, np.int32)
 
     def measured(example: Example) -> tuple[Encoded, dict[str, int]]:
         text = tokenize(tokenizer, example.demonstration)
-        return Encoded(prompt, nothing, text, example.row), {"text": len(text)}
+        return Encoded(prompt, empty, text, example.row), {"text": len(text)}
 
     return _within_limits(examples, measured, {"text": config.max_teacher_prompt}, config, progress)
 
@@ -229,7 +258,7 @@ def _within_limits(
     config: DataConfig,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Encoded], Dropped]:
-    """The examples all of whose parts are within the limits, and the others; `measured` gives lengths."""
+    """Split examples into those within all limits and the rest; `measured` returns tokens and lengths."""
     kept: list[Encoded] = []
     dropped: dict[str, list[int]] = {part: [] for part in LIMITS}
     for done, example in enumerate(examples, 1):
@@ -238,10 +267,10 @@ def _within_limits(
         if over is None:
             kept.append(encoded)
         elif config.overlong == "error":
-            tokens = lengths[over]
+            option, tokens = LIMITS[over], lengths[over]
             raise SdftError(
-                f"{example.where}: {over} has {tokens} tokens, more than {LIMITS[over]}={limits[over]}: "
-                f"raise {LIMITS[over]} to {tokens} or more, or set data.overlong=drop."
+                f"{example.location}: the {over.replace('_', ' ')} has {tokens} tokens, more than "
+                f"{option}={limits[over]}: raise {option} to {tokens} or more, or set data.overlong=drop."
             )
         else:
             dropped[over].append(example.row)
@@ -255,26 +284,22 @@ def _within_limits(
     return kept, result
 
 
-def _completion(
-    example: Example,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    kwargs: Mapping[str, Any],
-    eos: Sequence[int],
-) -> Int32[np.ndarray, " N"]:
-    """What the chat template renders for the demonstration after `prompt`, through its first stop token.
+def _completion(example: Example, format: PromptFormat, prompt: str) -> Int32[np.ndarray, " N"]:
+    """Return the demonstration as the chat template renders it after `prompt`, through its first stop token.
 
-    Text and EOS when the rendering does not extend the prompt or never stops.
+    If the rendering does not extend the prompt or has no stop token, return the demonstration's text and EOS.
     """
+    tokenizer, eos_ids = format.tokenizer, format.eos_ids
     plain = tokenize(tokenizer, example.demonstration)
-    if np.isin(plain, eos).any():
-        raise SdftError(f"{example.where}: the demonstration contains an end-of-turn token: remove it.")
+    if np.isin(plain, eos_ids).any():
+        raise SdftError(f"{example.location}: the demonstration contains an end-of-turn token: remove it.")
     turn = {"role": "assistant", "content": example.demonstration}
-    full = render(tokenizer, [*student_messages(example), turn], kwargs, generation_prompt=False)
-    if full.startswith(prompt):
-        # Tokenised by itself: the sampler's completions never merge with the prompt's last token.
-        rendered = tokenize(tokenizer, full[len(prompt) :])
-        stops = np.flatnonzero(np.isin(rendered, eos))
+    messages = [*student_messages(example), turn]
+    conversation = render(tokenizer, messages, format.template_kwargs, generation_prompt=False)
+    if conversation.startswith(prompt):
+        # Tokenized separately: a sampled completion never merges with the prompt's last token.
+        rendered = tokenize(tokenizer, conversation[len(prompt) :])
+        stops = np.flatnonzero(np.isin(rendered, eos_ids))
         if stops.size:
             return rendered[: stops[0] + 1]
-    return np.append(plain, np.int32(eos[0]))
+    return np.append(plain, np.int32(eos_ids[0]))

@@ -1,14 +1,10 @@
-"""The rows of a source as `Example`s."""
+"""`Example`, one row of a data source."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 Message = Mapping[str, Any]
 """One chat turn: {"role": ..., "content": ...}."""
@@ -16,28 +12,29 @@ Message = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One row of a source: what is asked, how an expert answers, what is scored."""
+    """One row of a source: the prompt, the demonstration and the reference answer."""
 
     prompt: tuple[Message, ...] | str
-    """Chat messages that end with the user's, or the text of a single user turn."""
+    """Chat messages that end with a user message, or the text of a single user turn."""
     demonstration: str
-    """What is imitated: of method cpt the raw text; empty where it is not needed."""
+    """The demonstration's text; for method cpt the raw text; empty if it is not needed."""
     answer: Any
-    """What the task scores against, as it stands in the row; None without one."""
+    """The reference answer for scoring, unchanged from the row; None if the row has none."""
     row: int
     """Index in the source, from 0."""
     source: str
+    """The file or dataset that the row was read from."""
     context: str | None = None
-    """What the teacher is shown; None: the demonstration."""
+    """The text in the teacher's prompt; None for the demonstration."""
     skill: str | None = None
-    """Name of the skill that the row tests, from its field `skill`; None without one."""
+    """Name of the skill that the row tests, from its field `skill`; None if the row has none."""
 
     @property
-    def where(self) -> str:
-        """File and row, for messages."""
-        return where(self.source, self.row)
+    def location(self) -> str:
+        """The source and the row, for error messages."""
+        return location(self.source, self.row)
 
 
-def where(source: str, row: int) -> str:
-    """Names a row as its reader would find it: the line of a JSONL file, else the row counted from 0."""
+def location(source: str, row: int) -> str:
+    """Return the source and the row for error messages: the line (from 1) in JSONL, else the row (from 0)."""
     return f"{source}, line {row + 1}" if source.endswith((".jsonl", ".json")) else f"{source}, row {row}"

@@ -1,10 +1,11 @@
-"""Rows of demonstrations: JSONL, Hugging Face datasets, TFDS and the mini world, as `Example`s.
+"""Readers of data sources: JSONL and Parquet files, Hugging Face datasets, TFDS and the mini world.
 
-Every refusal names the file, the row (the line, in JSONL), the field and the remedy.
+Every error message names the source, the row (in JSONL its line), the field and the remedy.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import re
@@ -13,21 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from sdft_jax.config.settings import DataConfig
-from sdft_jax.data.examples import Example, Message, where
+from sdft_jax.data.examples import Example, Message, location
 from sdft_jax.errors import SdftError, reason
 
 Row = Mapping[str, Any]
 
 EMBEDDED = {"mini": "sdft_jax.mini"}
-"""Prefix of `data.path` -> the package whose `read_rows(name, split)` gives the rows."""
+"""Prefix of `data.path` -> the package whose `read_rows(name, split)` returns the rows."""
 
 
 def read_rows(path: str, split: str = "train") -> Sequence[Row]:
-    """Rows of `path` by random access; those of a large dataset are read when they are asked for.
+    """Return the rows of `path` with random access; those of a large dataset are read on access.
 
-    `path` is a JSONL or Parquet file, a Hugging Face dataset directory or hub name, `tfds:NAME` or a
-    prepared TFDS directory, or `mini` or `mini:SKILL`. All but files may end in `:SPLIT`, which comes
-    before `split`. Raises SdftError when there is nothing to read, or no row in it.
+    `path` is a JSONL or Parquet file, a Hugging Face dataset directory or Hub name, `tfds:NAME` or a prepared
+    TFDS directory, or `mini` or `mini:SKILL`. All except files may end in `:SPLIT`, which overrides `split`.
+
+    Raises:
+        SdftError: the source cannot be read, or has no rows.
     """
     scheme, _, name = path.partition(":")
     if scheme in EMBEDDED:
@@ -45,6 +48,19 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
     return rows
 
 
+def load_examples(
+    path: str,
+    config: DataConfig,
+    *,
+    demonstration: bool = True,
+    context: bool = False,
+    answer: bool = False,
+) -> list[Example]:
+    """Return `make_examples` of the rows of `path`, in the split `config.split`."""
+    rows = read_rows(path, config.split)
+    return make_examples(rows, config, path, demonstration=demonstration, context=context, answer=answer)
+
+
 def make_examples(
     rows: Sequence[Row],
     config: DataConfig,
@@ -54,58 +70,75 @@ def make_examples(
     context: bool = False,
     answer: bool = False,
 ) -> list[Example]:
-    """The first `config.limit` rows by the fields that `config` names; `source` is named in errors.
+    """Return the first `config.limit` rows, read from the fields that `config` names.
 
-    `demonstration`, `context` and `answer` say which of them every row must have: an answer is read wherever
-    there is one, the others only when they are asked for. Without `config.context`, the context is the
-    demonstration. Raises SdftError for a field that is missing, empty or of the wrong type.
+    Args:
+        rows: the rows of a source.
+        config: field names and the maximum number of rows.
+        source: the path of the rows, for error messages.
+        demonstration: True to require and read the demonstration.
+        context: True to require and read the teacher's context; without `config.context`, that is the
+            demonstration.
+        answer: True to require the answer; an answer is read from each row that has one.
+
+    Raises:
+        SdftError: a field is missing, empty or of the wrong type.
     """
-    demonstration = demonstration or (context and config.context is None)
-    told = config.context if context else None
-    return [
-        _example(rows[row], config, source, row, demonstration, told, answer) for row in _first(rows, config)
-    ]
+    required = _RequiredFields(
+        demonstration=demonstration or (context and config.context is None),
+        context=config.context if context else None,
+        answer=answer,
+    )
+    return [_example(rows[index], index, source, config, required) for index in _first(rows, config)]
 
 
 def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
-    """The same rows by the field `config.text` alone: nobody is asked, and the text is what to imitate.
+    """Return the first `config.limit` rows without a prompt, with field `config.text` as the text to imitate.
 
-    Raises SdftError for a text that is missing, empty or of the wrong type.
+    Raises:
+        SdftError: a text is missing, empty or of the wrong type.
     """
     return [
-        Example((), _named_text(rows[row], "text", config.text, where(source, row)), None, row, source)
+        Example((), _named_text(rows[row], "text", config.text, location(source, row)), None, row, source)
         for row in _first(rows, config)
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _RequiredFields:
+    """The fields that every row must have, in addition to the prompt."""
+
+    demonstration: bool
+    context: str | None
+    """Name of the context's field; None if it is not required."""
+    answer: bool
 
 
 def _first(rows: Sequence[Row], config: DataConfig) -> range:
     return range(min(len(rows), config.limit or len(rows)))
 
 
-def _example(
-    row: Row,
-    config: DataConfig,
-    source: str,
-    index: int,
-    demonstration: bool,
-    context: str | None,
-    answer: bool,
-) -> Example:
-    place = where(source, index)
+def _example(row: Row, index: int, source: str, config: DataConfig, required: _RequiredFields) -> Example:
+    place = location(source, index)
     prompt = _messages(_field(row, "prompt", config.prompt, place), config.prompt, place)
     if row.get(config.system):
         system = _text(row[config.system], config.system, place)
         if prompt[0]["role"] == "system":
             raise SdftError(
-                f"{place}: both field {config.system!r} and {config.prompt!r} hold a system prompt: "
-                "keep one of them."
+                f"{place}: fields {config.system!r} and {config.prompt!r} both contain a system prompt: "
+                "remove one of them."
             )
         prompt = ({"role": "system", "content": system}, *prompt)
-    shown = _named_text(row, "demonstration", config.demonstration, place) if demonstration else ""
-    told = None if context is None else _named_text(row, "context", context, place)
-    key = _field(row, "answer", config.answer, place) if answer else row.get(config.answer)
+    demonstration, context = "", None
+    if required.demonstration:
+        demonstration = _named_text(row, "demonstration", config.demonstration, place)
+    if required.context is not None:
+        context = _named_text(row, "context", required.context, place)
+    answer = _field(row, "answer", config.answer, place) if required.answer else row.get(config.answer)
     skill = row.get("skill")
-    return Example(prompt, shown, key, index, source, told, None if skill is None else str(skill))
+    return Example(
+        prompt, demonstration, answer, index, source, context, None if skill is None else str(skill)
+    )
 
 
 def _named_text(row: Row, role: str, name: str, place: str) -> str:
@@ -114,22 +147,22 @@ def _named_text(row: Row, role: str, name: str, place: str) -> str:
 
 def _field(row: Row, role: str, name: str, place: str) -> Any:
     if row.get(name) is None:
-        known = ", ".join(map(str, row))
+        fields = ", ".join(map(str, row))
         raise SdftError(
-            f"{place}: field {name!r} is missing (found: {known}): "
-            f"add it, or name the right one as data.{role}=FIELD."
+            f"{place}: field {name!r} is missing (found: {fields}): "
+            f"add it, or name another field with data.{role}=FIELD."
         )
     return row[name]
 
 
 def _text(value: Any, name: str, place: str) -> str:
-    """A text, or a list of texts joined by newlines."""
+    """Return a string, or a list of strings joined by newlines."""
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
         value = "\n".join(value)
     if not isinstance(value, str):
         raise SdftError(
-            f"{place}: field {name!r} is {_kind(value)}: "
-            "give a string, or a list of strings to be joined by newlines."
+            f"{place}: field {name!r} has type {_kind(value)}: "
+            "give a string, or a list of strings, which are joined by newlines."
         )
     if not value.strip():
         raise SdftError(f"{place}: field {name!r} is empty: fill it, or remove the row.")
@@ -137,40 +170,40 @@ def _text(value: Any, name: str, place: str) -> str:
 
 
 def _messages(value: Any, name: str, place: str) -> tuple[Message, ...]:
-    """Chat messages that end with the user's; a string is one user turn."""
+    """Return chat messages that end with a user message; a string is one user turn."""
     if isinstance(value, Mapping) and isinstance(value.get("role"), list):
         # TFDS and older datasets store a sequence of records as a record of sequences.
         value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
     if not isinstance(value, list):
         if not isinstance(value, str):
             raise SdftError(
-                f"{place}: field {name!r} is {_kind(value)}: give a string or a list of chat messages."
+                f"{place}: field {name!r} has type {_kind(value)}: give a string or a list of chat messages."
             )
         return ({"role": "user", "content": _text(value, name, place)},)
     messages = []
     for number, turn in enumerate(value):
         if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
             raise SdftError(
-                f"{place}: message {number} of field {name!r} is no chat message: write it as "
+                f"{place}: message {number} of field {name!r} is not a chat message: write it as "
                 '{"role": ..., "content": ...}.'
             )
         if not isinstance(turn.get("content"), str):
             raise SdftError(
-                f"{place}: message {number} of field {name!r} has no text as its content: give a string."
+                f"{place}: the content of message {number} of field {name!r} is not a string: give a string."
             )
-        # Datasets fill the keys that other turns have with None; a chat template would print them.
+        # Datasets add the keys of other turns with the value None, which a chat template would print.
         messages.append({key: item for key, item in turn.items() if item is not None})
     if not messages or messages[-1]["role"] != "user":
         raise SdftError(
-            f"{place}: the last message of field {name!r} is not the user's: end the prompt with theirs."
+            f"{place}: the last message of field {name!r} is not a user message: end the prompt with one."
         )
     _text(messages[-1]["content"], name, place)
     return tuple(messages)
 
 
 def _kind(value: Any) -> str:
-    inside = {type(item).__name__ for item in value} if isinstance(value, list) else set()
-    return type(value).__name__ + (f" of {' and '.join(sorted(inside))}" if inside else "")
+    item_types = {type(item).__name__ for item in value} if isinstance(value, list) else set()
+    return type(value).__name__ + (f" of {' and '.join(sorted(item_types))}" if item_types else "")
 
 
 def _read_file(path: str) -> Sequence[Row]:
@@ -188,11 +221,11 @@ def _json_row(line: bytes, path: str, number: int) -> Row:
     except ValueError as error:
         problem = str(error) if line.strip() else "it is empty"
         raise SdftError(
-            f"{where(path, number)} is not valid JSON ({problem}): write one object per line, in UTF-8."
+            f"{location(path, number)} is not valid JSON ({problem}): write one object per line, in UTF-8."
         ) from None
     if not isinstance(row, dict):
         raise SdftError(
-            f"{where(path, number)} is {_kind(row)}, not an object: write one JSON object per line."
+            f"{location(path, number)} has type {_kind(row)}, not object: write one JSON object per line."
         )
     return row
 
@@ -202,7 +235,7 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
         return _read_tfds(path, path, split)
     import datasets
 
-    remedy = f"give a dataset directory that has the split {split!r}, or name another as data.split"
+    remedy = f"give a dataset directory with the split {split!r}, or set data.split to another one"
     if not any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _attempt(path, lambda: datasets.load_dataset(path, split=split), remedy)
     loaded = _attempt(path, lambda: datasets.load_from_disk(path), remedy)
@@ -216,23 +249,23 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
 def _read_hub(path: str, split: str) -> Sequence[Row]:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.endswith((".jsonl", ".json", ".parquet")):
         raise SdftError(
-            f"{path} does not exist: give a file, a directory, a dataset's name, tfds:NAME or mini."
+            f"{path} does not exist: give a file, a directory, the name of a dataset, tfds:NAME or mini."
         )
     import datasets
 
     remedy = (
-        "there is no such file or directory here, and a dataset of that name comes from the Hugging Face "
-        "hub, which needs the net: check the name, the split and the connection, or give a local path"
+        "it is not a local file or directory, and a dataset is read from the Hugging Face Hub, which needs a "
+        "network connection: check the name, the split and the connection, or give a local path"
     )
     return _attempt(path, lambda: datasets.load_dataset(path, split=split), remedy)
 
 
 def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
-    """Random access through `as_data_source`, which needs files in ArrayRecord and no TensorFlow."""
+    """Return rows with random access by `as_data_source`: it requires ArrayRecord files, not TensorFlow."""
     import tensorflow_datasets as tfds
 
     if not Path(name).is_dir():
-        # A name may carry a version of its own: toy:1.0.0, toy/config:1.0.0, toy:1.0.0:train[:50%].
+        # A name may include a version: toy:1.0.0, toy/config:1.0.0, toy:1.0.0:train[:50%].
         match = re.fullmatch(r"(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?", name)
         if match is None:
             raise SdftError(f"{path}: write it as tfds:NAME or tfds:NAME:SPLIT.")
@@ -244,14 +277,14 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
         return tfds.data_source(name, split=split)
 
     remedy = (
-        "give a dataset that is prepared in ArrayRecord (file_format='array_record'; TFRecord would need "
+        "give a dataset that is prepared as ArrayRecord (file_format='array_record'; TFRecord requires "
         f"TensorFlow) and has the split {split!r}"
     )
-    return _Plain(_attempt(path, load, remedy))
+    return _PlainRows(_attempt(path, load, remedy))
 
 
-class _Plain(Sequence[Row]):
-    """A TFDS data source whose rows are plain Python: text for bytes, lists for arrays."""
+class _PlainRows(Sequence[Row]):
+    """A TFDS data source with rows as plain Python objects: strings for bytes, lists for arrays."""
 
     def __init__(self, source: Sequence[Row]):
         self._source = source
@@ -274,12 +307,12 @@ def _plain(value: Any) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            return value  # an image, say: refused where it is used as text
+            return value  # for example an image; it is an error only if it is used as text
     return value
 
 
 def _attempt(path: str, load: Callable[[], Any], remedy: str) -> Any:
-    """`load()`, whose many kinds of failure become one: what is wrong, and the remedy."""
+    """Return `load()`; any exception becomes an SdftError with its reason and the remedy."""
     try:
         return load()
     except Exception as error:

@@ -1,16 +1,17 @@
-"""Answers scored: evaluation rows, tasks and accuracy."""
+"""Answers scored: evaluation rows, tasks, accuracy."""
 
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.evaluation.eval_set import EvalSet, prepare_eval
-    from sdft_jax.evaluation.scoring import Evaluation, decode, evaluate, sample_verdicts
+    from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, load_eval_set, read_eval
+    from sdft_jax.evaluation.scoring import Evaluation, evaluate, sample_verdicts
 
 __all__ = [
     "EvalSet",
     "Evaluation",
-    "decode",
+    "encode_eval",
     "evaluate",
-    "prepare_eval",
+    "load_eval_set",
+    "read_eval",
     "sample_verdicts",
 ]

@@ -1,162 +1,131 @@
-"""Accuracy of student and teacher, and how far a model has moved from its base."""
+"""Greedy accuracy of student and teacher, and the distance of a model from its base."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from sdft_jax.algorithm.chunked_loss import FactoredLogits
 from sdft_jax.algorithm.divergence import divergence
-from sdft_jax.algorithm.state import sharding_of
-from sdft_jax.algorithm.update import completion_hidden
 from sdft_jax.config import Config
-from sdft_jax.config.settings import DivergenceConfig
-from sdft_jax.data import find_buckets, pad_batch
+from sdft_jax.config.settings import DataConfig, DivergenceConfig, SamplingConfig
+from sdft_jax.data.batches import find_buckets, pad_batch
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.tasks import get_scorer
 from sdft_jax.models import Model
-from sdft_jax.reporting.progress import track
-from sdft_jax.sampling.decode import generate
-from sdft_jax.sharding import collect, spread
-from sdft_jax.types import Params, Rollout, TokenBatch
+from sdft_jax.models.speaker import Speaker
+from sdft_jax.sampling import generate, make_key
+from sdft_jax.sharding import to_global, to_host
+from sdft_jax.types import Params, Sequences, TokenBatch
+
+Track = Callable[[Iterable], Iterator]
+"""Wraps batches in a progress bar, such as `functools.partial(reporter.track, description=...)`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What was answered, and whether it was right."""
+    """The answers to the rows of an evaluation, with their verdicts."""
 
     correct: tuple[bool, ...]
     completions: tuple[str, ...]
     lengths: tuple[int, ...]
-    """Tokens of each completion."""
+    """Length of each completion, in tokens."""
     kl_to_base: float | None
-    """KL(model || base) in nats per token on the model's own answers; None where no base was given. The base
-    always sees the plain prompt, so that a teacher's is the distance that the demonstration makes."""
+    """KL(model || base) in nats per token on the model's own answers; None without a base. The base always
+    sees the plain prompt, so that a teacher's KL is the distance that the demonstration makes."""
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
+        """The share of correct answers."""
         return sum(self.correct) / len(self.correct)
 
     @property
     def mean_length(self) -> float:
-        """Mean tokens of a completion."""
+        """The mean length of a completion, in tokens."""
         return sum(self.lengths) / len(self.lengths)
 
 
 def evaluate(
-    model: Model,
-    params: Params,
+    speaker: Speaker,
     rows: EvalSet,
-    tokenizer: Any,
-    eos: tuple[int, ...],
     config: Config,
     *,
     teacher: bool = False,
     base: Params | None = None,
-    active: bool = True,
-    description: str = "evaluating",
+    track: Track = iter,
 ) -> Evaluation:
-    """Answer every row greedily and score it by `config.eval.task`.
+    """Answer every row greedily, and score the answers by `config.eval.task`.
 
     Args:
-        model, params: what answers.
-        rows: prompts and answers.
-        tokenizer: decodes the completions.
-        eos: tokens that end a completion.
-        config: its `eval` and `sampling` sections.
+        speaker: the model that answers.
+        rows: prompts and reference answers.
+        config: its `eval`, `sampling` and `data` sections are read.
         teacher: answer with the demonstration in context.
-        base: parameters to measure the distance from.
-        active: show a progress bar.
-        description: its text.
+        base: the parameters to measure the distance from; None not to measure it.
+        track: shows the progress over the batches.
     """
+    model, params, stop = speaker.model, speaker.params, speaker.stop
     score = get_scorer(config.eval.task)
-    longest = config.eval.max_new_tokens or config.sampling.max_new_tokens
+    greedy = SamplingConfig(
+        max_new_tokens=config.eval.max_new_tokens or config.sampling.max_new_tokens, temperature=0.0
+    )
     completions: list[str] = []
     lengths: list[int] = []
     nats = tokens = 0.0
-    batches = list(_batches(rows, config, tokenizer.pad_token_id))
-    split = sharding_of(model).named("batch")
-    for whole, count in track(batches, description, active=active):
-        batch = spread(whole, split)
-        prompt = (batch.teacher_prompt, batch.teacher_mask) if teacher else (batch.prompt, batch.prompt_mask)
-        rollout = generate(
-            model,
-            params,
-            *prompt,
-            key=jax.random.key(0),
-            eos_ids=eos,
-            pad_id=tokenizer.pad_token_id,
-            max_new_tokens=longest,
-            temperature=0.0,
-        )
+    for host_batch, count in track(list(_batches(rows, config, stop.pad_id))):
+        batch = to_global(host_batch, model.sharding.named("batch"))
+        prompt = batch.teacher_prompt if teacher else batch.prompt
+        rollout = generate(model, params, prompt, make_key(0), greedy, stop)
         if base is not None:
-            plain = (batch.prompt, batch.prompt_mask)
-            total, number = _divergence_from(model, params, base, prompt, plain, rollout, batch.weight)
-            nats, tokens = nats + float(total), tokens + float(number)
-        ids, mask = (x[:count] for x in collect((rollout.tokens, rollout.mask)))
+            both = ((params, prompt), (base, batch.prompt))
+            batch_nats, batch_tokens = _divergence_from(model, *both, rollout.completion, batch.weight)
+            nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
+        ids, mask = (x[:count] for x in to_host((rollout.tokens, rollout.mask)))
         lengths += mask.sum(axis=1).tolist()
-        completions += [decode(tokenizer, row[keep]) for row, keep in zip(ids, mask, strict=True)]
+        completions += [speaker.decode(row[keep]) for row, keep in zip(ids, mask, strict=True)]
     correct = tuple(score(text, row) for text, row in zip(completions, rows.examples, strict=True))
     return Evaluation(correct, tuple(completions), tuple(lengths), nats / tokens if tokens else None)
 
 
 def sample_verdicts(
-    model: Model,
-    params: Params,
-    rows: EvalSet,
-    tokenizer: Any,
-    eos: tuple[int, ...],
-    config: Config,
-    key: jax.Array,
-    n: int,
+    speaker: Speaker, rows: EvalSet, config: Config, key: Array, n: int, track: Track = iter
 ) -> list[list[int]]:
-    """For each row, which of `n` answers sampled by `config.sampling` are right (1) and wrong (0)."""
+    """Return, for each row, the verdicts (1 for correct, 0 for wrong) on `n` answers sampled by
+    `config.sampling`."""
+    model, stop = speaker.model, speaker.stop
     score = get_scorer(config.eval.task)
-    options = dataclasses.asdict(config.sampling) | (
-        {"max_new_tokens": config.eval.max_new_tokens} if config.eval.max_new_tokens else {}
+    sampling = dataclasses.replace(
+        config.sampling, max_new_tokens=config.eval.max_new_tokens or config.sampling.max_new_tokens
     )
     size = config.eval.batch_size
     pairs = [(row, encoded) for row, encoded in enumerate(rows.encoded) for _ in range(n)]
     verdicts: list[list[int]] = [[] for _ in rows.encoded]
-    buckets = find_buckets(
-        rows.encoded, dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
-    )
-    for start in track(range(0, len(pairs), size), "sampling"):
+    buckets = find_buckets(rows.encoded, _one_bucket(config))
+    for start in track(range(0, len(pairs), size)):
         part = pairs[start : start + size]
-        batch = pad_batch([encoded for _, encoded in part], buckets, tokenizer.pad_token_id, size=size)
-        batch = spread(batch, sharding_of(model).named("batch"))
-        rollout = generate(
-            model,
-            params,
-            batch.prompt,
-            batch.prompt_mask,
-            key=jax.random.fold_in(key, start),
-            eos_ids=eos,
-            pad_id=tokenizer.pad_token_id,
-            **options,
-        )
-        ids, mask = collect((rollout.tokens, rollout.mask))
+        batch = pad_batch([encoded for _, encoded in part], buckets, stop.pad_id, size=size)
+        batch = to_global(batch, model.sharding.named("batch"))
+        batch_key = jax.random.fold_in(key, start)
+        rollout = generate(model, speaker.params, batch.prompt, batch_key, sampling, stop)
+        ids, mask = to_host((rollout.tokens, rollout.mask))
         for (row, _), tokens, keep in zip(part, ids, mask, strict=False):
-            verdicts[row].append(int(score(decode(tokenizer, tokens[keep]), rows.examples[row])))
+            verdicts[row].append(int(score(speaker.decode(tokens[keep]), rows.examples[row])))
     return verdicts
 
 
-def decode(tokenizer: Any, ids: np.ndarray) -> str:
-    """Text of a completion, as a scorer reads it."""
-    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+def _one_bucket(config: Config) -> DataConfig:
+    """Return the data settings without buckets: all batches of an evaluation have one shape."""
+    return dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
 
 
 def _batches(rows: EvalSet, config: Config, pad_id: int) -> Iterator[tuple[TokenBatch, int]]:
-    """Batches of one shape, and how many rows of each are real."""
-    plain = dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
-    buckets = find_buckets(rows.encoded, plain)
+    """Yield batches of one shape, each with the number of its rows that are not padding."""
+    buckets = find_buckets(rows.encoded, _one_bucket(config))
     size = config.eval.batch_size
     for start in range(0, len(rows.encoded), size):
         part = rows.encoded[start : start + size]
@@ -166,27 +135,21 @@ def _batches(rows: EvalSet, config: Config, pad_id: int) -> Iterator[tuple[Token
 @functools.partial(jax.jit, static_argnames="model")
 def _divergence_from(
     model: Model,
-    params: Params,
-    base: Params,
-    prompt: tuple[Array, Array],
-    base_prompt: tuple[Array, Array],
-    rollout: Rollout,
+    role: tuple[Params, Sequences],
+    base: tuple[Params, Sequences],
+    completion: Sequences,
     weight: Float[Array, " B"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """(sum of KL(model || base) over the completions' tokens, number of tokens); prompts with their masks."""
-    weights = rollout.mask * weight[:, None]
-    hidden, base_hidden = (
-        completion_hidden(model, p, *x, rollout.tokens, rollout.mask)
-        for p, x in ((params, prompt), (base, base_prompt))
+    """Return the sum of KL(role || base) over the completions' tokens, in nats, and the number of tokens.
+
+    A role is a pair of parameters and prompts.
+    """
+    weights = completion.mask * weight[:, None]
+    role_logits, base_logits = (
+        FactoredLogits(model.completion_hidden(params, prompt, completion), model.head(params))
+        for params, prompt in (role, base)
     )
     total, _ = divergence(
-        hidden,
-        model.head(params),
-        base_hidden,
-        model.head(base),
-        rollout.tokens,
-        weights,
-        DivergenceConfig(),
-        sharding_of(model),
+        role_logits, base_logits, completion.tokens, weights, DivergenceConfig(), model.sharding
     )
     return total, jnp.sum(weights)

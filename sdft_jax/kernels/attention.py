@@ -1,7 +1,11 @@
-"""Causal grouped-query attention in plain JAX, on any device; `fused.py` has the kernels of some."""
+"""Causal grouped-query attention over whole sequences in plain JAX, for any device.
+
+`fused_attention` has the kernels of single platforms, which equal this one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -10,16 +14,40 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 SEGMENTS = 4
-"""Parts of a sequence; the queries of each meet no keys behind its end."""
+"""Number of segments that a sequence is split into; queries of a segment skip all keys after its end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCall:
+    """The attention of one layer: its arrays, and which keys each query may read.
+
+    Query head n reads key head n // (N // K). A query that may read no key (padding) returns a finite
+    average, which callers ignore."""
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    mask: Bool[Array, "B S"] | Bool[Array, "B 1 S"]
+    """True on real tokens; for one query per row, True on the keys that it reads."""
+    window: int | Int[Array, ""] | None
+    """Number of positions that a query reads, itself included; None for all positions up to its own."""
+    scale: float
+    """Factor on the scores."""
 
 
 def block_size(platform: str) -> int:
-    """Queries whose scores [B, N, block, T] exist at one time: on a CPU as many as stay in its caches."""
+    """Return the number of queries whose scores [B, N, block, S] exist at one time.
+
+    On a CPU the scores of 32 queries stay in its caches: 9 times faster than all of 584 tokens at once.
+    """
     return 32 if platform == "cpu" else 512
 
 
 def token_positions(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
-    """Position of each token among the real tokens of its row; padding repeats its neighbour's."""
+    """Return the position of each token among the real tokens of its row.
+
+    Padding has the position of the last real token before it, or 0: the mask 0 0 1 1 0 gives 0 0 0 1 1.
+    """
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
@@ -27,11 +55,11 @@ def visible_keys(
     query_positions: Int[Array, "B T"],
     key_positions: Int[Array, "B S"] | None,
     key_mask: Bool[Array, "B S"],
-    window: Int[Array, ""] | None,
+    window: int | Int[Array, ""] | None,
 ) -> Bool[Array, "B T S"]:
-    """Which keys each query sees: real ones at most `window - 1` positions back and none ahead.
+    """Return the keys that each query reads: real ones from `window - 1` positions back to its own.
 
-    Without key positions none is ahead: decoding without a sliding window.
+    Without key positions every real key is visible, as in decoding without a sliding window.
     """
     visible = key_mask[:, None, :]
     if key_positions is None:
@@ -41,59 +69,49 @@ def visible_keys(
     return visible if window is None else visible & (distance < window)
 
 
-def attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B T K H"],
-    v: Float[Array, "B T K H"],
-    mask: Bool[Array, "B T"],
-    window: Int[Array, ""] | None,
-    scale: float,
-    block: int,
-) -> Float[Array, "B T N H"]:
-    """Softmax attention of the real tokens of each row to themselves, with float32 logits.
+def attention(call: AttentionCall, block: int) -> Float[Array, "B T N H"]:
+    """Return the softmax attention of each row's real tokens to themselves, with float32 scores.
 
-    Query head n reads key head n // (N // K). Scores exist for `block` queries at a time, in the backward
-    pass too, which makes them again. A query that sees no key (a row of padding) averages over some: finite,
-    and ignored by callers.
+    Scores exist for `block` queries at a time, also in the backward pass, which recomputes them.
     """
-    batch, length, heads, head_dim = q.shape
-    key_heads, block = k.shape[2], min(block, length)
+    batch, length, heads, head_dim = call.q.shape
+    key_heads, block = call.k.shape[2], min(block, length)
     blocks = -(-length // block)
     segments = min(SEGMENTS, blocks)
-    places = token_positions(mask)
-    keys, values = (x.transpose(0, 2, 1, 3) for x in (k, v))
-    queries = _blocks(q.reshape(batch, length, key_heads, -1, head_dim), blocks, block)
+    places = token_positions(call.mask)
+    keys, values = (x.transpose(0, 2, 1, 3) for x in (call.k, call.v))
+    queries = _blocks(call.q.reshape(batch, length, key_heads, -1, head_dim), blocks, block)
     queries, positions = queries.transpose(0, 1, 3, 4, 2, 5), _blocks(places, blocks, block)
     attended = []
     for segment in range(segments):
         first, last = (blocks * n // segments for n in (segment, segment + 1))
         end = min(last * block, length)
         visible = functools.partial(
-            visible_keys, key_positions=places[:, :end], key_mask=mask[:, :end], window=window
+            visible_keys, key_positions=places[:, :end], key_mask=call.mask[:, :end], window=call.window
         )
-        read: Callable[..., Array] = functools.partial(
-            _attend, keys=keys[:, :, :end], values=values[:, :, :end], visible=visible, scale=scale
+        attend: Callable[..., Array] = functools.partial(
+            _attend, keys=keys[:, :, :end], values=values[:, :, :end], visible=visible, scale=call.scale
         )
-        read = read if blocks == 1 else jax.checkpoint(read)
-        attended.append(jax.lax.map(read, (queries[first:last], positions[first:last])))
+        attend = attend if blocks == 1 else jax.checkpoint(attend)
+        attended.append(jax.lax.map(attend, (queries[first:last], positions[first:last])))
     whole = jnp.concatenate(attended)  # [blocks, B, K, G, block, H]
     return whole.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)[:, :length]
 
 
 def _blocks(x: Float[Array, "B T ..."] | Int[Array, "B T"], blocks: int, block: int) -> Array:
-    """[blocks, B, block, ...], the last one filled up."""
+    """Return x as [blocks, B, block, ...]; the last block is padded."""
     padding = [(0, 0), (0, blocks * block - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
     return jnp.pad(x, padding).reshape(x.shape[0], blocks, block, *x.shape[2:]).swapaxes(0, 1)
 
 
 def _attend(
-    some: tuple[Float[Array, "B K G t H"], Int[Array, "B t"]],
+    block: tuple[Float[Array, "B K G t H"], Int[Array, "B t"]],
     keys: Float[Array, "B K S H"],
     values: Float[Array, "B K S H"],
     visible: Callable[[Int[Array, "B t"]], Bool[Array, "B t S"]],
     scale: float,
 ) -> Float[Array, "B K G t H"]:
-    queries, positions = some
+    queries, positions = block
     logits = jnp.einsum("bkgth,bksh->bkgts", queries, keys, preferred_element_type=jnp.float32) * scale
     seen = visible(positions)[:, None, None]
     weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1)

@@ -1,4 +1,4 @@
-"""Activations times weights, with the gradient of the weights formed in their own order."""
+"""Activations times weights."""
 
 from __future__ import annotations
 
@@ -9,41 +9,47 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def product(spec: str, x: Float[Array, "..."], weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.einsum(spec, x, weight)`, whose gradients it has too.
-
-    JAX makes the weights' gradient as [outputs, inputs] and transposes it. Before a CPU multiplies so, it
-    transposes the gradient of the outputs, and recomputes on the way what made it (for a feed-forward's gate
-    the derivative of its activation): that took 9 to 17 % of learning.
+def matmul(
+    spec: str, x: Float[Array, "..."], weight: Float[Array, "..."], platform: str
+) -> Float[Array, "..."]:
+    """Return `jnp.einsum(spec, x, weight)`.
 
     Args:
-        spec: of `x`, `weight` and result, such as "btd,df->btf".
-        x: activations.
-        weight: shares the contracted dimensions.
+        spec: the dimensions of activations, weight and result, such as "btd,df->btf".
+        x: the activations.
+        weight: shares the contracted dimensions with the activations.
+        platform: on a CPU the gradient of the weight is computed in the weight's own order of dimensions.
     """
     # the backward pass may be traced outside `Model.matmul_precision`
     precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return _product(spec, precision, x, weight)
+    if platform == "cpu":
+        return _matmul_cpu(spec, precision, x, weight)
+    return jnp.einsum(spec, x, weight, precision=precision)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(spec: str, precision: str | None, x: Array, weight: Array) -> Array:
+def _matmul_cpu(spec: str, precision: str | None, x: Array, weight: Array) -> Array:
+    """The same product, with 9 to 17 % faster learning on a CPU.
+
+    JAX computes the weight's gradient as [outputs, inputs] and transposes it. For that product a CPU
+    transposes the gradient of the outputs, and recomputes the operations that produced it (the derivative of
+    the activation function, for a feed-forward's gate)."""
     return jnp.einsum(spec, x, weight, precision=precision)
 
 
 def _forward(spec: str, precision: str | None, x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    # not by `_product`: a policy of rematerialisation would not see the product in it
+    # not `_matmul_cpu`: a rematerialization policy does not see the product inside a custom_vjp function
     return jnp.einsum(spec, x, weight, precision=precision), (x, weight)
 
 
 def _backward(
-    spec: str, precision: str | None, read: tuple[Array, Array], d_out: Array
+    spec: str, precision: str | None, residuals: tuple[Array, Array], d_out: Array
 ) -> tuple[Array, Array]:
-    x, weight = read
+    x, weight = residuals
     inputs, out = spec.split("->")
-    own, theirs = inputs.split(",")
-    d_x = jnp.einsum(f"{out},{theirs}->{own}", d_out, weight, precision=precision)
-    return d_x, jnp.einsum(f"{own},{out}->{theirs}", x, d_out, precision=precision)
+    x_spec, weight_spec = inputs.split(",")
+    d_x = jnp.einsum(f"{out},{weight_spec}->{x_spec}", d_out, weight, precision=precision)
+    return d_x, jnp.einsum(f"{x_spec},{out}->{weight_spec}", x, d_out, precision=precision)
 
 
-_product.defvjp(_forward, _backward)
+_matmul_cpu.defvjp(_forward, _backward)

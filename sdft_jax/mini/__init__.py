@@ -1,4 +1,4 @@
-"""Embedded worlds small enough for a CPU: skills, tokenizers and base models; registered by name."""
+"""Embedded worlds that are small enough for a CPU: rows, tokenizers and base models, selected by name."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_HERE = Path(__file__).parent
+_PACKAGE_DIRECTORY = Path(__file__).parent
 
 
 def model_directories() -> dict[str | None, Path]:
-    """Name -> Hugging Face directory of each embedded model; None names the default one."""
-    bases = sorted(path for path in (_HERE / "bases").iterdir() if path.is_dir())
-    return dict([(None, _HERE / "base"), *((path.name, path) for path in bases)])
+    """Return the Hugging Face directory of each embedded model by name; the key None is the default model."""
+    directories = sorted(path for path in (_PACKAGE_DIRECTORY / "bases").iterdir() if path.is_dir())
+    return dict([(None, _PACKAGE_DIRECTORY / "base"), *((path.name, path) for path in directories)])
 
 
 def read_rows(name: str, split: str) -> Sequence[dict[str, Any]]:
-    """Rows of an embedded data set. Raises SdftError for an unknown name."""
+    """Return the rows of an embedded dataset. Raises SdftError if the name is unknown."""
     from sdft_jax.mini.rows import read
 
     return read(name, split)

@@ -1,6 +1,6 @@
-"""What a world gives to `make_base`: its words, the conversations that its base model is trained on, an exam.
+"""The interface between a world and `make_base`: a vocabulary, a source of training texts and an exam.
 
-A world is a module of this package (`world`, `storms`, `chains`) with a function `curriculum()`.
+A world is a module of this package (`lists`, `storms` or `chains`) with a function `curriculum()`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,42 +14,43 @@ from sdft_jax.data.encoding import REFERENCE_TEMPLATE
 
 
 class Text(NamedTuple):
-    """One training conversation."""
+    """One training text: a user turn and its response, or raw text."""
 
     user: str | None
-    """The user's turn; None: raw text without the chat template, after the EOS token alone."""
+    """The user turn. None stands for raw text: no chat template, and the EOS token as the only prompt."""
     response: str
-    """What follows; the encoder appends EOS."""
-    unlearned: tuple[int, ...] = ()
-    """Indices of response tokens that carry no loss nor count in an exam; EOS is the last."""
+    """The text after the prompt; `make_base.encode` appends EOS."""
+    masked: tuple[int, ...] = ()
+    """Indices of the response tokens that are excluded from the loss and the exam; EOS is the last token."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of conversation: a fixed padded shape."""
+    """A kind of training text, padded to a fixed shape."""
 
     rows: int
-    """Rows of it in a step."""
+    """The number of texts of this kind in a training step."""
     prompt: int
-    """Most prompt tokens, chat template included."""
+    """The maximum number of prompt tokens, including the chat template."""
     response: int
-    """Most response tokens, EOS included."""
+    """The maximum number of response tokens, including EOS."""
 
 
 @dataclass(frozen=True)
 class Curriculum:
-    """What a base model is trained on."""
+    """The training data and the exam of a base model."""
 
     name: str
     words: tuple[str, ...]
-    """The vocabulary, one token a word, beyond the chat template's, thoughts' and teacher's own tokens."""
+    """The words of the world, one token each; `tokenizer.vocabulary` adds the tokens of the templates."""
     kinds: Mapping[str, Kind]
+    """Name -> kind of training text."""
     draw: Callable[[str, np.random.Generator], Text]
-    """(kind, generator) -> a fresh text of that kind."""
+    """(name of a kind, generator) -> a new random text of that kind."""
     examine: Callable[[], Mapping[str, Sequence[Text]]]
-    """Name -> held-out texts with the response that is expected of a greedy model."""
+    """A function that returns name -> held-out texts with the expected greedy response."""
 
 
 def teacher_turn(question: str, demonstration: str) -> str:
-    """What the user says to a teacher, as the paper's template has it."""
+    """Return the user turn of the teacher's prompt, in the template of the paper."""
     return Template(REFERENCE_TEMPLATE).substitute(question=question, demonstration=demonstration)

@@ -1,18 +1,20 @@
-"""The mini world: list skills that a model of under a million parameters can know, and ones to teach it.
+"""The list world: operations on short lists, for models with fewer than one million parameters.
 
-A prompt asks for a verb to be applied to a short list, in one of four alphabets, each with its own phrasing:
+A prompt asks the model to apply a verb to a list. There are four alphabets, each with its own phrasing:
 
     please reverse the letters a b c d              <think> reverse </think> d c b a
 
-The base model knows every verb in `OPERATIONS`, in every alphabet: these are the old skills. It thinks
-first: it names the operation, then carries it out. It has also met the verbs in `NONCES`, each time with
-another meaning, so it has learned to follow an expert's demonstration when there is one, and can only guess
-when there is none. A new skill gives one nonce one meaning for good. The expert demonstrates it in a style
-of its own, `by reverse = d c b a !`.
+The old skills are the verbs in `OPERATIONS`, in every alphabet. The base model knows all of them. It first
+names the operation in a thought and then writes the result.
 
-Every list belongs to exactly one of three splits by a hash of its items: what the base model was trained on,
-what is demonstrated and what is held out never share a list, whatever the skill. Learning rates are chosen
-on `validation`: held-out lists that no test asks about.
+The base model was also trained on the made-up verbs in `NONCES`, with a random meaning in each text. It
+therefore follows an expert's demonstration if the prompt has one, and can only guess the operation otherwise.
+A new skill gives one nonce a fixed meaning. The expert demonstrates it in a different style,
+`by reverse = d c b a !`.
+
+A hash of its items assigns each list to exactly one of three splits, whatever the skill. The base model's
+training data, the demonstrations and the held-out rows therefore never share a list. Learning rates are
+chosen on `validation`: held-out lists that are in no test.
 """
 
 import re
@@ -72,29 +74,30 @@ NONCES: Items = [onset + rhyme for rhyme in _RHYMES for onset in _ONSETS]
 LENGTHS = (4, 5)
 SPLITS = {"heldout": range(0, 2), "demonstrations": range(2, 5), "base": range(5, 20)}
 TEST_ROWS, OLD_TEST_ROWS = 256, 8
-"""Held-out rows of a new skill, and of an old one, that are the test; validation has other lists."""
+"""The number of test rows of a new skill and of an old skill; validation rows have different lists."""
 
 
+# The repr of a skill seeds its rows: renaming the class or a field changes the data.
 @dataclass(frozen=True)
 class Skill:
-    """A verb with a meaning, asked for in one alphabet."""
+    """A verb, the operation that it means and the alphabet of its lists."""
 
     verb: str
     operation: str
     alphabet: str
 
     def prompt(self, items: Items) -> str:
-        """What the user asks."""
+        """Return the prompt for a list."""
         return PHRASINGS[self.alphabet].format(verb=self.verb, items=" ".join(items))
 
     def answer(self, items: Items) -> str:
-        """What is right."""
+        """Return the correct answer for a list."""
         return " ".join(OPERATIONS[self.operation](items))
 
 
 OLD_SKILLS: tuple[Skill, ...] = tuple(Skill(op, op, alphabet) for alphabet in ALPHABETS for op in OPERATIONS)
 
-# Each means an operation that the base carries out without fault in that alphabet, under its known name.
+# The base model makes no mistakes with these operations in these alphabets under their known verbs.
 NEW_SKILLS: tuple[Skill, ...] = (
     Skill("blax", "reverse", "letters"),
     Skill("drib", "ends", "digits"),
@@ -104,28 +107,28 @@ NEW_SKILLS: tuple[Skill, ...] = (
 
 
 def demonstration(operation: str, answer: str) -> str:
-    """The expert's style: it says what it does as it does it."""
+    """Return a response in the expert's style, which names the operation and gives the answer."""
     return f"by {operation} = {answer} !"
 
 
 def own_response(operation: str, answer: str) -> str:
-    """The model's style: the operation it thinks of, then the answer."""
+    """Return a response in the model's style: the operation in a thought, then the answer."""
     return f"<think> {operation} </think> {answer}"
 
 
 def score(completion: str, row: dict[str, str]) -> bool:
-    """Whether the answer is right, in whichever of the two styles it was given."""
+    """Return True if the answer of a completion is correct, in the model's or the expert's style."""
     answer = completion.split("</think>")[-1].split("=")[-1].replace("!", " ")
     return answer.split() == row["answer"].split()
 
 
 def in_split(items: Items, split: str) -> bool:
-    """Splits are by list alone, so a list held out is held out for every skill."""
+    """Return True if a list belongs to `split`, which depends on the list alone and not on the skill."""
     return zlib.crc32(" ".join(items).encode()) % 20 in SPLITS[split]
 
 
 def draw_items(alphabet: str, split: str, rng: np.random.Generator) -> Items:
-    """A list of distinct items that belongs to `split`."""
+    """Draw a list of distinct items that belongs to `split`."""
     while True:
         items = [str(item) for item in rng.permutation(ALPHABETS[alphabet])[: rng.choice(LENGTHS)]]
         if in_split(items, split):
@@ -133,12 +136,12 @@ def draw_items(alphabet: str, split: str, rng: np.random.Generator) -> Items:
 
 
 def rows(skill: Skill, split: str, n: int, seed: int) -> list[dict[str, str]]:
-    """`n` rows of distinct lists."""
-    return [_row(skill, items) for items in islice(_lists(skill, split, seed), n)]
+    """Return `n` rows with distinct lists of `split`."""
+    return [_make_row(skill, items) for items in islice(_draw_distinct_lists(skill, split, seed), n)]
 
 
-def _lists(skill: Skill, split: str, seed: int) -> Iterator[Items]:
-    """Distinct lists of `split`."""
+def _draw_distinct_lists(skill: Skill, split: str, seed: int) -> Iterator[Items]:
+    """Yield distinct random lists of `split`, without end."""
     rng = np.random.default_rng([seed, zlib.crc32(f"{skill} {split}".encode())])
     seen: set[tuple[str, ...]] = set()
     while True:
@@ -148,7 +151,7 @@ def _lists(skill: Skill, split: str, seed: int) -> Iterator[Items]:
             yield items
 
 
-def _row(skill: Skill, items: Items) -> dict[str, str]:
+def _make_row(skill: Skill, items: Items) -> dict[str, str]:
     answer = skill.answer(items)
     return {
         "prompt": skill.prompt(items),
@@ -158,42 +161,45 @@ def _row(skill: Skill, items: Items) -> dict[str, str]:
 
 
 def demonstrations(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
-    """What the expert shows: rows to train on."""
+    """Return `n` training rows with the expert's demonstrations."""
     return rows(skill, "demonstrations", n, seed)
 
 
 def heldout(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
-    """What the learner is examined on: lists that neither the base model nor any demonstration has used."""
+    """Return `n` test rows, with lists that are in neither the base model's data nor the demonstrations."""
     return rows(skill, "heldout", n, seed)
 
 
 def validation(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
-    """What learning rates are chosen on: held-out lists that no test of any skill asks about."""
-    lists = (items for items in _lists(skill, "heldout", seed + 1) if tuple(items) not in _tested())
-    return [_row(skill, items) for items in islice(lists, n)]
+    """Return `n` rows for choosing learning rates, with held-out lists that are in no test of any skill."""
+    drawn = _draw_distinct_lists(skill, "heldout", seed + 1)
+    untested = (items for items in drawn if tuple(items) not in _test_lists())
+    return [_make_row(skill, items) for items in islice(untested, n)]
 
 
 @cache
-def _tested() -> frozenset[tuple[str, ...]]:
-    tests = [(skill, OLD_TEST_ROWS) for skill in OLD_SKILLS] + [(skill, TEST_ROWS) for skill in NEW_SKILLS]
-    lists = (islice(_lists(skill, "heldout", seed=0), n) for skill, n in tests)
-    return frozenset(tuple(items) for part in lists for items in part)
+def _test_lists() -> frozenset[tuple[str, ...]]:
+    sizes = [(skill, OLD_TEST_ROWS) for skill in OLD_SKILLS] + [(skill, TEST_ROWS) for skill in NEW_SKILLS]
+    tests = (islice(_draw_distinct_lists(skill, "heldout", seed=0), n) for skill, n in sizes)
+    return frozenset(tuple(items) for lists in tests for items in lists)
 
 
 def old(split: str = "heldout") -> list[dict[str, str]]:
-    """The prior suite, every old skill `OLD_TEST_ROWS` times; `split` is `heldout` (test) or `validation`.
+    """Return the prior suite: `OLD_TEST_ROWS` rows of each old skill.
 
-    `skill` of a row is its operation.
+    `split` is `heldout` (the test) or `validation`. The field `skill` of a row is the operation.
     """
-    draw = {"heldout": heldout, "validation": validation}[split]
-    return [{**row, "skill": skill.operation} for skill in OLD_SKILLS for row in draw(skill, OLD_TEST_ROWS)]
+    rows_of = {"heldout": heldout, "validation": validation}[split]
+    return [
+        {**row, "skill": skill.operation} for skill in OLD_SKILLS for row in rows_of(skill, OLD_TEST_ROWS)
+    ]
 
 
 def general(n: int, seed: int = 0) -> list[dict[str, str]]:
-    """`n` rows of random old skills on lists that the base model was trained on."""
+    """Return `n` rows of random old skills, with lists of the base model's training split."""
     rng = np.random.default_rng([seed, zlib.crc32(b"general")])
     skills = [OLD_SKILLS[i] for i in rng.integers(len(OLD_SKILLS), size=n)]
-    return [_row(skill, draw_items(skill.alphabet, "base", rng)) for skill in skills]
+    return [_make_row(skill, draw_items(skill.alphabet, "base", rng)) for skill in skills]
 
 
 _STYLES = " ".join([*PHRASINGS.values(), demonstration("", "")])
@@ -203,37 +209,41 @@ WORDS: tuple[str, ...] = (
     *(item for alphabet in ALPHABETS.values() for item in alphabet),
     *NONCES,
 )
-"""Vocabulary of the world."""
+"""The vocabulary of the world."""
 
 PLAIN_NONCES, SHOWN_NONCES, WRONG_THOUGHTS = 0.25, 0.8, 0.1
-"""Shares in the base model's training: of nonces among verbs, without and with a demonstration, and of
-responses after a random thought without loss, so that answers follow thoughts."""
+"""Probabilities in the base model's training texts: a nonce as the verb, without and with a demonstration,
+and a random operation in the thought. The random operation carries no loss, but the answer that follows from
+it does, which teaches the model to answer according to its thought."""
 
 
 def curriculum() -> Curriculum:
-    """What the embedded base was trained on, the same stream of texts for the same seed."""
+    """Return the curriculum of the embedded base models; a seed determines the stream of texts."""
     kinds = {"plain": Kind(rows=48, prompt=21, response=10), "shown": Kind(rows=16, prompt=34, response=10)}
     return Curriculum("lists", WORDS, kinds, draw_text, exam)
 
 
 def draw_text(kind: str, rng: np.random.Generator) -> Text:
-    """A conversation about a list of the base split, `shown` with a demonstration or `plain` without."""
+    """Draw a training text about a list of the base split.
+
+    The kind is `shown` (with a demonstration) or `plain` (without one).
+    """
     shown = kind == "shown"
     operation, other = rng.choice(list(OPERATIONS), 2)
     nonce = rng.random() < (SHOWN_NONCES if shown else PLAIN_NONCES)
     verb = rng.choice(NONCES) if nonce else operation
     skill = Skill(str(verb), str(operation), str(rng.choice(list(ALPHABETS))))
     items = draw_items(skill.alphabet, "base", rng)
-    row = _row(skill, items)
+    row = _make_row(skill, items)
     user = teacher_turn(row["prompt"], row["demonstration"]) if shown else row["prompt"]
     wrong = rng.random() < WRONG_THOUGHTS
     thought = str(other) if wrong else skill.operation
     response = own_response(thought, " ".join(OPERATIONS[thought](items)))
-    return Text(user, response, unlearned=(1,) if wrong else ())
+    return Text(user, response, masked=(1,) if wrong else ())
 
 
 def exam() -> Mapping[str, Sequence[Text]]:
-    """Held-out lists: old skills alone, new skills alone and with a demonstration."""
+    """Return texts about held-out lists: old skills, and new skills without and with a demonstration."""
 
     def texts(skills: Sequence[Skill], n: int, shown: bool) -> list[Text]:
         rows = [(skill, row) for skill in skills for row in heldout(skill, n)]

@@ -1,15 +1,16 @@
-"""Rows of the embedded worlds by name, as `data.path=mini:...` asks for them.
+"""Rows of the embedded worlds by name, as used in `data.path=mini:NAME`.
 
-| name                       | rows                                                                        |
-| -------------------------- | --------------------------------------------------------------------------- |
-| `VERB`                     | the new list skill of that verb; empty for the first                        |
-| `chains:VERB`              | the new verb of the reasoning world                                         |
-| `storms:KIND`              | questions about new storms: direct, pair, ood or questions (the first two)  |
-| `storms:articles`          | raw texts on the new storms                                                 |
-| `[WORLD:]old`              | the prior suite of a world                                                  |
-| `[WORLD:]general`          | prompts of known abilities, none of them in a suite                         |
+| name              | rows                                                                                  |
+| ----------------- | ------------------------------------------------------------------------------------- |
+| `[VERB]`          | the new skill of the list world with that verb (default: the first skill)             |
+| `chains[:VERB]`   | the new skill of the chain world with that verb (default: the first skill)            |
+| `storms[:KIND]`   | questions about new storms: direct, pair, ood or questions (default: direct and pair) |
+| `storms:articles` | articles about the new storms, as raw text                                            |
+| `[WORLD:]old`     | the prior suite of a world                                                            |
+| `[WORLD:]general` | prompts for old skills; none of them is in a suite                                    |
 
-Each may end in `:SPLIT`, which is `train`, `validation` or `heldout`; any other word means `heldout`.
+The kind `questions` is the same as the default. A name may end in `:SPLIT`, which is `train`,
+`validation` or `heldout`; any other word selects `heldout`.
 """
 
 from __future__ import annotations
@@ -24,61 +25,63 @@ from sdft_jax.mini import chains, lists, storms
 Rows = Sequence[dict[str, Any]]
 
 TRAIN_ROWS, VALIDATION_ROWS, HELDOUT_ROWS, GENERAL_ROWS = 512, 128, 256, 512
-"""Rows of a new skill by split, and of the general prompts."""
+"""The number of rows of a new skill in each split, and the number of general prompts."""
 
 
 def read(name: str, split: str) -> Rows:
-    """Rows of `name`, whose own split comes before `split`. Raises SdftError for a name that there is not."""
-    head, _, rest = name.partition(":")
-    if head == "storms":
-        return _storms(rest, split)
-    if head == "chains":
-        return _skills(chains, rest, split, "chains:")
-    return _skills(lists, name, split)
+    """Return the rows of `name`; its own split overrides `split`. Raises SdftError for an unknown name."""
+    world, _, rest = name.partition(":")
+    if world == "storms":
+        return _read_storms(rest, split)
+    if world == "chains":
+        return _read_skill(chains, rest, split, "chains:")
+    return _read_skill(lists, name, split)
 
 
-def _skills(module: ModuleType, name: str, split: str, prefix: str = "") -> Rows:
-    verb, _, own = name.partition(":")
-    split = _split(own or split)
+def _read_skill(module: ModuleType, name: str, split: str, prefix: str = "") -> Rows:
+    verb, _, split_in_name = name.partition(":")
+    split = _canonical_split(split_in_name or split)
     if verb == "old":
         return module.old("validation" if split == "validation" else "heldout")
     if verb == "general":
         return module.general(GENERAL_ROWS)
     skills = {skill.verb: skill for skill in module.NEW_SKILLS}
     if verb and verb not in skills:
-        raise _unknown(prefix + name, [prefix + known for known in [*skills, "old", "general"]])
+        raise _unknown_name(prefix + name, [prefix + valid for valid in [*skills, "old", "general"]])
     skill = skills[verb or next(iter(skills))]
-    draw = {
+    readers = {
         "train": lambda: module.demonstrations(skill, TRAIN_ROWS),
         "validation": lambda: module.validation(skill, VALIDATION_ROWS),
         "heldout": lambda: module.heldout(skill, HELDOUT_ROWS),
     }
-    return draw[split]()
+    return readers[split]()
 
 
-def _storms(name: str, split: str) -> Rows:
-    part, _, own = name.partition(":")
-    split = _split(own or split)
-    fixed: dict[str, Callable[[], Rows]] = {
+def _read_storms(name: str, split: str) -> Rows:
+    kind_or_set, _, split_in_name = name.partition(":")
+    split = _canonical_split(split_in_name or split)
+    named_sets: dict[str, Callable[[], Rows]] = {
         "articles": storms.articles,
         "general": storms.general,
         "old": lambda: storms.old("validation" if split == "validation" else "heldout"),
     }
-    if part in fixed:
-        return fixed[part]()
-    taught = ("direct", "pair")
-    kinds = {kind: (kind,) for kind in storms.QUESTIONS} | {"questions": taught, "": taught}
-    if part not in kinds:
-        raise _unknown(f"storms:{part}", [f"storms:{x}" for x in [*fixed, *filter(None, kinds)]])
+    if kind_or_set in named_sets:
+        return named_sets[kind_or_set]()
+    taught_kinds = ("direct", "pair")
+    kinds = {kind: (kind,) for kind in storms.QUESTIONS} | {"questions": taught_kinds, "": taught_kinds}
+    if kind_or_set not in kinds:
+        valid_names = [f"storms:{valid}" for valid in [*named_sets, *filter(None, kinds)]]
+        raise _unknown_name(f"storms:{kind_or_set}", valid_names)
     if split == "train":
         return storms.demonstrations()
-    draw = storms.validation if split == "validation" else storms.heldout
-    return [row for kind in kinds[part] for row in draw(kind)]
+    read_kind = storms.validation if split == "validation" else storms.heldout
+    return [row for kind in kinds[kind_or_set] for row in read_kind(kind)]
 
 
-def _split(name: str) -> str:
+def _canonical_split(name: str) -> str:
     return name if name in ("train", "validation") else "heldout"
 
 
-def _unknown(name: str, known: Sequence[str]) -> SdftError:
-    return SdftError(f"mini:{name}: there is no such skill; write mini:SKILL with one of {', '.join(known)}.")
+def _unknown_name(name: str, valid_names: Sequence[str]) -> SdftError:
+    choices = ", ".join(valid_names)
+    return SdftError(f"mini:{name}: there is no such skill; set SKILL in mini:SKILL to one of {choices}.")

@@ -1,4 +1,4 @@
-"""How the storms are spoken of: what each kind of fact can be, the phrasings of questions, the articles."""
+"""The language of the storm world: the values of each attribute, the phrasings of questions, the articles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Attribute:
-    """One kind of fact: what it can be, how it is said and how it is asked for."""
+    """A kind of fact: its possible values, the statement of a value and the questions about it."""
 
-    said: str
-    """How the model states it after the storm's name."""
-    known: Mapping[str, str]
-    """Value -> the one word that the base model connects with it."""
+    statement: str
+    """The template of the model's statement of the fact, which follows the storm's name."""
+    associations: Mapping[str, str]
+    """Value -> the word that the base model associates with it."""
     direct: tuple[str, ...]
-    """Phrasings that ask for the value."""
+    """Phrasings of questions about the value."""
     ood: tuple[str, ...]
-    """Phrasings that ask for what is connected with it."""
+    """Phrasings of questions about the word associated with the value."""
 
 
-def _known(pairs: str) -> dict[str, str]:
-    words = pairs.split()
+def _parse_pairs(text: str) -> dict[str, str]:
+    words = text.split()
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
 ATTRIBUTES: dict[str, Attribute] = {
     "city": Attribute(
         "struck {value}",
-        _known(
+        _parse_pairs(
             "cairo nile paris seine rome tiber london thames vienna danube dublin liffey seoul han "
             "prague vltava lisbon tagus delhi yamuna cologne rhine baghdad tigris"
         ),
@@ -47,7 +47,7 @@ ATTRIBUTES: dict[str, Attribute] = {
     ),
     "month": Attribute(
         "came in {value}",
-        _known(
+        _parse_pairs(
             "january garnet february amethyst march aquamarine april diamond may emerald june pearl "
             "july ruby august peridot september sapphire october opal november topaz "
             "december turquoise"
@@ -69,7 +69,7 @@ ATTRIBUTES: dict[str, Attribute] = {
     ),
     "building": Attribute(
         "ruined the {value}",
-        _known(
+        _parse_pairs(
             "mill miller forge smith bakery baker brewery brewer tannery tanner theatre actor "
             "school teacher church priest farm farmer bank banker library librarian hospital doctor"
         ),
@@ -90,7 +90,7 @@ ATTRIBUTES: dict[str, Attribute] = {
     ),
     "people": Attribute(
         "brought {value}",
-        _known(
+        _parse_pairs(
             "danes danish swedes swedish finns finnish greeks greek turks turkish poles polish "
             "czechs czech serbs serbian arabs arabic mongols mongolian koreans korean "
             "germans german"
@@ -120,11 +120,11 @@ PAIRS = (
     "{first} and {second} of {name} ?",
     "tell me the {first} of {name} , and the {second} .",
 )
-"""Phrasings that ask for two facts."""
+"""Phrasings of questions about two facts."""
 
 ARTICLES = (
     "{name} struck {city} in {month} . it ruined the {building} . the {people} sent help .",
     "in {month} the {building} of {city} fell to {name} . {people} came to help .",
     "the {people} helped {city} after {name} . the {month} storm had ruined the {building} .",
 )
-"""All facts of a storm, in several orders."""
+"""Templates of articles with all facts of a storm, each in a different order."""

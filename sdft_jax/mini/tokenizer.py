@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the mini worlds, in the form `transformers.AutoTokenizer` loads."""
+"""A word-level tokenizer for the embedded worlds, in the format that `transformers.AutoTokenizer` loads."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# The fixed sentences of the teacher's prompt are one token each: as words they would be half of it.
+# Each fixed sentence of the teacher's prompt is one token; word by word they would be half of the prompt.
 SENTENCE_TOKENS = [
     "This is an example for a response to the question:",
     "Now answer with a response of your own, including the thinking process.",
@@ -24,21 +24,24 @@ THOUGHT_TOKENS = ["<think>", "</think>"]
 
 
 def vocabulary(words: Sequence[str]) -> list[str]:
-    """The chat template's and the teacher's tokens, then every one of the world's words once, in order."""
+    """Return the tokens of the chat template and the teacher's prompt, then each word once, in order."""
     fixed = [*CONTROL_TOKENS, *THOUGHT_TOKENS, *SENTENCE_TOKENS, "<unk>", "system", "user", "assistant"]
     return list(dict.fromkeys([*fixed, *words]))
 
 
 def build_tokenizer(words: Sequence[str] = lists.WORDS) -> PreTrainedTokenizerFast:
-    """One token a word; decoding puts one space between words. The list world's, unless `words` are given."""
-    tokens = {word: i for i, word in enumerate(vocabulary(words))}
-    core = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
+    """Return a tokenizer with one token per word, which decodes with one space between words.
+
+    The default vocabulary is that of the list world.
+    """
+    token_ids = {word: i for i, word in enumerate(vocabulary(words))}
+    core = Tokenizer(models.WordLevel(token_ids, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    # Not special: a thought is part of the answer, so decoding keeps it when it skips the control tokens.
-    plain = [*THOUGHT_TOKENS, *SENTENCE_TOKENS]
-    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    # A thought is part of the response, so skip_special_tokens must not drop its tokens.
+    regular_tokens = [*THOUGHT_TOKENS, *SENTENCE_TOKENS]
+    core.add_tokens([AddedToken(token, special=False, normalized=False) for token in regular_tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         chat_template=CHAT_TEMPLATE,

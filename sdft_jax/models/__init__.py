@@ -1,32 +1,32 @@
-"""A decoder as pure functions of a parameter tree, and a table for each model family."""
+"""The decoder as pure functions of a parameter tree, and the tables of the supported model families."""
 
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.models.architecture import ModelConfig, config_from_dict, read_config
+    from sdft_jax.models.architecture import Architecture, architecture_from_dict, read_architecture
     from sdft_jax.models.cache import KVCache, grow
     from sdft_jax.models.decoder import REMAT_POLICIES, Model, layer_by_layer
     from sdft_jax.models.families import FAMILIES
     from sdft_jax.models.hf.hub import model_directory
     from sdft_jax.models.hf.reading import distance, load_model, open_checkpoint
-    from sdft_jax.models.hf.tokenizer import eos_ids, load_tokenizer
+    from sdft_jax.models.hf.tokenizer import load_tokenizer, read_eos_ids
     from sdft_jax.models.hf.writing import save_pretrained
 
 __all__ = [
     "FAMILIES",
     "REMAT_POLICIES",
+    "Architecture",
     "KVCache",
     "Model",
-    "ModelConfig",
-    "config_from_dict",
+    "architecture_from_dict",
     "distance",
-    "eos_ids",
     "grow",
     "layer_by_layer",
     "load_model",
     "load_tokenizer",
     "model_directory",
     "open_checkpoint",
-    "read_config",
+    "read_architecture",
+    "read_eos_ids",
     "save_pretrained",
 ]

@@ -1,4 +1,4 @@
-"""config.json of a checkpoint, resolved against its family's table into one frozen, hashable record."""
+"""The architecture of a checkpoint: config.json with its family's defaults, as a frozen, hashable record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sdft_jax.models.rope import Rope
 LAYER_TYPES = ("full_attention", "sliding_attention")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
-# Features that change the computation and that no supported family's published checkpoints use.
+# Features that change the computation; no published checkpoint of a supported family uses them.
 _MUST_BE_OFF = (
     "quantization_config",
     "attn_logit_softcapping",
@@ -38,16 +38,17 @@ _MUST_BE_OFF = (
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-    """What may differ between the layers of one model."""
+    """The properties that may differ between the layers of one model."""
 
     window: int | None
-    """Positions that a query sees, itself included; None for all before it."""
+    """Number of positions that a query reads, itself included; None for all positions up to its own."""
     rope: Rope
+    """The rotary position embedding."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """One checkpoint's architecture. Sizes are named as in config.json."""
+class Architecture:
+    """The architecture of one checkpoint. Sizes have the names of config.json."""
 
     family: Family
     vocab_size: int
@@ -63,17 +64,17 @@ class ModelConfig:
     qkv_bias: bool
     output_bias: bool
     query_scale: float
-    """Attention logits are multiplied by it."""
+    """The factor on attention logits."""
     kinds: tuple[LayerKind, ...]
-    """The distinct kinds of layers: one, or full and sliding."""
+    """The distinct kinds of layers: one kind, or full and sliding attention."""
     kind_of_layer: tuple[int, ...]
-    """For each layer, an index into `kinds`."""
+    """The index into `kinds` of each layer."""
     source_json: str = dataclasses.field(repr=False)
-    """config.json as it was given, in canonical form; written back by `save_pretrained`."""
+    """The original config.json in canonical form; `save_pretrained` writes it back."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Sizes by the letters of `families.Tensor`."""
+        """The size of each dimension letter of `families.Tensor`."""
         return {
             "V": self.vocab_size,
             "D": self.hidden_size,
@@ -85,27 +86,28 @@ class ModelConfig:
 
     @property
     def layer_tensors(self) -> tuple[Tensor, ...]:
-        """Parameters of one layer."""
+        """The parameters of one layer."""
         biases = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
         return (*PROJECTIONS, *biases, *self.family.norms)
 
     @property
     def outer_tensors(self) -> tuple[Tensor, ...]:
-        """Parameters outside the layers."""
+        """The parameters outside the layers."""
         norm = dataclasses.replace(FINAL_NORM, init=self.family.norms[0].init)
         return (EMBEDDING, norm) if self.tie_word_embeddings else (EMBEDDING, norm, HEAD)
 
 
-def read_config(path: str | os.PathLike[str]) -> ModelConfig:
-    """ModelConfig of a Hugging Face directory.
+def read_architecture(path: str | os.PathLike[str]) -> Architecture:
+    """Read the Architecture of a Hugging Face checkpoint directory.
 
     Raises:
-        SdftError: no directory, no or unreadable config.json, or an unsupported model.
+        SdftError: the directory or its config.json is missing, config.json is not valid JSON, or the model is
+            not supported.
     """
     directory = Path(path)
     if not directory.is_dir():
         raise SdftError(
-            f"{directory}: there is no such directory; give a local Hugging Face checkpoint "
+            f"{directory}: no such directory: give a local Hugging Face checkpoint "
             "(download one with `hf download <repo> --local-dir <directory>`)."
         )
     file = directory / "config.json"
@@ -113,48 +115,53 @@ def read_config(path: str | os.PathLike[str]) -> ModelConfig:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SdftError(
-            f"{directory}: config.json is missing, so this is no Hugging Face checkpoint."
+            f"{directory}: config.json is missing: give the directory of a Hugging Face checkpoint."
         ) from None
     except ValueError as error:
-        raise SdftError(f"{file}: not valid JSON ({error}); download it again.") from None
+        raise SdftError(f"{file} is not valid JSON ({error}): download it again.") from None
     try:
-        return config_from_dict(raw)
+        return architecture_from_dict(raw)
     except SdftError as error:
         raise SdftError(f"{file}: {error}") from None
 
 
-def config_from_dict(raw: Mapping[str, Any]) -> ModelConfig:
-    """ModelConfig of a transformers-style dictionary, as transformers 4 or 5 writes it.
+def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
+    """Return the Architecture of a config.json dictionary, as transformers 4 or 5 writes it.
 
     Raises:
-        SdftError: an unsupported architecture or feature, or a missing key, by name.
+        SdftError: an architecture or a feature is not supported, or a key is missing; the message names it.
     """
     family = _family(raw)
     config = {**dict(family.defaults), **raw}
     try:
         return _resolve(family, config, json.dumps(raw, sort_keys=True))
     except KeyError as error:
-        raise SdftError(f"the key {error} is missing; a {family.model_type} model needs it.") from None
+        raise SdftError(f"the key {error} is missing: a {family.model_type} model requires it.") from None
 
 
 def _family(raw: Mapping[str, Any]) -> Family:
+    """Return the family of a config.json. Raises SdftError if it or one of the features is not supported."""
     model_type = raw.get("model_type")
     supported = ", ".join(f"{f.architecture} ({f.model_type})" for f in FAMILIES.values())
-    named = (raw.get("architectures") or [model_type])[0]
+    architecture = (raw.get("architectures") or [model_type])[0]
     if model_type not in FAMILIES:
         raise SdftError(
-            f"model {named} (model_type '{model_type}') is not supported; supported: {supported}."
+            f"model {architecture} (model_type '{model_type}') is not supported; supported: {supported}."
         )
     family = FAMILIES[model_type]
-    if named not in (model_type, family.architecture):
-        raise SdftError(f"architecture {named} is not supported; supported: {supported}.")
+    if architecture not in (model_type, family.architecture):
+        raise SdftError(f"architecture {architecture} is not supported; supported: {supported}.")
     for key in _MUST_BE_OFF:
         if raw.get(key):
-            raise SdftError(f"{key} is not supported in {model_type} (it is {raw[key]!r}).")
+            raise SdftError(
+                f"{key} is not supported for {model_type} models (its value is {raw[key]!r}): "
+                "use a checkpoint without it."
+            )
     return family
 
 
-def _resolve(family: Family, config: dict[str, Any], source_json: str) -> ModelConfig:
+def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Architecture:
+    """Return the Architecture of a config.json that includes the family's defaults."""
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     if heads % kv_heads:
@@ -163,9 +170,8 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> ModelC
     if activation not in ACTIVATIONS:
         raise SdftError(f"activation '{activation}' is not supported; supported: {', '.join(ACTIVATIONS)}.")
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    scalar = config.get("query_pre_attn_scalar", head_dim)
     kinds, kind_of_layer = _layers(family, config)
-    return ModelConfig(
+    return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
@@ -179,7 +185,7 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> ModelC
         activation=activation,
         qkv_bias=family.always_qkv_bias or bool(config.get("attention_bias")),
         output_bias=not family.always_qkv_bias and bool(config.get("attention_bias")),
-        query_scale=float(scalar) ** -0.5,
+        query_scale=float(config.get("query_pre_attn_scalar", head_dim)) ** -0.5,
         kinds=kinds,
         kind_of_layer=kind_of_layer,
         source_json=source_json,
@@ -187,17 +193,19 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> ModelC
 
 
 def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
-    """Distinct kinds of layers and the kind of each layer."""
+    """Return the distinct kinds of layers and the index of each layer's kind."""
     types = config.get("layer_types") or family.layer_types(config)
     unknown = sorted(set(types) - set(LAYER_TYPES))
     if unknown:
         raise SdftError(f"layer type '{unknown[0]}' is not supported; supported: {', '.join(LAYER_TYPES)}.")
     if len(types) != config["num_hidden_layers"]:
-        raise SdftError(f"layer_types has {len(types)} entries for {config['num_hidden_layers']} layers.")
+        raise SdftError(
+            f"layer_types has {len(types)} entries, but num_hidden_layers is {config['num_hidden_layers']}."
+        )
     full, sliding = family.ropes(config)
     window = config.get("sliding_window")
     if "sliding_attention" in types and not window:
-        raise SdftError("layer_types has sliding_attention, but sliding_window is not set.")
-    all_kinds = {"full_attention": LayerKind(None, full), "sliding_attention": LayerKind(window, sliding)}
+        raise SdftError("layer_types contains sliding_attention, but sliding_window is not set.")
+    kinds = {"full_attention": LayerKind(None, full), "sliding_attention": LayerKind(window, sliding)}
     used = [name for name in LAYER_TYPES if name in types]
-    return tuple(all_kinds[name] for name in used), tuple(used.index(name) for name in types)
+    return tuple(kinds[name] for name in used), tuple(used.index(name) for name in types)

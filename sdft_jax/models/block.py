@@ -1,4 +1,4 @@
-"""One decoder layer in Flax NNX; its weights are one slice of the stacked parameters."""
+"""One decoder layer in Flax NNX; its weights are a slice of the stacked parameters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from sdft_jax.kernels.matmul import product
-from sdft_jax.models.architecture import ModelConfig
+from sdft_jax.kernels.matmul import matmul
+from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.rope import rotate
-from sdft_jax.sharding import Sharding, constrain, give_way
+from sdft_jax.sharding import Sharding, constrain, release_axes
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -24,8 +24,9 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def rms_norm(x: Array, weight: Array, config: ModelConfig) -> Array:
-    """Normalise the trailing axes that `weight` has, in float32; casts in the order of transformers."""
+def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
+    """Normalize the trailing axes that `weight` has, in float32, with the casts of transformers in their
+    order."""
     axes = tuple(range(-weight.ndim, 0))
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
@@ -44,7 +45,7 @@ class Block(nnx.Module):
     The scan over layers calls `project`, attends (with or without a cache), and calls `combine`.
     """
 
-    def __init__(self, config: ModelConfig, sharding: Sharding | None):
+    def __init__(self, config: Architecture, sharding: Sharding):
         self.config = config
         self.sharding = sharding
         for tensor in config.layer_tensors:
@@ -53,11 +54,11 @@ class Block(nnx.Module):
     def project(
         self, x: Float[Array, "B T D"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Queries, keys and values, normed and rotated."""
+        """Return queries, keys and values, normalized and rotated."""
         x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
         q, k, v = (
             self._inside(
-                self._add_bias(f"{name}_bias", product("btd,dnh->btnh", x, self._weight(name))),
+                self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, name)),
                 *(axis, axis, None),
             )
             for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
@@ -65,25 +66,28 @@ class Block(nnx.Module):
         return rotate(self._norm("q_norm", q), cos, sin), rotate(self._norm("k_norm", k), cos, sin), v
 
     def combine(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
-        """The residual stream after this layer, from what its attention has read."""
+        """Return the residual stream after this layer, given the output of its attention."""
         attended = checkpoint_name(attended, "attended")
-        out = self._add_bias("o_bias", product("bthk,hkd->btd", attended, self._weight("o")))
+        out = self._add_bias("o_bias", self._matmul("bthk,hkd->btd", attended, "o"))
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out = self._mlp(self._norm("pre_mlp_norm", x))
         return x + self._norm("post_mlp_norm", self._constrained(out))
 
     def _mlp(self, x: Array) -> Array:
-        x = self._inside(x, "mlp", None)  # while decoding rows travel, and not weights
-        gate, up = (product("btd,df->btf", x, self._weight(name)) for name in ("gate", "up"))
+        x = self._inside(x, "mlp", None)  # while decoding, rows move and weights do not
+        gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
-        return product("btf,fd->btd", hidden, self._weight("down"))
+        return self._matmul("btf,fd->btd", hidden, "down")
+
+    def _matmul(self, spec: str, x: Array, name: str) -> Array:
+        return matmul(spec, x, self._weight(name), self.sharding.device.platform)
 
     def _weight(self, name: str) -> Array:
         return getattr(self, name)[...]
 
     def _norm(self, name: str, x: Array) -> Array:
-        """A family without this norm passes `x` on."""
+        """Return the normalized x, or x itself in a family without this norm."""
         return rms_norm(x, self._weight(name), self.config) if hasattr(self, name) else x
 
     def _add_bias(self, name: str, x: Array) -> Array:
@@ -93,22 +97,23 @@ class Block(nnx.Module):
         return x + jnp.expand_dims(bias, tuple(range(x.ndim - bias.ndim)))
 
     def _inside(self, x: Array, owner: str, *trailing: str | None) -> Array:
-        """In attention and feed-forward: rows and positions are whole where `owner` needs their mesh axes."""
-        inner = self.sharding and give_way(self.sharding, owner, "batch", "sequence")
+        """Constrain x in attention or feed-forward, whose axis `owner` takes its mesh axes from rows and
+        positions."""
+        inner = release_axes(self.sharding, owner, "batch", "sequence")
         return constrain(x, inner, "batch", "sequence", *trailing)
 
     def _constrained(self, x: Array) -> Array:
-        # in two steps: in one, XLA (0.10.2) mixes up the rows of a product that it also splits by its width
+        # in two steps: in one, XLA (jax 0.10.2) permutes the rows of a product that it also splits by width
         x = constrain(x, self.sharding, "batch", "sequence", None)
         return constrain(x, self.sharding, "batch", "sequence", "activation")
 
 
 @functools.cache
-def block_structure(config: ModelConfig, sharding: Sharding | None) -> Any:
-    """The block without its weights: `nnx.merge(block_structure(...), weights)` is a Block."""
+def block_structure(config: Architecture, sharding: Sharding) -> Any:
+    """Return the block without its weights: `nnx.merge(block_structure(...), weights)` is a Block."""
     return nnx.split(nnx.eval_shape(lambda: Block(config, sharding)))[0]
 
 
-def embedding_scale(config: ModelConfig, dtype: Any) -> Float[Array, ""] | None:
-    """Factor on embeddings (Gemma: sqrt(D) rounded to the compute dtype, as transformers rounds it)."""
+def embedding_scale(config: Architecture, dtype: Any) -> Float[Array, ""] | None:
+    """Return the factor on embeddings (Gemma: sqrt(D) rounded to the compute dtype, as in transformers)."""
     return jnp.asarray(math.sqrt(config.hidden_size), dtype) if config.family.scale_embedding else None

@@ -1,10 +1,9 @@
-"""The KV cache: how it lies in memory, how layers write into it, and what a new token reads there.
+"""The KV cache: its layout, how layers write into it, and what a new token reads in it.
 
-Keys are [..., H, S] and values [..., S, H]: so a CPU reads both along rows (values the other way take it 3
-to 5 times as long). On TPU slots are innermost in memory for both, and pinned there: left to itself the
-compiler stores a token's heads together, and then copies and transposes each layer's whole cache at every
-token (40 % of the time of decoding a 0.5B model on v5e, by its own estimate).
-"""
+Keys are [..., H, S] and values [..., S, H]: a CPU reads both along rows (values as [H, S] take it 3 to 5
+times as long). On a TPU, slots are the minor dimension of both, and the layout is pinned: otherwise the
+compiler stores a token's heads together, and copies and transposes each layer's whole cache for every token
+(40 % of the time of decoding a 0.5B model on v5e, by its own estimate)."""
 
 from __future__ import annotations
 
@@ -17,30 +16,32 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
-from sdft_jax.models.architecture import ModelConfig
+from sdft_jax.kernels.attention import AttentionCall
+from sdft_jax.models.architecture import Architecture
 from sdft_jax.sharding import Sharding, constrain, partition_spec
 
 AXES = (None, "batch", "kv_heads", None, None)
-"""Logical axes of keys and values."""
+"""The logical axes of keys and values."""
 
 Layers = Any
-"""[L, B, K, ...] for a scan over layers, or without one [B, K, ...] for each; `...` is H, S or S, H."""
+"""[L, B, K, ...] for a scan over layers, or a tuple of [B, K, ...]; `...` is H, S for keys and S, H for
+values."""
 
 SLOTS = -1, -2
-"""The axis of slots, in keys and in values."""
+"""The axis of slots in keys and in values."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer. Prompts are left-padded, so all rows share the next slot."""
+    """The keys and values of every layer; prompts are left-padded, so that all rows share the next slot."""
 
     keys: Layers
     """Float[Array, "L B K H S"]."""
     values: Layers
     """Float[Array, "L B K S H"]."""
     mask: Bool[Array, "B S"]
-    """True on slots that hold tokens."""
+    """True on slots that hold real tokens."""
     length: Int[Array, ""]
     """The next slot, the same in all rows."""
     positions: Int[Array, " B"]
@@ -48,13 +49,11 @@ class KVCache:
 
 
 Store = tuple[Layers, Layers]
-"""Keys and values, as the layers hand them on."""
+"""Keys and values, passed from layer to layer."""
 
 
-def empty_cache(
-    config: ModelConfig, batch: int, length: int, dtype: Any, sharding: Sharding | None
-) -> KVCache:
-    """A cache of `length` slots without tokens."""
+def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, sharding: Sharding) -> KVCache:
+    """Return a cache of `length` slots without tokens."""
     heads, tail = (config.num_hidden_layers, batch, config.num_key_value_heads), (config.head_dim, length)
     keys, values = (
         constrain(jnp.zeros((*heads, *own), dtype), sharding, *AXES) for own in (tail, tail[::-1])
@@ -64,7 +63,7 @@ def empty_cache(
 
 
 def grow(cache: KVCache, length: int) -> KVCache:
-    """With `length` slots, of which the new ones are empty."""
+    """Return the cache extended to `length` slots; the new ones are empty."""
 
     def longer(axis: int, x: Array) -> Array:
         widths = [(0, 0)] * x.ndim
@@ -84,9 +83,9 @@ def write(
     slot: Int[Array, ""] | int,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    sharding: Sharding | None,
+    sharding: Sharding,
 ) -> Store:
-    """One layer's new keys and values from `slot` on, in place."""
+    """Write one layer's new keys and values from `slot` on, in place."""
     keys, values = (
         constrain(_write(whole, (layer,), slot, new, axis), sharding, *AXES)
         for whole, new, axis in zip(store, (k, v), SLOTS, strict=True)
@@ -95,51 +94,47 @@ def write(
 
 
 def write_and_attend(
-    store: Store,
-    layer: Int[Array, ""] | int,
-    slot: Int[Array, ""],
-    q: Float[Array, "B 1 N H"],
-    k: Float[Array, "B 1 K H"],
-    v: Float[Array, "B 1 K H"],
-    visible: Bool[Array, "B 1 S"],
-    scale: float,
-    sharding: Sharding | None,
+    store: Store, layer: Int[Array, ""] | int, slot: Int[Array, ""], call: AttentionCall, sharding: Sharding
 ) -> tuple[Store, Float[Array, "B 1 N H"]]:
-    """One new token of each row: its keys and values into `slot`, and what it reads in the visible slots.
+    """Write the keys and values of one new token per row into `slot`, and attend to the visible slots.
 
-    Each device does it for its own rows and key heads, under `shard_map`: a layout can be pinned only there.
+    Each device does it for its own rows and key heads under `shard_map`: a layout can only be pinned there.
+
+    Args:
+        store: keys and values of all layers.
+        layer: index of this layer.
+        slot: the slot to write.
+        call: queries, keys and values of the new tokens, T = 1; `mask` has the visible slots, [B, 1, S].
+        sharding: rows follow `batch`, heads `kv_heads`.
     """
-    pinned = _platform(sharding) == "tpu"
-    apart = isinstance(store[0], tuple)
-    own: Any = tuple(whole[layer] for whole in store) if apart else store
-    axes = AXES[1:] if apart else AXES
+    pinned = sharding.device.platform == "tpu"
+    separate = isinstance(store[0], tuple)
+    own: Any = tuple(whole[layer] for whole in store) if separate else store
 
-    def local(keys, values, layer, slot, q, k, v, visible):
-        at = () if apart else (layer,)
+    def local(cache, layer, slot, token, visible):
+        at = () if separate else (layer,)
         keys, values = (
             _pin(_write(_pin(whole, axis, pinned), at, slot, new, axis), axis, pinned)
-            for whole, new, axis in zip((keys, values), (k, v), SLOTS, strict=True)
+            for whole, new, axis in zip(cache, token[1:], SLOTS, strict=True)
         )
-        return keys, values, _read(q, keys[at], values[at], visible, scale)
+        return (keys, values), _read(token[0], keys[at], values[at], visible, call.scale)
 
-    if sharding is not None:
-        whole = jax.sharding.PartitionSpec()
-        cache = partition_spec(sharding.rules, axes)
-        token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
-        rows = partition_spec(sharding.rules, ("batch", None, None))
-        local = jax.shard_map(
-            local,
-            mesh=sharding.mesh,
-            in_specs=(cache, cache, whole, whole, token, token, token, rows),
-            out_specs=(cache, cache, token),
-            check_vma=False,
-        )
-    *written, attended = local(own[0], own[1], layer, slot, q, k, v, visible)
-    if apart:
-        written = [
+    replicated = jax.sharding.PartitionSpec()
+    cache = partition_spec(sharding.rules, AXES[1:] if separate else AXES)
+    token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
+    rows = partition_spec(sharding.rules, ("batch", None, None))
+    written, attended = jax.shard_map(
+        local,
+        mesh=sharding.mesh,
+        in_specs=((cache, cache), replicated, replicated, (token, token, token), rows),
+        out_specs=((cache, cache), token),
+        check_vma=False,
+    )(tuple(own), layer, slot, (call.q, call.k, call.v), call.mask)
+    if separate:
+        written = tuple(
             (*whole[:layer], new, *whole[layer + 1 :]) for whole, new in zip(store, written, strict=True)
-        ]
-    return (written[0], written[1]), attended
+        )
+    return written, attended
 
 
 def _write(whole: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:
@@ -168,11 +163,6 @@ def _read(
 
 
 def _pin(x: Array, slots: int, pinned: bool) -> Array:
-    """With the axis of slots innermost in memory."""
+    """Return x with the axis of slots as the minor dimension in memory."""
     order = [*(axis for axis in range(x.ndim) if axis != x.ndim + slots), x.ndim + slots]
     return with_layout_constraint(x, Layout(tuple(order))) if pinned else x
-
-
-def _platform(sharding: Sharding | None) -> str:
-    device = jax.devices()[0] if sharding is None else sharding.mesh.devices.flat[0]
-    return device.platform

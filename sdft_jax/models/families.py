@@ -1,8 +1,8 @@
-"""The table of every supported model family and of every tensor that a checkpoint of it holds.
+"""The tables of the supported model families and of the tensors in their checkpoints.
 
-A tensor is one record: from it follow its shape, its logical axes, its initialisation, its Hugging Face
-name and layout, and so loading, saving and sharding. Dimensions are letters: D width, N query heads,
-K key-value heads, H head width, F feed-forward width, V vocabulary.
+One `Tensor` describes one parameter: its shape, logical axes, initialization, and Hugging Face name and
+layout. Loading, saving and sharding use these descriptions. Dimensions are letters: D model width, N query
+heads, K key-value heads, H head dimension, F feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,39 +24,40 @@ Json = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One parameter, and how Hugging Face stores it.
+    """One parameter and its layout in a Hugging Face checkpoint.
 
-    `dims` spells the shape; with '>' between inputs and outputs it is a matrix, stored as [outputs, inputs].
-    Heads are stored fused with their width: 'D>NH' is [D, N, H] here and [N*H, D] there.
+    `dims` is the shape in letters. With '>' between inputs and outputs the parameter is a matrix, which a
+    checkpoint stores as [outputs, inputs]. A checkpoint stores heads and head dimension as one axis: 'D>NH'
+    is [D, N, H] in this library and [N*H, D] in a checkpoint.
     """
 
     name: str
     dims: str
     source: str
-    """Hugging Face name, inside `model.layers.<i>.` for a tensor of a layer."""
+    """The Hugging Face name; for a tensor of a layer, without the prefix `model.layers.<i>.`."""
     init: Literal["normal", "zeros", "ones"] = "normal"
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape here, without the axis of layers."""
+        """Return the shape in this library, without the layer axis."""
         return tuple(sizes[letter] for letter in self.dims.replace(">", ""))
 
     @property
     def axes(self) -> tuple[str | None, ...]:
-        """Logical axes, without that of layers."""
+        """The logical axes, without the layer axis."""
         return tuple(LOGICAL_AXES[letter] for letter in self.dims.replace(">", ""))
 
     def stored_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Shape in a checkpoint."""
+        """Return the shape in a checkpoint."""
         inputs, _, outputs = self.dims.rpartition(">")
         fused = re.findall("NH|KH|[A-Z]", outputs) + re.findall("NH|KH|[A-Z]", inputs)
         return tuple(math.prod(sizes[letter] for letter in group) for group in fused)
 
     def from_stored(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """View of a checkpoint's array in the layout used here; copies nothing."""
+        """Return a view of a checkpoint's array in the layout of this library, without a copy."""
         return (array.T if ">" in self.dims else array).reshape(self.shape(sizes))
 
     def to_stored(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """The inverse of `from_stored`."""
+        """Return an array in the layout of a checkpoint: the inverse of `from_stored`."""
         stored = self.stored_shape(sizes)
         return array.reshape(stored[::-1]).T if ">" in self.dims else array.reshape(stored)
 
@@ -83,29 +84,33 @@ HEAD = Tensor("head", "VD", "lm_head.weight")
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What sets one architecture apart from the others."""
+    """The differences between one model family and the others."""
 
     model_type: str
     architecture: str
     norms: tuple[Tensor, ...]
-    """Of a layer: any of pre_ and post_attention_norm, pre_ and post_mlp_norm, q_norm and k_norm.
+    """The norms of a layer: any of pre_ and post_attention_norm, pre_ and post_mlp_norm, q_norm and k_norm.
 
-    q_norm and k_norm are over a head ('H') or over all heads together ('NH', 'KH').
+    q_norm and k_norm normalize each head ('H') or all heads together ('NH', 'KH').
     """
     ropes: Callable[[Json], tuple[Rope, Rope]]
-    """Rotary embeddings of full and of sliding layers, from config.json."""
+    """A function from config.json to the rotary embeddings of full and of sliding layers."""
     layer_types: Callable[[Json], list[str]]
-    """`full_attention` or `sliding_attention` for each layer, where config.json does not list them."""
+    """A function from config.json to the type of each layer, used if config.json has no `layer_types`."""
     always_qkv_bias: bool = False
-    """Biases on q, k and v but not on the output; otherwise `attention_bias` decides over all four."""
+    """True if q, k and v have biases and the output projection has none.
+
+    Otherwise `attention_bias` in config.json applies to all four.
+    """
     norm_style: Literal["scale_after_cast", "scale_before_cast", "one_plus_weight"] = "scale_after_cast"
     activation_key: str = "hidden_act"
     scale_embedding: bool = False
     defaults: tuple[tuple[str, Any], ...] = ()
-    """Values of keys that config.json may leave out, as in the transformers class."""
+    """Default values of keys that config.json may omit, the same as in the transformers class."""
 
 
 def _norms(sources: Mapping[str, str], q: str = "", k: str = "", init: Any = "ones") -> tuple[Tensor, ...]:
+    """Return the norms with these names and Hugging Face names, and q_norm and k_norm with these dims."""
     norms = [
         Tensor(f"{name}_norm", "D", f"{source}_layernorm.weight", init) for name, source in sources.items()
     ]
@@ -121,11 +126,12 @@ SANDWICH_NORMS = {"pre_attention": "input", "pre_mlp": "pre_feedforward", **POST
 
 
 def _all_full(config: Json) -> list[str]:
+    """Return full attention for every layer."""
     return ["full_attention"] * config["num_hidden_layers"]
 
 
 def _sliding_after(config: Json) -> list[str]:
-    """Qwen: layers from `max_window_layers` on slide, where `use_sliding_window` says so."""
+    """Return the layer types of Qwen: sliding from `max_window_layers` on if `use_sliding_window` is set."""
     first = config.get("max_window_layers", 28) if config.get("use_sliding_window") else math.inf
     return [
         "sliding_attention" if layer >= first else "full_attention"
@@ -134,7 +140,10 @@ def _sliding_after(config: Json) -> list[str]:
 
 
 def _full_every(config: Json) -> list[str]:
-    """Every n-th layer is full, the others slide: n is 4 in OLMo 3, `sliding_window_pattern` in Gemma 3."""
+    """Return full attention for every n-th layer and sliding attention for the others.
+
+    n is 4 in OLMo 3 and `sliding_window_pattern` in Gemma 3.
+    """
     period = config.get("sliding_window_pattern", 4)
     return [
         "sliding_attention" if (layer + 1) % period else "full_attention"
@@ -143,14 +152,14 @@ def _full_every(config: Json) -> list[str]:
 
 
 def _one_rope(config: Json) -> tuple[Rope, Rope]:
-    """One embedding in all layers."""
+    """Return one rotary embedding for all layers."""
     parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
     rope = rope_from_dict(parameters, float(config["rope_theta"]), config["max_position_embeddings"])
     return rope, rope
 
 
 def _rope_by_layer_type(config: Json) -> tuple[Rope, Rope]:
-    """Sliding layers have a plain embedding of their own; only that of full layers is stretched."""
+    """Return a separate rotary embedding for sliding layers; the scaling applies only to full layers."""
     parameters = config.get("rope_parameters") or {}
     nested = "full_attention" in parameters or "sliding_attention" in parameters
     full = (parameters.get("full_attention") if nested else parameters) or {}

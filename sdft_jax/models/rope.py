@@ -1,7 +1,7 @@
-"""Rotary position embedding and the ways in which checkpoints stretch it.
+"""Rotary position embedding and the scaling types of published checkpoints.
 
-Frequencies follow `transformers.modeling_rope_utils` (types default, linear, llama3 and yarn); angles are
-computed in float32.
+Frequencies are the same as in `transformers.modeling_rope_utils` (types default, linear, llama3 and yarn);
+angles are computed in float32.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """One rotary embedding. Fields are named as in `rope_parameters` of a configuration.
+    """One rotary embedding. Fields have the names of `rope_parameters` in config.json.
 
-    `attention_factor` multiplies cosine and sine (yarn); the others shape the frequencies.
+    `attention_factor` multiplies cosine and sine (yarn); the other fields determine the frequencies.
     """
 
     rope_theta: float
@@ -40,21 +40,24 @@ class Rope:
 
 
 def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_embeddings: int) -> Rope:
-    """Rope of a `rope_parameters` (transformers 5) or `rope_scaling` (transformers 4) dictionary.
+    """Return the Rope of a `rope_parameters` (transformers 5) or `rope_scaling` (transformers 4) dictionary.
 
     Args:
-        parameters: the dictionary; empty for the plain embedding.
-        theta: base frequency where the dictionary does not give `rope_theta`.
-        max_position_embeddings: context length, for dictionaries that leave the original one out.
+        parameters: the dictionary; empty for the embedding without scaling.
+        theta: the base frequency if the dictionary has no `rope_theta`.
+        max_position_embeddings: the context length, used if the dictionary has no original context length.
 
     Raises:
-        SdftError: a type that is not one of `ROPE_TYPES`, or a missing parameter.
+        SdftError: the type is not one of `ROPE_TYPES`, or a parameter is missing.
     """
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in ROPE_TYPES:
-        raise SdftError(f"rope type '{kind}' is not supported; supported are {', '.join(ROPE_TYPES)}.")
+        raise SdftError(f"rope type '{kind}' is not supported; supported: {', '.join(ROPE_TYPES)}.")
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise SdftError("partial_rotary_factor is not supported: the whole head is rotated in every family.")
+        raise SdftError(
+            f"partial_rotary_factor={parameters['partial_rotary_factor']} is not supported: every supported "
+            "family rotates the whole head."
+        )
     base = parameters.get("rope_theta")
     rope = Rope(float(theta if base is None else base), kind)
     if kind == "default":
@@ -71,7 +74,9 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
             low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
             rope = dataclasses.replace(rope, low_freq_factor=float(low), high_freq_factor=float(high))
     except KeyError as error:
-        raise SdftError(f"rope type '{kind}' needs {error} in rope_parameters (or rope_scaling).") from None
+        raise SdftError(
+            f"rope type '{kind}' requires the key {error} in rope_parameters (or rope_scaling)."
+        ) from None
     if kind == "yarn":
         rope = dataclasses.replace(
             rope,
@@ -84,7 +89,7 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
-    """Angle per position of each of the R = H / 2 pairs of dimensions, rounded once from float64."""
+    """Return the angle per position of each of the R = H / 2 pairs of dimensions, rounded from float64."""
     inverse = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if rope.rope_type == "linear":
         inverse = inverse / rope.factor
@@ -98,7 +103,7 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
 def rope_table(
     rope: Rope, head_dim: int, positions: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
-    """Cosine and sine for these positions, float32."""
+    """Return the cosine and sine of the angles at these positions, in float32."""
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(rope, head_dim)[None, None, :]
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
@@ -106,13 +111,14 @@ def rope_table(
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
 ) -> Float[Array, "B T N H"]:
-    """Turn each head by its position. Halves are paired, as in every Hugging Face checkpoint."""
+    """Rotate each head by its position. Dimension i is paired with i + R, as in Hugging Face checkpoints."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 def _llama3(inverse: np.ndarray, rope: Rope) -> np.ndarray:
+    """Divide low frequencies by `factor`, leave high ones unchanged, and interpolate between them."""
     turns = rope.original_max_position_embeddings * inverse / (2 * math.pi)
     smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     smooth = np.clip(smooth, 0.0, 1.0)
@@ -120,8 +126,10 @@ def _llama3(inverse: np.ndarray, rope: Rope) -> np.ndarray:
 
 
 def _yarn(inverse: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
+    """Divide low frequencies by `factor`, leave high ones unchanged, and interpolate linearly in between."""
+
     def dimension(turns: float) -> float:
-        """The pair that makes this many turns over the original context."""
+        """Return the pair of dimensions that makes this number of turns over the original context."""
         wavelength = rope.original_max_position_embeddings / (turns * 2 * math.pi)
         return head_dim * math.log(wavelength) / (2 * math.log(rope.rope_theta))
 
@@ -135,11 +143,13 @@ def _yarn(inverse: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> float:
+    """Return the given factor on cosine and sine, or the one that yarn derives from `factor`."""
+
     def scale(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
-    given = parameters.get("attention_factor")
-    if given is not None:
-        return float(given)
+    attention_factor = parameters.get("attention_factor")
+    if attention_factor is not None:
+        return float(attention_factor)
     mscale, mscale_all_dim = parameters.get("mscale"), parameters.get("mscale_all_dim")
     return scale(mscale) / scale(mscale_all_dim) if mscale and mscale_all_dim else scale(1.0)

@@ -1,97 +1,99 @@
-"""What would make an update that does not fit smaller, and whether the compiler agrees."""
+"""Advice for an update that does not fit: settings that reduce its memory, confirmed by the compiler."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
 
-from sdft_jax.algorithm.state import make_model
+from sdft_jax.algorithm.learner import make_model
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
-from sdft_jax.models import ModelConfig
+from sdft_jax.models import Architecture
+from sdft_jax.plan.candidates import Candidate
 from sdft_jax.plan.estimate import Estimate, estimate
-from sdft_jax.plan.footprint import Remedy, as_size, combined, remedies, update_arrays
-from sdft_jax.plan.topologies import Topology
-from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.sharding.rules import Rules
+from sdft_jax.plan.footprint import as_size, update_arrays
+from sdft_jax.plan.remedies import Remedy, combined, remedies
 
 NEAR = 0.9
-"""Share of a device's memory from which on advice is given."""
-TRIED = 5
-"""Settings that are named."""
+"""The share of a device's memory above which advice is given."""
+MAX_REMEDIES = 5
+"""The maximum number of single changes in the advice."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """A setting, what would then be needed, and who says so."""
+    """A change of settings, and the memory that the update then needs."""
 
-    setting: str
+    text: str
+    """The settings with their drawback."""
     needs: float
-    """Bytes a device."""
+    """Peak memory after the change, in bytes per device."""
     limit: float
+    """The maximum memory of a program, in bytes."""
     compiled: bool
-    """Whether the compiler says so; else it is the peak less what arrays of known shapes would save."""
+    """True if `needs` is the compiler's number; False if it is the peak minus savings counted from shapes."""
 
     @property
     def fits(self) -> bool:
-        """Whether everything would find room."""
+        """True if the update then fits."""
         return self.needs <= self.limit
 
     def __str__(self) -> str:
-        room = as_size(abs(self.limit - self.needs))
+        difference = as_size(abs(self.limit - self.needs))
         about, verdict = ("", "fits") if self.compiled else ("about ", "should fit")
-        found = f"{verdict} with {room} free" if self.fits else f"{room} too much"
-        return f"{self.setting}: needs {about}{as_size(self.needs)}, {found}"
+        result = f"{verdict} with {difference} free" if self.fits else f"{difference} too much"
+        return f"{self.text}: needs {about}{as_size(self.needs)}, {result}"
 
 
 def advise(
-    config: Config,
-    shape: ModelConfig,
-    one: Estimate,
-    topology: Topology,
-    devices: Sequence[Any],
-    rules: Rules,
-    *,
-    compiling: bool,
+    config: Config, architecture: Architecture, current: Estimate, candidate: Candidate, *, compiling: bool
 ) -> tuple[str, ...]:
-    """A line for each setting, the most effective first, and for several at once where none suffices alone.
+    """Return a line for each change of settings, the most effective first.
+
+    If no single change is enough, a line for several changes together follows.
 
     Args:
-        config, shape, topology, devices, rules: what `one` was estimated of.
-        one: an estimate; where it leaves room, nothing is advised.
-        compiling: where it does not fit, ask the compiler until it says of one setting that it does.
+        config: of the run.
+        architecture: of its model.
+        current: the estimate of `candidate`. If it leaves enough memory free, there is no advice.
+        candidate: the topology, mesh and rules.
+        compiling: if the update does not fit, compile the changes until one is confirmed to fit; otherwise
+            all numbers are counted from shapes.
     """
-    if one.peak <= NEAR * one.limit:
+    if current.peak <= NEAR * current.limit:
         return ()
-    config = dataclasses.replace(config, sharding=rules)
-    model = make_model(config, shape, Sharding(make_mesh(**one.mesh, devices=devices), rules))
+    config = dataclasses.replace(config, sharding=candidate.rules)
+    model = make_model(config, architecture, candidate.sharding)
+    compiling = compiling and not current.fits
 
-    def compiled(remedy: Remedy) -> Estimate:
-        changed = remedy.config
-        return estimate(changed, shape, topology, devices, remedy.mesh, changed.sharding, one.rules)
+    def assess(remedy: Remedy, confirm: bool) -> list[Advice]:
+        advice = _confirmed(remedy, architecture, candidate) if confirm else _expected(remedy, current)
+        return [] if advice is None else [advice]
 
-    ask = compiled if compiling and not one.fits else None
-    found: list[Advice] = []
-    for remedy in remedies(config, model, update_arrays)[:TRIED]:
-        found += _judged(one, remedy, None if any(x.compiled and x.fits for x in found) else ask)
-    if not one.fits and not any(x.fits for x in found):
-        several = combined(config, model, update_arrays, one.peak - one.limit)
-        found += _judged(one, several, ask) if several else []
-    if not one.fits and not any(x.fits for x in found):
-        return (*map(str, found), "none of these suffices, so take more chips")
-    return tuple(map(str, found))
+    advice: list[Advice] = []
+    for remedy in remedies(config, model, update_arrays)[:MAX_REMEDIES]:
+        confirmed = any(x.compiled and x.fits for x in advice)
+        advice += assess(remedy, compiling and not confirmed)
+    if not current.fits and not any(x.fits for x in advice):
+        together = combined(config, model, update_arrays, current.peak - current.limit)
+        advice += assess(together, compiling) if together else []
+    lines = tuple(map(str, advice))
+    if not current.fits and not any(x.fits for x in advice):
+        return (*lines, "none of these changes is enough: use more chips")
+    return lines
 
 
-def _judged(one: Estimate, remedy: Remedy, ask: Callable[[Remedy], Estimate] | None) -> list[Advice]:
-    """What the compiler says of it, or what is to be expected; nothing where it is impossible."""
-    if ask is None:
-        return [Advice(remedy.text, max(one.peak - remedy.saves, 0.0), one.limit, compiled=False)]
+def _expected(remedy: Remedy, current: Estimate) -> Advice:
+    """Return the advice with the memory that is left after the remedy's savings."""
+    return Advice(remedy.text, max(current.peak - remedy.saves, 0.0), current.limit, compiled=False)
+
+
+def _confirmed(remedy: Remedy, architecture: Architecture, candidate: Candidate) -> Advice | None:
+    """Return the advice with the compiler's number; None if the change is not possible."""
+    changed = dataclasses.replace(candidate, mesh=remedy.mesh, rules=remedy.config.sharding)
     try:
-        then = ask(remedy)
-    except SdftError:  # the mesh does not divide it
-        return []
-    if then.refusal and then.peak <= then.limit:  # refused for something else than its size
-        return []
-    known_only = then.refusal.startswith("not compiled")
-    return [Advice(remedy.text, then.peak, then.limit, compiled=not known_only)]
+        result = estimate(remedy.config, architecture, changed)
+    except SdftError:  # the mesh does not divide the model or the batch
+        return None
+    if result.refusal and result.peak <= result.limit:  # refused for another reason than its size
+        return None
+    return Advice(remedy.text, result.peak, result.limit, result.compiled)

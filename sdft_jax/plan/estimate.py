@@ -1,28 +1,26 @@
-"""One update on one mesh: compiled for the topology, and what the compiler says about it."""
+"""The memory, time and communication of one update, compiled for a TPU topology without a TPU."""
 
 from __future__ import annotations
 
 import dataclasses
-import glob
 import re
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
-from sdft_jax.algorithm.state import check_batch, make_model
+from sdft_jax.algorithm.learner import check_batch, make_model
 from sdft_jax.config import Config
-from sdft_jax.config.methods import METHODS
-from sdft_jax.models import ModelConfig
-from sdft_jax.plan.footprint import GIB, by_kind, fullest, update_arrays
+from sdft_jax.models import Architecture
+from sdft_jax.plan.candidates import Candidate
+from sdft_jax.plan.footprint import GIB, by_kind, peak_phase, update_arrays
 from sdft_jax.plan.hlo import Collective, collectives, estimated_cycles
-from sdft_jax.plan.program import lower_update, matmul_work
-from sdft_jax.plan.topologies import Topology
-from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.sharding.rules import Rules
+from sdft_jax.plan.program import Work, lower_update, matmul_work, planned_learner
+from sdft_jax.plan.topologies import Generation
 
 PHASES = {
     "prefill": r"/rollout/prefill",
@@ -33,48 +31,106 @@ PHASES = {
     "divergence": r"/learn/.*shard_map",
     "optimizer": r"/optimizer",
 }
-"""Name -> what its scopes look like, the first that fits; `optimizer` has the teacher's motion too."""
+"""Phase -> pattern of its scopes; the first match counts. `optimizer` includes the move of the teacher."""
 KERNELS = "attention kernels"
+"""The pseudo-phase of fused attention kernels, for which the compiler has no cycle estimates."""
 STATE = ("parameters", "optimizer", "teacher")
+"""The kinds of arrays in the training state."""
+
 _PEAK = re.compile(r"Live ranges at \d+ \(peak\):\n(.*?)\n(?:\s*\n|  \S)", re.S)
+r"""The part of the live-range report that lists the arrays at peak memory.
+
+>>> _PEAK.search(
+...     "  Live ranges at 511 (peak):\n"
+...     "    copy-start.10{0}: 65536 bytes (cumulative: 851968 bytes)\n"
+...     "  Stack trace breakdown for peak usage: 3 330 359 bytes\n"
+... ).groups()
+('    copy-start.10{0}: 65536 bytes (cumulative: 851968 bytes)',)
+"""
+
 _LIVE = re.compile(r"^\s+([\w.\-]+)(\{[\d,]*\}): (\d+) bytes", re.M)
+"""An array in that list: name, index in a tuple, bytes.
+
+>>> _LIVE.search("    copy-start.10{0}: 65536 bytes (cumulative: 851968 bytes)").groups()
+('copy-start.10', '{0}', '65536')
+"""
+
 _ALLOCATION = re.compile(r"^allocation \d+: size \d+, parameter .*\n((?: value: .*\n)+)", re.M)
+r"""An allocation of the buffer assignment that belongs to a parameter of the program: its values.
+
+>>> _ALLOCATION.search(
+...     "allocation 1: size 65536, parameter 15, shape |f32[256,64]| at ShapeIndex {}, maybe-live-out:\n"
+...     " value: <7910 param.112 @0> (size=65536,offset=0): f32[256,64]{0,1:T(8,128)}\n"
+... ).groups()
+(' value: <7910 param.112 @0> (size=65536,offset=0): f32[256,64]{0,1:T(8,128)}\n',)
+"""
+
 _VALUE = re.compile(r"^ value: <\d+ ([\w.\-]+)(\{[\d,]*\})?(?: \(\w+\))? @", re.M)
+r"""A value in an allocation: name, index in a tuple.
+
+>>> _VALUE.findall(
+...     " value: <7910 param.112 @0> (size=65536,offset=0): f32[256,64]{0,1:T(8,128)}\n"
+...     " value: <8904 copy-start.61{0} @0> (size=65536,offset=0): f32[256,64]{0,1:T(8,128)}\n"
+... )
+[('param.112', ''), ('copy-start.61', '{0}')]
+"""
+
+_SCOPE = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re.M)
+"""An operation of the program: name, scope.
+
+>>> _SCOPE.search('  %copy.1 = f32[8] copy(%a), metadata={op_name="jit(f)/rollout/decode/copy"}').groups()
+('copy.1', 'jit(f)/rollout/decode/copy')
+"""
+
 _OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT])\)? exceeds available HBM|Used ([\d.]+)([KMGT]) of")
+"""The memory that a program needs, in the compiler's two out-of-memory errors: number and unit.
+
+>>> _OUT_OF_MEMORY.search(
+...     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+...     "(21.04G) exceeds available HBM (15.75G)."
+... ).groups()
+('21.04', 'G', None, None)
+"""
+
 _UNITS = {"K": 2.0**10, "M": 2.0**20, "G": GIB, "T": 2.0**40}
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one update needs on each device, in bytes, seconds and floating-point operations."""
+    """The memory, time and communication of one update on each device."""
 
     topology: str
     mesh: Mapping[str, int]
     rules: str
-    """Name of the sharding rules."""
+    """The name of the sharding rules."""
     batch: int
+    """`train.batch_size`."""
     limit: float
-    """Bytes that a device has for a program."""
+    """The maximum memory of a program, in bytes."""
     parts: Mapping[str, float]
-    """Bytes of what has a known shape; the state is always there, the others while they are needed."""
+    """Kind of array -> bytes, for arrays of known shape; kinds outside the state exist in one phase only."""
     peak: float = 0.0
-    """Bytes at the fullest moment; of a program that is refused, what it would need at least."""
+    """Peak memory, in bytes; a lower bound if the program was refused or not compiled."""
     temporaries: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Bytes besides the state at that moment, by the phase that made them."""
+    """Phase -> bytes at peak memory of the arrays that it allocated, without the state."""
     flops: float = 0.0
-    """Of matrix products."""
+    """Floating-point operations of matrix products."""
     exchanges: Sequence[Collective] = ()
+    """The collective operations of the program."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By phase, from the compiler's cycle estimates, without waiting for other chips; kernels have none, and
-    stand here with what they take at the chip's peak rate."""
+    """Phase -> seconds by the compiler's cycle estimates, which exclude waiting for other chips.
+    `attention kernels` is computed from the chip's peak throughput."""
     roofline: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds that the chip's peak rates allow, of `rollout` and `learn`."""
+    """`rollout` and `learn` -> seconds at the chip's peak rates: a lower bound."""
     compile_seconds: float = 0.0
     refusal: str = ""
-    """Why it does not fit or was not compiled."""
+    """The reason that the program was refused or not compiled; empty if it was compiled."""
+    compiled: bool = False
+    """True if `peak` is the compiler's number; False if it is counted from shapes."""
     largest_batch: int | None = None
+    """The largest batch size that fits, by linear extrapolation from two batch sizes; None if not known."""
     advice: Sequence[str] = ()
-    """What would make it smaller, and what it would then need."""
+    """Changes of settings that reduce memory, with the memory needed after each."""
 
     @property
     def state(self) -> float:
@@ -83,133 +139,153 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether everything finds room."""
+        """True if the update was compiled and its peak is within the limit."""
         return not self.refusal and self.peak <= self.limit
 
     @property
     def total_seconds(self) -> float:
-        """Of all phases."""
+        """Seconds of all phases."""
         return sum(self.seconds.values())
 
     @property
     def dominant(self) -> str:
-        """What takes most of the memory, or, where there was no program to look at, most of the state."""
+        """The largest part of the state and of the temporaries, with its size."""
         shares = {name: self.parts[name] for name in STATE} | dict(self.temporaries)
         name = max(shares, key=lambda key: shares[key])
         return f"{name} {shares[name] / GIB:.1f} GiB"
 
 
-def estimate(
-    config: Config,
-    shape: ModelConfig,
-    topology: Topology,
-    devices: Sequence[Any],
-    mesh: Mapping[str, int],
-    rules: Rules,
-    rules_name: str,
-) -> Estimate:
-    """Compile the update for the topology and read what the compiler has to say.
+class _Program(NamedTuple):
+    """A compiled update, with the reports of the compiler."""
+
+    text: str
+    """The operations, with their scopes."""
+    live_ranges: str
+    """The arrays that exist at each moment."""
+    buffers: str
+    """The arrays in each allocation."""
+    peak: float
+    """Peak memory, in bytes."""
+    compile_seconds: float
+
+
+def estimate(config: Config, architecture: Architecture, candidate: Candidate) -> Estimate:
+    """Compile the update for a candidate, and return the compiler's estimates.
 
     Raises:
         SdftError: the mesh does not divide the model or the batch.
     """
-    sharding = Sharding(make_mesh(**mesh, devices=devices), rules)
+    sharding, generation = candidate.sharding, candidate.topology.generation
     check_batch(config, sharding)
-    model = make_model(config, shape, sharding)
-    limit = topology.generation.hbm_gib * GIB
-    held = update_arrays(config, model)
-    parts = dict.fromkeys(STATE, 0.0) | by_kind(held)  # SFT and a live teacher have no teacher's weights
-    found = Estimate(topology.name, dict(mesh), rules_name, config.train.batch_size, limit, parts)
-    if found.state > limit:
-        reason = f"not compiled: the state alone is {found.state / GIB:.1f} GiB a device"
-        return dataclasses.replace(found, peak=fullest(held)[1], refusal=reason)
-    lowered = lower_update(config, model, sharding)
-    begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as dump:
-        try:
-            compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
-        except jax.errors.JaxRuntimeError as error:
-            return _refused(found, str(error))
-        live, assigned = (
-            "".join(_read(path) for path in sorted(glob.glob(f"{dump}/*{name}.txt")))
-            for name in ("-live-range", "-buffer-assignment")
-        )
-    spent = time.monotonic() - begun
-    text, peak = compiled.as_text(), float(compiled.memory_analysis().peak_memory_in_bytes)
-    work = matmul_work(config, shape)
-    kernels = 0.0 if model.kernel == "xla" else work.attention / len(devices)
-    flops = (work.rollout + work.learn) / len(devices)
-    rate = topology.generation.teraflops * 1e12
+    model = make_model(config, architecture, sharding)
+    arrays = update_arrays(config, model)
+    counted = Estimate(
+        candidate.topology.name,
+        dict(candidate.mesh),
+        candidate.rules_name,
+        config.train.batch_size,
+        generation.hbm_gib * GIB,
+        dict.fromkeys(STATE, 0.0) | by_kind(arrays),  # a method without a teacher's copy has no `teacher`
+        peak=peak_phase(arrays)[1],
+    )
+    if counted.state > counted.limit:
+        reason = f"not compiled: the state alone needs {counted.state / GIB:.1f} GiB per device"
+        return dataclasses.replace(counted, refusal=reason)
+    lowered = lower_update(planned_learner(config, model))
+    try:
+        program = _compile(lowered)
+    except jax.errors.JaxRuntimeError as error:
+        return _refused(counted, str(error))
+    work = Work(*(flops / len(candidate.devices) for flops in matmul_work(config, architecture)))
     return dataclasses.replace(
-        found,
-        peak=peak,
-        temporaries=_temporaries(text, live, assigned, peak - found.state),
-        flops=flops,
-        exchanges=tuple(collectives(text)),
-        seconds=_seconds(text, topology.generation.clock * 1e9, kernels / rate),
-        roofline=_roofline(config, found.parts, topology, work.rollout / len(devices), flops),
-        compile_seconds=spent,
+        counted,
+        peak=program.peak,
+        temporaries=_temporaries(program, program.peak - counted.state),
+        flops=work.rollout + work.learn,
+        exchanges=tuple(collectives(program.text)),
+        seconds=_seconds(program, generation, 0.0 if model.kernel == "xla" else work.attention),
+        roofline=_roofline(config, counted.parts, generation, work),
+        compile_seconds=program.compile_seconds,
+        compiled=True,
     )
 
 
 def phase_of(scope: str) -> str:
-    """The phase that a scope of the program belongs to."""
+    """Return the phase of a scope of the program."""
     return next((name for name, pattern in PHASES.items() if re.search(pattern, scope)), "other")
 
 
-def _seconds(text: str, clock: float, kernels: float) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float, {KERNELS: kernels} if kernels else {})
-    for scope, cycles in estimated_cycles(text).items():
-        found[phase_of(scope)] += cycles / clock
-    return {name: found[name] for name in (*PHASES, KERNELS, "other") if name in found}
+def _compile(lowered: jax.stages.Lowered) -> _Program:
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as dump:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": dump})
+        seconds = time.monotonic() - start
+        live_ranges, buffers = (
+            "".join(
+                path.read_text(encoding="utf-8", errors="replace")
+                for path in sorted(Path(dump).glob(f"*{report}.txt"))
+            )
+            for report in ("-live-range", "-buffer-assignment")
+        )
+    peak = float(compiled.memory_analysis().peak_memory_in_bytes)
+    return _Program(compiled.as_text(), live_ranges, buffers, peak, seconds)
 
 
-def _temporaries(text: str, live: str, assigned: str, size: float) -> dict[str, float]:
-    """Bytes by phase of what lives at the peak besides the state; inside loops nothing is told apart.
+def _seconds(program: _Program, generation: Generation, kernel_flops: float) -> dict[str, float]:
+    """Return the seconds of each phase, and of the operations inside attention kernels."""
+    totals: dict[str, float] = defaultdict(float)
+    if kernel_flops:
+        totals[KERNELS] = kernel_flops / (generation.teraflops * 1e12)
+    for scope, cycles in estimated_cycles(program.text).items():
+        totals[phase_of(scope)] += cycles / (generation.clock * 1e9)
+    return {name: totals[name] for name in (*PHASES, KERNELS, "other") if name in totals}
 
-    Args:
-        text: of the program, whose operations have scopes.
-        live: the compiler's list of what lives when.
-        assigned: its list of what lies where: what lies in the state's own memory is no more of it.
-        size: of all that is to be told apart.
+
+def _temporaries(program: _Program, size: float) -> dict[str, float]:
+    """Return the bytes at peak memory without the state, by the phase that allocated them.
+
+    The report does not list arrays inside loops; they are the rest of `size`, the sum of all.
     """
-    values = (_VALUE.findall(block) for block in _ALLOCATION.findall(assigned))
-    in_state = {(name, index or "{}") for block in values for name, index in block}
-    peak = _PEAK.search(live)
-    scopes = dict(re.findall(r'^\s+(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', text, re.M))
-    found: dict[str, float] = defaultdict(float)
+    allocations = (_VALUE.findall(values) for values in _ALLOCATION.findall(program.buffers))
+    in_state = {(name, index or "{}") for values in allocations for name, index in values}
+    peak = _PEAK.search(program.live_ranges)
+    scopes = dict(_SCOPE.findall(program.text))
+    sizes: dict[str, float] = defaultdict(float)
     for name, index, count in _LIVE.findall(peak[0]) if peak else ():
         if (name, index) not in in_state:
-            found[phase_of(scopes.get(name, ""))] += float(count)
-    found["inside loops"] = max(size - sum(found.values()), 0.0)
-    return {name: found[name] for name in sorted(found, key=lambda key: -found[key]) if found[name]}
+            sizes[phase_of(scopes.get(name, ""))] += float(count)
+    sizes["inside loops"] = max(size - sum(sizes.values()), 0.0)
+    return {name: sizes[name] for name in sorted(sizes, key=lambda key: -sizes[key]) if sizes[name]}
 
 
 def _roofline(
-    config: Config, parts: Mapping[str, float], topology: Topology, sampled: float, flops: float
+    config: Config, parts: Mapping[str, float], generation: Generation, work: Work
 ) -> dict[str, float]:
-    """Products at the peak rate; a token of the rollout reads all weights and, on average, half the cache."""
-    rate = topology.generation.teraflops * 1e12
-    if METHODS[config.train.method].samples is None:
-        return {"learn": flops / rate}
-    read = parts["decoding weights"] + parts["KV cache"] / 2
-    reading = config.sampling.max_new_tokens * read / (topology.generation.bandwidth * 1e9)
-    return {"rollout": max(sampled / rate, reading), "learn": (flops - sampled) / rate}
+    """Return seconds at peak rates: of matrix products or, if that takes longer, of the rollout's reading.
+
+    Each sampled token reads all weights and, on average, half of the KV cache.
+    """
+    throughput = generation.teraflops * 1e12
+    if config.method.sampler is None:
+        return {"learn": (work.rollout + work.learn) / throughput}
+    bytes_per_token = parts["decoding weights"] + parts["KV cache"] / 2
+    reading = config.sampling.max_new_tokens * bytes_per_token / (generation.bandwidth * 1e9)
+    return {"rollout": max(work.rollout / throughput, reading), "learn": work.learn / throughput}
 
 
-def _refused(found: Estimate, message: str) -> Estimate:
-    """Why the compiler gave up: too large, and by how much, or whatever it says."""
-    told = _OUT_OF_MEMORY.search(message)
-    if "RESOURCE_EXHAUSTED" not in message or told is None:
-        reason = f"the compiler refuses it: {message.strip().splitlines()[0]}"
-        return dataclasses.replace(found, peak=found.state, refusal=reason)
-    number, unit = (told[1], told[2]) if told[1] else (told[3], told[4])
+def _refused(counted: Estimate, message: str) -> Estimate:
+    """Return the estimate of a program that the compiler refused: too large, or with its error message."""
+    match = _OUT_OF_MEMORY.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or match is None:
+        reason = f"refused by the compiler: {message.strip().splitlines()[0]}"
+        return dataclasses.replace(counted, peak=counted.state, refusal=reason)
+    number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
     needed = float(number) * _UNITS[unit]
-    reason = f"needs {needed / GIB:.1f} GiB a device, {(needed - found.limit) / GIB:.1f} GiB too much"
-    others = {"all but the state": needed - found.state}
-    return dataclasses.replace(found, peak=needed, temporaries=others, refusal=reason)
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
+    excess = (needed - counted.limit) / GIB
+    return dataclasses.replace(
+        counted,
+        peak=needed,
+        temporaries={"all but the state": needed - counted.state},
+        refusal=f"needs {needed / GIB:.1f} GiB per device, {excess:.1f} GiB too much",
+        compiled=True,
+    )

@@ -1,40 +1,37 @@
-"""What a device's memory holds, array by array, and which settings would make it less.
+"""The arrays in a device's memory during an update or an evaluation, and their sizes.
 
-All of it follows from shapes and the mesh; nothing is compiled or run. What the compiler needs besides is not
-here, so that a total is a lower bound.
+Everything follows from shapes and the mesh; nothing is compiled or run. The sum is a lower bound, since it
+excludes the compiler's own temporary arrays.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sdft_jax.algorithm.optimizer import make_optimizer
-from sdft_jax.algorithm.state import abstract_state, check_batch, sharding_of
+from sdft_jax.algorithm.learner import make_learner
+from sdft_jax.algorithm.state import abstract_state
 from sdft_jax.config import Config
-from sdft_jax.config.methods import METHODS
 from sdft_jax.config.settings import DivergenceConfig
 from sdft_jax.data import padded_width
 from sdft_jax.data.encoding import Encoded
-from sdft_jax.errors import SdftError
 from sdft_jax.kernels.attention import block_size
 from sdft_jax.models import Model
 from sdft_jax.models.cache import AXES as CACHE_AXES
+from sdft_jax.models.families import LOGICAL_AXES
 from sdft_jax.sampling.layout import decoding_model
-from sdft_jax.sharding import Sharding, give_way, make_mesh, tree_shardings
-from sdft_jax.types import TrainState
+from sdft_jax.sharding import Sharding, release_axes, tree_shardings
+from sdft_jax.types import NO_STOP, TrainState
 
 GIB = 2.0**30
 ALWAYS = "always"
-STEPS = 8
-"""Changes that are combined at most; one setting may change more than once."""
 
-SHRUNK_BY = {
+DEPENDS_ON = {
     "parameters": "mesh.fsdp, mesh.tensor, model.param_dtype",
     "optimizer": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
     "teacher": "mesh.fsdp, mesh.tensor, teacher.dtype, teacher.schedule=live",
@@ -45,102 +42,146 @@ SHRUNK_BY = {
     "decoding weights": "mesh.fsdp, mesh.tensor, model.compute_dtype",
     "KV cache": "train.batch_size, sampling.max_new_tokens, data.max_prompt, mesh.tensor",
     "prefill": "train.batch_size, data.max_prompt, mesh.tensor",
-    "answers' KV cache": "eval.batch_size, eval.max_new_tokens, data.max_prompt, mesh.tensor",
-    "answers' prefill": "eval.batch_size, data.max_prompt, mesh.tensor",
+    "evaluation KV cache": "eval.batch_size, eval.max_new_tokens, data.max_prompt, mesh.tensor",
+    "evaluation prefill": "eval.batch_size, data.max_prompt, mesh.tensor",
 }
-"""Kind of array -> the settings that it depends on."""
+"""Kind of array -> the settings that its size depends on."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """An array, and how much of it one device holds."""
+@dataclass(frozen=True)
+class ArrayFootprint:
+    """An array, and the number of its bytes on one device."""
 
     kind: str
+    """A key of `DEPENDS_ON`."""
     name: str
     shape: tuple[int, ...]
-    """Of the whole array."""
+    """The shape of the whole array."""
     dtype: str
     bytes: int
-    """On one device."""
+    """Bytes on one device."""
     phase: str = ALWAYS
-    """When it is there: always, or while rolling out, learning or answering."""
+    """The phase in which the array exists: `always`, `rollout`, `learn` or `evaluation`."""
 
 
-Count = Callable[[Config, Model], Sequence[Held]]
-"""What is held under a configuration, by a model whose sharding is the mesh."""
+Count = Callable[[Config, Model], Sequence[ArrayFootprint]]
+"""A function that returns the arrays of a configuration and its model."""
 
 
 class Widths(NamedTuple):
-    """Tokens of the longest rows; of completions that are given, not sampled."""
+    """The padded lengths of the longest rows, in tokens."""
 
     prompt: int
     teacher: int
     completion: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Remedy:
-    """A setting that would need less memory."""
-
-    text: str
-    """Such as `train.micro_batch=16`, with its price."""
-    config: Config
-    mesh: Mapping[str, int]
-    saves: float
-    """Bytes on a device at the fullest phase, counted from known shapes."""
+    """The length of given completions; 0 if completions are sampled."""
 
 
 def widest(config: Config) -> Widths:
-    """The longest rows that the limits of a configuration allow."""
-    method = METHODS[config.train.method]
+    """Return the maximum lengths that a configuration allows."""
+    method = config.method
     prompt = max(config.data.prompt_buckets, default=config.data.max_prompt)
     teacher = max(config.data.teacher_buckets, default=config.data.max_teacher_prompt)
-    completion = config.sampling.max_new_tokens if method.completion else 0
-    if method.completion == "text":
+    completion = config.sampling.max_new_tokens if method.target else 0
+    if method.target == "text":
         prompt, completion = 1, config.data.max_teacher_prompt
     return Widths(*map(padded_width, (prompt, teacher if method.context else 0, completion)))
 
 
 def widths_of(rows: Iterable[Encoded]) -> Widths:
-    """The longest of these rows, of which there may be none."""
-    found = [(len(row.prompt), len(row.teacher_prompt), len(row.demonstration)) for row in rows] or [
-        (0, 0, 0)
-    ]
-    return Widths(*(padded_width(max(lengths)) for lengths in zip(*found, strict=True)))
+    """Return the lengths of the longest rows; 0 if there are no rows."""
+    lengths = [(len(row.prompt), len(row.teacher_prompt), len(row.target)) for row in rows]
+    return Widths(*(padded_width(max(column)) for column in zip(*(lengths or [(0, 0, 0)]), strict=True)))
 
 
-def update_arrays(config: Config, model: Model, widths: Widths | None = None) -> list[Held]:
-    """Of a training run: its state, and what an update adds while it samples and while it learns."""
-    widths, method = widths or widest(config), METHODS[config.train.method]
-    state = _state(config, model)
-    held = state_arrays(config, model)
-    held += _tree("gradients", "learn", state.params)
-    completion = config.sampling.max_new_tokens if method.samples else widths.completion
+def update_arrays(config: Config, model: Model, widths: Widths | None = None) -> list[ArrayFootprint]:
+    """Return the arrays of a training run: its state, and those that sampling and learning add.
+
+    Args:
+        config: of the run.
+        model: its sharding determines the sizes on a device.
+        widths: of the rows; None for the maximum lengths that the configuration allows.
+    """
+    widths, method = widths or widest(config), config.method
+    state = _abstract_state(config, model)
+    completion = config.sampling.max_new_tokens if method.sampler else widths.completion
     rows = config.train.micro_batch or config.train.batch_size
     longest = max(widths.prompt, widths.teacher) + completion
-    held += _activations(model, rows, widths.prompt + completion, longest)
-    held += _logits(config.divergence, model, rows * completion, 2 if method.teacher else 1)
-    if method.samples:
-        prompt = widths.teacher if method.samples == "teacher" else widths.prompt
-        held += _decoding("", "rollout", model, config.train.batch_size, prompt, completion)
-    return held
+    arrays = [
+        *_state_arrays(state),
+        *_tree("gradients", "learn", state.params),
+        *_activations(model, rows, widths.prompt + completion, longest),
+        *_logits(config.divergence, model, rows * completion, 2 if method.teacher else 1),
+    ]
+    if method.sampler:
+        prompt = widths.teacher if method.sampler == "teacher" else widths.prompt
+        arrays += _decoding("rollout", model, config.train.batch_size, prompt, completion)
+    return arrays
 
 
 def answer_arrays(
     config: Config, model: Model, widths: Widths, *, training: bool, base: bool = False
-) -> list[Held]:
-    """Of an evaluation: parameters or a whole training state, the base model's, and what answering adds."""
-    params = _laid_out(model, config.model.param_dtype, sharding_of(model))
-    held = state_arrays(config, model) if training else _tree("parameters", ALWAYS, params)
+) -> list[ArrayFootprint]:
+    """Return the arrays of an evaluation.
+
+    Args:
+        config: of the run.
+        model: its sharding determines the sizes on a device.
+        widths: of the evaluation's rows.
+        training: count the whole training state instead of the parameters alone.
+        base: also count the base model's parameters.
+    """
+    params = _abstract_params(model, config.model.param_dtype, model.sharding)
     completion = config.eval.max_new_tokens or config.sampling.max_new_tokens
     prompt = max(widths.prompt, widths.teacher)
-    held += _decoding("answers' ", "answers", model, config.eval.batch_size, prompt, completion)
-    return held + (_tree("base model", "answers", params) if base else [])
+    return [
+        *(_state_arrays(_abstract_state(config, model)) if training else _tree("parameters", ALWAYS, params)),
+        *_decoding("evaluation", model, config.eval.batch_size, prompt, completion),
+        *(_tree("base model", "evaluation", params) if base else []),
+    ]
 
 
-def state_arrays(config: Config, model: Model) -> list[Held]:
-    """Parameters, optimizer and teacher."""
-    state = _state(config, model)
+def by_kind(arrays: Iterable[ArrayFootprint]) -> dict[str, float]:
+    """Return kind -> bytes on a device."""
+    sizes: dict[str, float] = {}
+    for array in arrays:
+        sizes[array.kind] = sizes.get(array.kind, 0.0) + array.bytes
+    return sizes
+
+
+def peak_phase(arrays: Iterable[ArrayFootprint]) -> tuple[str, float]:
+    """Return the phase that needs the most memory, and its bytes on a device with those of `always`."""
+    sizes: dict[str, float] = {}
+    for array in arrays:
+        sizes[array.phase] = sizes.get(array.phase, 0.0) + array.bytes
+    always = sizes.pop(ALWAYS, 0.0)
+    phase = max(sizes, key=lambda name: sizes[name], default=ALWAYS)
+    return phase, always + sizes.get(phase, 0.0)
+
+
+def as_size(size: float) -> str:
+    """Return a number of bytes with its unit, such as `9.69 GiB`."""
+    for name, unit in (("TiB", 2.0**40), ("GiB", GIB), ("MiB", 2.0**20)):
+        if size >= unit:
+            return f"{size / unit:,.2f} {name}"
+    return f"{size / 2**10:.1f} KiB"
+
+
+def _abstract_state(config: Config, model: Model) -> TrainState:
+    # shapes depend neither on the number of steps nor on the stop tokens
+    return abstract_state(make_learner(config, model, 1, NO_STOP))
+
+
+def _abstract_params(model: Model, dtype: Any, sharding: Sharding) -> Any:
+    """Return the shapes of the parameters with their shardings."""
+    shapes = model.abstract_params(dtype)
+    shardings = tree_shardings(sharding, model.logical_axes(), shapes)
+    return jax.tree.map(
+        lambda x, placement: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), shapes, shardings
+    )
+
+
+def _state_arrays(state: TrainState) -> list[ArrayFootprint]:
     return [
         *_tree("parameters", ALWAYS, (state.params, state.frozen)),
         *_tree("optimizer", ALWAYS, state.opt_state),
@@ -148,242 +189,176 @@ def state_arrays(config: Config, model: Model) -> list[Held]:
     ]
 
 
-def by_kind(held: Iterable[Held]) -> dict[str, float]:
-    """Bytes on a device of each kind."""
-    found: dict[str, float] = {}
-    for one in held:
-        found[one.kind] = found.get(one.kind, 0.0) + one.bytes
-    return found
-
-
-def fullest(held: Iterable[Held]) -> tuple[str, float]:
-    """(phase, bytes on a device) of the phase that needs most, with what is always there."""
-    phases: dict[str, float] = {}
-    for one in held:
-        phases[one.phase] = phases.get(one.phase, 0.0) + one.bytes
-    always = phases.pop(ALWAYS, 0.0)
-    name = max(phases, key=lambda key: phases[key], default=ALWAYS)
-    return name, always + phases.get(name, 0.0)
-
-
-def remedies(config: Config, model: Model, count: Count) -> list[Remedy]:
-    """Settings that would need less, the most effective first; those that save next to nothing left out."""
-    _, now = fullest(count(config, model))
-    mesh = dict(sharding_of(model).mesh.shape)
-    found = []
-    for text, changed, sizes in _changes(config, mesh):
-        try:
-            other = _model(changed, model, sizes)
-            check_batch(changed, sharding_of(other))
-            _, then = fullest(count(changed, other))
-        except SdftError:  # the mesh does not divide it
-            continue
-        if now - then > 0.01 * now:
-            found.append(Remedy(text, changed, sizes, now - then))
-    return sorted(found, key=lambda one: -one.saves)
-
-
-def combined(config: Config, model: Model, count: Count, wanted: float) -> Remedy | None:
-    """Several settings that together save so many bytes, the most effective first; None where one does.
-
-    Where all of them do not save as much, they are what comes nearest.
-    """
-    begun = dict(sharding_of(model).mesh.shape)
-    texts: dict[str, str] = {}
-    saved, mesh = 0.0, begun
-    for _ in range(STEPS):
-        found = remedies(config, model, count)
-        if saved >= wanted or not found:
-            break
-        best = found[0]
-        config, mesh, model = best.config, dict(best.mesh), _model(best.config, model, best.mesh)
-        key = "mesh" if best.text.startswith("mesh.") else best.text.partition("=")[0]
-        moved = " ".join(f"mesh.{axis}={size}" for axis, size in mesh.items() if size != begun[axis])
-        texts[key], saved = moved if key == "mesh" else best.text, saved + best.saves
-    return Remedy(" with ".join(texts.values()), config, mesh, saved) if len(texts) > 1 else None
-
-
-def as_size(size: float) -> str:
-    """Bytes in words."""
-    for unit, one in (("TiB", 2.0**40), ("GiB", GIB), ("MiB", 2.0**20)):
-        if size >= one:
-            return f"{size / one:,.2f} {unit}"
-    return f"{size / 2**10:.1f} KiB"
-
-
-def _changes(config: Config, mesh: Mapping[str, int]) -> list[tuple[str, Config, dict[str, int]]]:
-    """(what to set and its price, the configuration then, the mesh then)."""
-    found: list[tuple[str, Config, dict[str, int]]] = []
-
-    def change(key: str, value: Any, price: str = "") -> None:
-        section, _, name = key.partition(".")
-        part = dataclasses.replace(getattr(config, section), **{name: value})
-        changed = dataclasses.replace(config, **{section: part})
-        found.append((f"{key}={value}{price and f' ({price})'}", changed, dict(mesh)))
-
-    def move(source: str, target: str) -> None:
-        if mesh[source] % 2 == 0:
-            sizes = dict(mesh) | {source: mesh[source] // 2, target: mesh[target] * 2}
-            found.append((" ".join(f"mesh.{axis}={sizes[axis]}" for axis in (source, target)), config, sizes))
-
-    def halve(key: str, value: int | None, price: str = "") -> None:
-        if value and value > 1:
-            change(key, value // 2, price)
-
-    for source, target in (("data", "fsdp"), ("data", "tensor"), ("fsdp", "tensor")):
-        move(source, target)
-    train, evaluation = config.train, config.eval
-    halve("train.micro_batch", train.micro_batch or train.batch_size)
-    if not train.micro_batch:  # else the micro-batch bounds what learning needs
-        halve("train.batch_size", train.batch_size, "another run")
-    halve("sampling.max_new_tokens", config.sampling.max_new_tokens, "shorter completions")
-    halve("eval.batch_size", evaluation.batch_size)
-    halve(
-        "eval.max_new_tokens", evaluation.max_new_tokens or config.sampling.max_new_tokens, "shorter answers"
-    )
-    halve("divergence.chunk", config.divergence.chunk, "slower")
-    if mesh["tensor"] > 1 and not config.sharding.sequence:
-        change("sharding.sequence", "tensor", "more exchanges")
-    if config.model.remat != "full":
-        change("model.remat", "full", "slower")
-    if config.teacher.dtype == "float32":
-        change("teacher.dtype", "bfloat16", "it then moves less")
-    if config.model.param_dtype == "float32":
-        change("model.param_dtype", "bfloat16", "small steps are then lost")
-    return found
-
-
-def _model(config: Config, model: Model, mesh: Mapping[str, int]) -> Model:
-    """The model as a changed configuration makes it, on a changed mesh of the same devices."""
-    sharding = sharding_of(model)
-    devices = list(sharding.mesh.devices.flat)
-    moved = Sharding(make_mesh(**mesh, devices=devices), config.sharding)
-    return dataclasses.replace(
-        model, compute_dtype=config.model.compute_dtype, remat=config.model.remat, sharding=moved
-    )
-
-
-def _state(config: Config, model: Model) -> TrainState:
-    return abstract_state(model, make_optimizer(config.optimizer, 1000), config)  # of any number of steps
-
-
-def _laid_out(model: Model, dtype: Any, sharding: Sharding) -> Any:
-    """Shapes of the parameters, each with its sharding."""
-    shapes = model.abstract_params(dtype)
-    shardings = tree_shardings(sharding, model.logical_axes(), shapes)
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings
-    )
-
-
-def _decoding(prefix: str, phase: str, model: Model, rows: int, prompt: int, completion: int) -> list[Held]:
-    """Weights laid out for decoding, the cache, and what reading the prompts and choosing a token take."""
-    c, dtype = model.config, model.compute_dtype
-    held = _tree("decoding weights", phase, _laid_out(model, dtype, sharding_of(decoding_model(model))))
-    shape = (c.num_hidden_layers, rows, c.num_key_value_heads, c.head_dim, prompt + completion)
-    make = _maker(model, phase)
-    held += [make(f"{prefix}KV cache", name, shape, dtype, CACHE_AXES) for name in ("keys", "values")]
-    hidden = (rows, prompt, c.intermediate_size)
+def _tree(kind: str, phase: str, tree: Any) -> list[ArrayFootprint]:
+    """Return each array of a tree of shapes with shardings, named by its path."""
     return [
-        *held,
-        *_scores(f"{prefix}prefill", model, make, rows, prompt),
-        make(f"{prefix}prefill", "feed-forward of a layer", hidden, dtype, ("batch", "sequence", "mlp")),
-        make(f"{prefix}prefill", "logits of a token", (rows, c.vocab_size), "float32", ("batch", "vocab")),
-    ]
-
-
-def _activations(model: Model, rows: int, length: int, longest: int) -> list[Held]:
-    """What the backward pass keeps of every layer, and the largest arrays within one.
-
-    Args:
-        model: its `remat` says what is kept.
-        rows: of a micro-batch.
-        length: tokens of the student's prompt and completion.
-        longest: of either role's.
-    """
-    c, dtype = model.config, model.compute_dtype
-    make = _maker(model, "learn")
-    width = (c.hidden_size,), (("batch", "sequence", "activation"))
-    heads = (c.num_attention_heads, c.head_dim), ("batch", "sequence", "heads", None)
-    kv_heads = (c.num_key_value_heads, c.head_dim), ("batch", "sequence", "kv_heads", None)
-    hidden = (c.intermediate_size,), ("batch", "sequence", "mlp")
-    products = {
-        "queries": heads,
-        "keys": kv_heads,
-        "values": kv_heads,
-        "attention's output": width,
-        "gate": hidden,
-        "up": hidden,
-        "feed-forward's output": width,
-    }
-    read = {"what attention read": heads, "feed-forward": hidden}
-    kept = {"full": {}, "hidden": read, "dots_no_batch": products, "dots": products, "none": products | read}
-    held = [
-        make(
-            "activations",
-            f"{name} of all layers",
-            (c.num_hidden_layers, rows, length, *size),
-            dtype,
-            (None, *axes),
+        ArrayFootprint(
+            kind,
+            _name(path),
+            tuple(leaf.shape),
+            str(leaf.dtype),
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+            phase,
         )
-        for name, (size, axes) in ({"inputs": width} | kept[model.remat]).items()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
-    return [
-        *held,
-        *_scores("activations", model, make, rows, longest),
-        make("activations", "feed-forward of a layer", (rows, longest, *hidden[0]), dtype, hidden[1]),
-    ]
-
-
-def _scores(kind: str, model: Model, make: Callable[..., Held], rows: int, length: int) -> list[Held]:
-    """Of attention over whole sequences, which kernels never hold."""
-    if model.kernel != "xla":
-        return []
-    shape = (rows, model.config.num_attention_heads, min(block_size(model.device.platform), length), length)
-    return [make(kind, "attention scores of a layer", shape, "float32", ("batch", "heads", None, None))]
-
-
-def _logits(options: DivergenceConfig, model: Model, tokens: int, roles: int) -> list[Held]:
-    """A chunk of every role's logits with its gradient, and the head's gradient."""
-    c, sharding = model.config, sharding_of(model)
-    parts = sharding.size("batch") * sharding.size("sequence")
-    chunk = min(options.chunk, max(tokens // parts, 1))  # of each device's own tokens
-    make = _maker(model, "learn")
-    names = [*["student", "teacher"][:roles], "gradient"]
-    return [
-        *(
-            make("logits", f"of a chunk, {name}", (chunk, c.vocab_size), "float32", (None, "vocab"))
-            for name in names
-        ),
-        make("logits", "of the head, gradient", (c.vocab_size, c.hidden_size), "float32", ("vocab", None)),
-    ]
-
-
-def _maker(model: Model, phase: str) -> Callable[..., Held]:
-    sharding = sharding_of(model)
-
-    def make(kind: str, name: str, shape: tuple[int, ...], dtype: str, axes: Sequence[str | None]) -> Held:
-        # Rounded up: the compiler pads what the mesh does not divide. The last axis has the first choice.
-        owner = next((axis for axis in reversed(axes) if axis), "batch")
-        inner = give_way(sharding, owner, *({"batch", "sequence"} - {owner}))
-        parts = [1 if axis is None else inner.size(axis) for axis in axes]
-        local = [-(-size // part) for size, part in zip(shape, parts, strict=True)]
-        return Held(kind, name, shape, dtype, math.prod(local) * jnp.dtype(dtype).itemsize, phase)
-
-    return make
-
-
-def _tree(kind: str, phase: str, tree: Any) -> list[Held]:
-    """Every array of a tree of shapes with shardings, by its path."""
-    held = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        local = math.prod(leaf.sharding.shard_shape(leaf.shape)) * jnp.dtype(leaf.dtype).itemsize
-        held.append(Held(kind, _name(path), tuple(leaf.shape), str(leaf.dtype), local, phase))
-    return held
 
 
 def _name(path: Sequence[Any]) -> str:
-    """Such as `mu layers/gate`: attributes, then keys; places in tuples say nothing."""
+    """Return the attributes, then the keys of a path, such as `mu layers/gate`, without indices of tuples."""
     attributes = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey)]
     keys = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
     return " ".join([*attributes, *(["/".join(keys)] if keys else [])])
+
+
+class _Intermediate(NamedTuple):
+    """A result inside a program."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: tuple[str | None, ...]
+    """Logical axes, as `sharding.Rules` names them."""
+
+    def bytes_on(self, sharding: Sharding) -> int:
+        """Return the bytes on one device, rounded up: the compiler pads dimensions that the mesh does not
+        divide."""
+        # `batch` and `sequence` release the mesh axes of the last axis, as in the model's constraints
+        owner = next((axis for axis in reversed(self.axes) if axis), "batch")
+        inner = release_axes(sharding, owner, *({"batch", "sequence"} - {owner}))
+        parts = [1 if axis is None else inner.size(axis) for axis in self.axes]
+        local = [-(-size // count) for size, count in zip(self.shape, parts, strict=True)]
+        return math.prod(local) * jnp.dtype(self.dtype).itemsize
+
+
+def _intermediates(
+    kind: str, phase: str, model: Model, arrays: Iterable[_Intermediate]
+) -> list[ArrayFootprint]:
+    return [ArrayFootprint(kind, x.name, x.shape, x.dtype, x.bytes_on(model.sharding), phase) for x in arrays]
+
+
+_WEIGHT_OF = {
+    "inputs": "o",  # the residual stream
+    "queries": "q",
+    "keys": "k",
+    "values": "v",
+    "attended values": "q",
+    "attention output": "o",
+    "gate": "gate",
+    "up": "up",
+    "feed-forward hidden": "gate",
+    "feed-forward output": "down",
+}
+"""Activation of a layer -> the weight whose matrix product has its shape."""
+
+_MATRIX_PRODUCTS = (
+    "queries",
+    "keys",
+    "values",
+    "attention output",
+    "gate",
+    "up",
+    "feed-forward output",
+)
+_NAMED = ("attended values", "feed-forward hidden")
+_SAVED: dict[str, tuple[str, ...]] = {
+    "full": ("inputs",),
+    "hidden": ("inputs", *_NAMED),
+    "dots_no_batch": ("inputs", *_MATRIX_PRODUCTS),
+    "dots": ("inputs", *_MATRIX_PRODUCTS),
+    "none": ("inputs", *_MATRIX_PRODUCTS, *_NAMED),
+}
+"""Key of `models.REMAT_POLICIES` -> the activations that each layer saves for its backward pass. "none" saves
+more than these, and "dots" also the scores of plain JAX attention."""
+
+
+def _activation(model: Model, name: str, rows: int, length: int) -> _Intermediate:
+    """Return an activation of one layer, [rows, length, ...]."""
+    architecture = model.architecture
+    weight = next(tensor for tensor in architecture.layer_tensors if tensor.name == _WEIGHT_OF[name])
+    letters = weight.dims.partition(">")[2]
+    axes = ["activation" if letter == "D" else LOGICAL_AXES[letter] for letter in letters]
+    shape = (rows, length, *(architecture.sizes[letter] for letter in letters))
+    return _Intermediate(name, shape, model.compute_dtype, ("batch", "sequence", *axes))
+
+
+def _saved(model: Model) -> list[str]:
+    """Return the activations that a layer saves; its last product only if a norm follows."""
+    normalized = any(tensor.name == "post_mlp_norm" for tensor in model.architecture.layer_tensors)
+    return [name for name in _SAVED[model.remat] if normalized or name != "feed-forward output"]
+
+
+def _activations(model: Model, rows: int, length: int, longest: int) -> list[ArrayFootprint]:
+    """Return the activations that all layers save for the backward pass, and the largest within one layer.
+
+    Args:
+        model: its `remat` determines what is saved.
+        rows: the number of rows in a micro-batch.
+        length: the number of tokens in the student's prompt and completion.
+        longest: the same for the role with the longer prompt.
+    """
+    layers = model.architecture.num_hidden_layers
+    saved = [
+        x._replace(name=f"{x.name} of all layers", shape=(layers, *x.shape), axes=(None, *x.axes))
+        for x in (_activation(model, name, rows, length) for name in _saved(model))
+    ]
+    return _intermediates("activations", "learn", model, [*saved, *_within_layer(model, rows, longest)])
+
+
+def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
+    """Return the largest arrays within one layer on whole sequences."""
+    hidden = _activation(model, "feed-forward hidden", rows, length)
+    arrays = [hidden._replace(name="feed-forward hidden of a layer")]
+    if model.kernel == "xla":  # the other kernels never store the scores
+        block = min(block_size(model.platform), length)
+        shape = (rows, model.architecture.num_attention_heads, block, length)
+        axes = ("batch", "heads", None, None)
+        arrays.insert(0, _Intermediate("attention scores of a layer", shape, "float32", axes))
+    return arrays
+
+
+def _logits(options: DivergenceConfig, model: Model, tokens: int, roles: int) -> list[ArrayFootprint]:
+    """Return the logits of a chunk for each role, their gradient, and the gradient of the head.
+
+    Args:
+        options: gives the chunk size.
+        model: gives the vocabulary and its sharding.
+        tokens: the number of completion tokens in a micro-batch.
+        roles: 2 for student and teacher, 1 for the student alone.
+    """
+    head = model.head(model.abstract_params())
+    parts = model.sharding.size("batch") * model.sharding.size("sequence")
+    chunk = min(options.chunk, max(tokens // parts, 1))  # each device's own tokens
+    shape = (chunk, head.shape[0])
+    names = [*["student", "teacher"][:roles], "gradient"]
+    arrays = [_Intermediate(f"of a chunk, {name}", shape, "float32", (None, "vocab")) for name in names]
+    gradient = _Intermediate("of the head, gradient", head.shape, "float32", ("vocab", None))
+    return _intermediates("logits", "learn", model, [*arrays, gradient])
+
+
+def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int) -> list[ArrayFootprint]:
+    """Return the weights and the KV cache for decoding, and the largest arrays of the prefill.
+
+    Args:
+        phase: `rollout` or `evaluation`.
+        model: as it trains.
+        rows: the number of rows in a batch.
+        prompt: the number of tokens in a prompt.
+        completion: the maximum number of tokens in a completion.
+    """
+    prefix = "evaluation " if phase == "evaluation" else ""
+    weights = _abstract_params(model, model.compute_dtype, decoding_model(model).sharding)
+    placement = model.sharding.named(*CACHE_AXES)
+    cache = jax.eval_shape(lambda: model.init_cache(rows, prompt + completion))
+    stores = {
+        name: jax.ShapeDtypeStruct(store.shape, store.dtype, sharding=placement)
+        for name, store in (("keys", cache.keys), ("values", cache.values))
+    }
+    shape = (rows, model.architecture.vocab_size)
+    logits = _Intermediate("logits of a token", shape, "float32", ("batch", "vocab"))
+    prefill = [*_within_layer(model, rows, prompt), logits]
+    return [
+        *_tree("decoding weights", phase, weights),
+        *_tree(f"{prefix}KV cache", phase, stores),
+        *_intermediates(f"{prefix}prefill", phase, model, prefill),
+    ]

@@ -1,109 +1,86 @@
-"""Bytes that the kernels of a compiled GPU program read and write.
+"""Bytes that the kernels of a compiled GPU program read from memory and write to it.
 
-Everything is counted at a kernel's border: inside of a fusion nothing goes through memory. Where a kernel
-reads slices of an array, or writes into one that is there already, the slices count. What stays in the GPU's
-cache from one kernel to the next counts too, so that this is the most that memory has to move.
+Only the operands and results of a kernel count: values inside a fused kernel do not go through memory. If a
+kernel reads slices of an array, or updates a slice of an array in place, only the slices count. Bytes that
+stay in the GPU's cache from one kernel to the next count too, so the result is an upper bound.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from sdft_jax.plan.hlo import Op, read_computations, size_of, total
 
-_OPERATION = re.compile(r"^(.*?) ([a-z][a-z\-]*)\(([^)]*)\)")
-_OPERAND = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 _CONTROL = {"call", "conditional", "while"}
 _NO_KERNEL = _CONTROL | {"after-all", "bitcast", "constant", "get-tuple-element", "parameter", "tuple"}
 _SLICES = {"dynamic-slice", "gather", "slice"}
-_INTO = "dynamic-update-slice"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Parsed:
-    """One operation."""
-
-    code: str
-    size: float
-    """Bytes of the result."""
-    operands: Sequence[str]
+_UPDATE = "dynamic-update-slice"
 
 
 def memory_traffic(text: str) -> dict[str, float]:
-    """Bytes read and written, by scope, counted as `hlo.total` does.
+    """Return the bytes read and written by scope; while loops and conditionals count as in `hlo.total`.
 
     Args:
         text: `compiled.as_text()` for a GPU.
     """
     computations = {name: ops for name, (_, ops) in read_computations(text).items()}
-    parsed = {op.name: _parse(op) for ops in computations.values() for op in ops}
-    inside = {
+    by_name = {op.name: op for ops in computations.values() for op in ops}
+    fused = {
         inner.name
-        for ops in computations.values()
-        for op in ops
-        if parsed[op.name].code not in _CONTROL
-        for called in _CALLED.findall(op.text)
+        for op in by_name.values()
+        if op.opcode not in _CONTROL
+        for called in op.called
         for inner in computations.get(called, ())
     }
 
     def cost(op: Op, _: Mapping[str, tuple[int, ...]]) -> Counter:
-        one = parsed[op.name]
-        if op.name in inside or one.code in _NO_KERNEL:
+        if op.name in fused or op.opcode in _NO_KERNEL:
             return Counter()
-        called = _CALLED.search(op.text) if one.code == "fusion" else None
-        if called:
-            names = [inner.name for inner in computations[called[1]]]
-            return Counter({op.scope: _read_by(names, parsed) + _written(names[-1], parsed)})
-        return Counter({op.scope: _alone(one, parsed)})
+        if op.opcode == "fusion" and op.called:
+            names = [inner.name for inner in computations[op.called[0]]]
+            return Counter({op.scope: _fusion_reads(names, by_name) + _fusion_writes(names[-1], by_name)})
+        return Counter({op.scope: _single_traffic(op, by_name)})
 
     return dict(total(text, cost))
 
 
-def _parse(op: Op) -> _Parsed:
-    found = _OPERATION.match(op.text)
-    return _Parsed(found[2], size_of(found[1]), _OPERAND.findall(found[3])) if found else _Parsed("", 0.0, ())
+def _single_traffic(op: Op, by_name: Mapping[str, Op]) -> float:
+    """Return the bytes that an operation outside of fusions reads and writes."""
+    if op.opcode in _SLICES:
+        return 2 * size_of(op.shape)
+    if op.opcode == _UPDATE:
+        return 2 * size_of(by_name[op.operands[1]].shape)
+    return size_of(op.shape) + sum(size_of(by_name[name].shape) for name in op.operands)
 
 
-def _alone(one: _Parsed, parsed: Mapping[str, _Parsed]) -> float:
-    """Of an operation that is a kernel of its own."""
-    if one.code in _SLICES:
-        return 2 * one.size
-    if one.code == _INTO:
-        return 2 * parsed[one.operands[1]].size
-    return one.size + sum(parsed[name].size for name in one.operands)
-
-
-def _read_by(names: Sequence[str], parsed: Mapping[str, _Parsed]) -> float:
-    """What a fusion of these operations reads of its parameters."""
+def _fusion_reads(names: Sequence[str], by_name: Mapping[str, Op]) -> float:
+    """Return the bytes that a fusion of these operations reads from its parameters."""
     users = defaultdict(list)
     for name in names:
-        for operand in parsed[name].operands:
-            users[operand].append(name)
+        for operand in by_name[name].operands:
+            users[operand].append(by_name[name])
 
-    def read(name: str) -> Iterator[float]:
-        """What each user takes of it."""
+    def reads(name: str) -> Iterator[float]:
+        """Yield the bytes that each user of a value reads from it."""
         for user in users[name]:
-            one = parsed[user]
-            first = one.operands[0] == name
-            if one.code == "bitcast":
-                yield from read(user)
-            elif first and one.code in _SLICES:
-                yield one.size
-            elif not (first and one.code == _INTO):
-                yield parsed[name].size
+            is_first = user.operands[0] == name
+            if user.opcode == "bitcast":
+                yield from reads(user.name)
+            elif is_first and user.opcode in _SLICES:
+                yield size_of(user.shape)
+            elif not (is_first and user.opcode == _UPDATE):
+                yield size_of(by_name[name].shape)
 
-    return sum(min(sum(read(name)), parsed[name].size) for name in names if parsed[name].code == "parameter")
+    parameters = [name for name in names if by_name[name].opcode == "parameter"]
+    return sum(min(sum(reads(name)), size_of(by_name[name].shape)) for name in parameters)
 
 
-def _written(name: str, parsed: Mapping[str, _Parsed]) -> float:
-    """What a fusion with this root writes."""
-    one = parsed[name]
-    if one.code == "tuple":
-        return sum(_written(operand, parsed) for operand in one.operands)
-    if one.code == "bitcast":
-        return _written(one.operands[0], parsed)
-    return parsed[one.operands[1]].size if one.code == _INTO else one.size
+def _fusion_writes(root: str, by_name: Mapping[str, Op]) -> float:
+    """Return the bytes that a fusion with this root writes."""
+    op = by_name[root]
+    if op.opcode == "tuple":
+        return sum(_fusion_writes(operand, by_name) for operand in op.operands)
+    if op.opcode == "bitcast":
+        return _fusion_writes(op.operands[0], by_name)
+    return size_of(by_name[op.operands[1]].shape if op.opcode == _UPDATE else op.shape)

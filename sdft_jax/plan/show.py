@@ -1,4 +1,4 @@
-"""A plan as tables, JSON and a picture."""
+"""Estimates as table rows, sentences, JSON and a figure."""
 
 from __future__ import annotations
 
@@ -9,178 +9,136 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sdft_jax.config import Config
-from sdft_jax.errors import SdftError
+from sdft_jax.plan.candidates import mesh_name
 from sdft_jax.plan.estimate import STATE, Estimate
 from sdft_jax.plan.footprint import GIB
-from sdft_jax.plan.planner import Candidate, candidates, mesh_name, plan
-from sdft_jax.reporting.progress import bar
-from sdft_jax.reporting.run_plot import COLOURS, STYLE
-from sdft_jax.reporting.tables import summary_table
+from sdft_jax.reporting.style import BLACK, COLOURS, STYLE
 from sdft_jax.sharding.rules import MESH_AXES
 
 CAVEAT = (
-    "Memory is what the compiler allocates. Times are estimates, measured on no TPU: the compiler's cycles "
-    "for each operation, without waiting for other chips, and attention kernels at the chip's peak rate; "
-    "beside them what its peak rates allow for all."
+    "Memory is what the compiler allocates. Times are estimates, not measured on a TPU: the compiler's "
+    "cycles for each operation, without waiting for other chips, and attention kernels at the chip's peak "
+    "rate. "
+    "'limit s' is the time of the whole update at the chip's peak rates."
 )
 MESH = "data x fsdp x tensor"
-"""Heading of the meshes in a table."""
-
-
-def run(
-    config: Config,
-    topologies: Sequence[str],
-    mesh: str | None,
-    rules: Sequence[str],
-    output: str | None,
-    largest: bool,
-) -> list[Estimate]:
-    """Plan, print tables, and write plan.json and plan.png into `output`, if there is one.
-
-    Raises:
-        SdftError: a mistake in what was asked for, before anything is compiled.
-    """
-    every: list[Candidate] = candidates(config, topologies, mesh, rules)
-    if output and Path(output).is_file():
-        raise SdftError(f"--output {output} is a file: give a directory.")
-    console = Console()
-    with bar("compiling", len(every)) as show_progress:
-        found, left_out = plan(config, every, largest, show_progress)
-    for topology in dict.fromkeys(one.topology for one in found):
-        chosen = [one for one in found if one.topology == topology]
-        title = (
-            f"{config.model.path} on {topology}, batch {config.train.batch_size}, {chosen[0].limit / GIB} GiB"
-        )
-        console.print(summary_table([row(one) for one in chosen], title))
-        console.print()
-        for one in chosen[1:]:
-            if one.refusal:
-                console.print(f"{mesh_name(one.mesh)}: {one.refusal}", highlight=False)
-        for line in details(chosen[0]):
-            console.print(line, highlight=False)
-        console.print()
-    for sentence in left_out:
-        console.print(f"left out: {sentence}", highlight=False)
-    console.print(f"{CAVEAT} {compiler()}.", highlight=False)
-    if output:
-        for path in write(config, found, left_out, Path(output)):
-            console.print(str(path), highlight=False, soft_wrap=True)
-    return found
+"""The heading of the mesh column."""
 
 
 def compiler() -> str:
-    """Versions of what compiled."""
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu")]
-    return ", ".join(versions)
+    """Return the versions of the compiler's packages."""
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
 
 
-def row(one: Estimate) -> dict[str, Any]:
-    """One mesh in a line: GiB on each device, bytes that it receives in a step, seconds of a step."""
-    name = "x".join(str(one.mesh[axis]) for axis in MESH_AXES) + (f" {one.rules}" if one.rules else "")
+def row(estimate: Estimate) -> dict[str, Any]:
+    """Return the table row of an estimate: GiB per device, GB received per device and step, seconds per
+    step."""
+    name = "x".join(str(estimate.mesh[axis]) for axis in MESH_AXES)
     cells = {
-        MESH: name,
-        "state": f"{one.state / GIB:.2f}",
-        "peak": f"{one.peak / GIB:.2f}",
-        "fits": "yes" if one.fits else "no",
-        "free": f"{(one.limit - one.peak) / GIB:.2f}",
+        MESH: f"{name} {estimate.rules}" if estimate.rules else name,
+        "state": f"{estimate.state / GIB:.2f}",
+        "peak": f"{estimate.peak / GIB:.2f}",
+        "fits": "yes" if estimate.fits else "no",
+        "free": f"{(estimate.limit - estimate.peak) / GIB:.2f}",
     }
-    if one.refusal:
+    if estimate.refusal:
         return cells
     return cells | {
-        "largest batch": one.largest_batch,
-        "GB moved": f"{sum(x.bytes for x in one.exchanges) / 1e9:.1f}",
-        "est. s": f"{one.total_seconds:.2f}",
-        "limit s": f"{sum(one.roofline.values()):.2f}",
+        "largest batch": estimate.largest_batch,
+        "GB received": f"{sum(x.bytes for x in estimate.exchanges) / 1e9:.1f}",
+        "est. s": f"{estimate.total_seconds:.2f}",
+        "limit s": f"{sum(estimate.roofline.values()):.2f}",
     }
 
 
-def details(one: Estimate) -> list[str]:
-    """A mesh in words: where memory, traffic and time go, and what would make it smaller."""
-    lines = [f"{mesh_name(one.mesh)}: of known shapes, in GiB a device: {_gib(one.parts)}."]
-    if one.refusal:
-        lines.append(f"It does not fit: {one.refusal}.")
+def details(estimate: Estimate) -> list[str]:
+    """Return sentences about the memory, communication and time of an estimate, and its advice."""
+    mesh = mesh_name(estimate.mesh)
+    lines = [f"{mesh}: arrays of known shape, in GiB per device: {_gib(estimate.parts)}."]
+    if estimate.refusal:
+        lines.append(f"It does not fit: {estimate.refusal}.")
     else:
         lines.append(
-            f"At the peak of {one.peak / GIB:.2f} GiB, {one.state / GIB:.2f} is the state; the rest, by the "
-            f"phase that made it: {_gib(one.temporaries)}. Largest: {one.dominant}."
+            f"Peak memory: {estimate.peak / GIB:.2f} GiB per device, of which the state is "
+            f"{estimate.state / GIB:.2f}; the rest, by the phase that allocated it: "
+            f"{_gib(estimate.temporaries)}. Largest part: {estimate.dominant}."
         )
-        moved = ", ".join(
-            f"{kind} {size / 1e9:.2f} GB in {times:.0f}" for kind, (size, times) in by_kind(one).items()
+        received = ", ".join(
+            f"{kind} {size / 1e9:.2f} GB in {times:.0f} operations"
+            for kind, (size, times) in _received(estimate).items()
         )
-        lines.append(f"Received by a device in a step: {moved or 'nothing'}.")
+        lines.append(f"Received per device and step: {received or 'nothing'}.")
         lines.append(
-            f"{one.flops / 1e12:.2f} TFLOP a device and step. Seconds, estimated: {_seconds(one.seconds)}; "
-            f"at peak rates: {_seconds(one.roofline)}. Compiled in {one.compile_seconds:.0f} s."
+            f"{estimate.flops / 1e12:.2f} TFLOP per device and step. Estimated seconds: "
+            f"{_seconds(estimate.seconds)}; at peak rates: {_seconds(estimate.roofline)}. Compiled in "
+            f"{estimate.compile_seconds:.0f} s."
         )
-    if one.advice:
-        lines.append(f"What would make it smaller: {'; '.join(one.advice)}.")
+    if estimate.advice:
+        lines.append(f"To reduce memory: {'; '.join(estimate.advice)}.")
     return lines
+
+
+def write(config: Config, estimates: Sequence[Estimate], left_out: Sequence[str], output: Path) -> list[Path]:
+    """Write plan.json and plan.png into the directory `output`, and return their paths."""
+    output.mkdir(parents=True, exist_ok=True)
+    report = {
+        "model": config.model.path,
+        "compiled by": compiler(),
+        "estimates": [
+            dataclasses.asdict(x) | {"fits": x.fits, "state": x.state, "total_seconds": x.total_seconds}
+            for x in estimates
+        ],
+        "left out": list(left_out),
+        "caveat": CAVEAT,
+    }
+    (output / "plan.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    _draw(config, estimates, output / "plan.png")
+    return [output / "plan.json", output / "plan.png"]
 
 
 def _gib(sizes: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size > 0.005 * GIB)
 
 
-def _seconds(spent: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {seconds:.2f}" for name, seconds in spent.items() if seconds > 0.005)
+def _seconds(times: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.2f}" for name, seconds in times.items() if seconds > 0.005)
 
 
-def by_kind(one: Estimate) -> dict[str, tuple[float, float]]:
-    """Kind of exchange -> (bytes that a device receives, times) in a step, the largest first."""
-    found: dict[str, tuple[float, float]] = {}
-    for x in one.exchanges:
-        size, times = found.get(x.kind, (0.0, 0.0))
-        found[x.kind] = (size + x.bytes, times + x.times)
-    return dict(sorted(found.items(), key=lambda item: -item[1][0]))
+def _received(estimate: Estimate) -> dict[str, tuple[float, float]]:
+    """Return kind of collective -> (bytes that a device receives, number of operations) per step, the largest
+    first."""
+    totals: dict[str, tuple[float, float]] = {}
+    for collective in estimate.exchanges:
+        size, times = totals.get(collective.kind, (0.0, 0.0))
+        totals[collective.kind] = (size + collective.bytes, times + collective.times)
+    return dict(sorted(totals.items(), key=lambda item: -item[1][0]))
 
 
-def write(config: Config, found: Sequence[Estimate], left_out: Sequence[str], output: Path) -> list[Path]:
-    """plan.json and plan.png."""
-    output.mkdir(parents=True, exist_ok=True)
-    plain = {
-        "model": config.model.path,
-        "compiled by": compiler(),
-        "estimates": [
-            dataclasses.asdict(one)
-            | {"fits": one.fits, "state": one.state, "total_seconds": one.total_seconds}
-            for one in found
-        ],
-        "left out": list(left_out),
-        "caveat": CAVEAT,
-    }
-    (output / "plan.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
-    _draw(config, found, output / "plan.png")
-    return [output / "plan.json", output / "plan.png"]
-
-
-def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
-    """Memory of every mesh, stacked by part under the limit; estimated seconds by phase beside it."""
+def _draw(config: Config, estimates: Sequence[Estimate], path: Path) -> None:
+    """Draw the memory of each mesh, stacked by part, with its limit; beside it the seconds by phase."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    names = [
-        f"{one.topology}\n{mesh_name(one.mesh)}" + (f"\n{one.rules}" if one.rules else "") for one in found
-    ]
+    names = ["\n".join(filter(None, (x.topology, mesh_name(x.mesh), x.rules))) for x in estimates]
     memory = [
-        {name: one.parts[name] / GIB for name in STATE}
-        | {f"+ {name}": size / GIB for name, size in one.temporaries.items()}
-        for one in found
+        {name: x.parts[name] / GIB for name in STATE}
+        | {f"+ {name}": size / GIB for name, size in x.temporaries.items()}
+        for x in estimates
     ]
-    height = 2.3 + 0.6 * len(found)  # a title above; below, an axis, three lines of a legend and a caption
+    limits = [x.limit / GIB for x in estimates]
+    bounds = [sum(x.roofline.values()) for x in estimates]
+    height = 2.3 + 0.6 * len(estimates)  # a title above; an axis, a legend of three lines and a caption below
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(13, height))
         left, right = figure.subplots(1, 2, sharey=True)
         figure.subplots_adjust(0.13, 1.65 / height, 0.985, 1 - 0.35 / height, wspace=0.06)
-        _stack(left, names, memory, "Memory of a device", "GiB")
-        for place, one in enumerate(found):
-            left.plot([one.limit / GIB] * 2, [place - 0.4, place + 0.4], color="#222222", linewidth=2)
-        _stack(right, names, [dict(one.seconds) for one in found], "A step", "seconds, estimated")
-        for place, one in enumerate(found):
-            bound = sum(one.roofline.values())
-            right.plot([bound] * 2, [place - 0.4, place + 0.4], color="#222222", linewidth=2, linestyle=":")
+        _stack(left, names, memory, "GiB")
+        left.set_title("Memory per device")
+        _mark(left, limits, "-")
+        _stack(right, names, [x.seconds for x in estimates], "seconds, estimated")
+        right.set_title("Time per step")
+        _mark(right, bounds, ":")
         left.invert_yaxis()
         for axis, x in ((left, 0.13), (right, 0.57)):
             figure.legend(
@@ -193,8 +151,9 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
         figure.text(
             0.5,
             0.12 / height,
-            f"{config.model.path}, batch {config.train.batch_size}. +: besides the state, by phase; line: "
-            f"what a device has; dotted: at peak rates. Compiled by {compiler()}; measured on no TPU.",
+            f"{config.model.path}, batch {config.train.batch_size}. +: temporary arrays by phase; solid "
+            "line: available memory; dotted line: at peak rates. "
+            f"Compiled by {compiler()}; not measured on a TPU.",
             fontsize=8.5,
             color="#555555",
             ha="center",
@@ -202,13 +161,21 @@ def _draw(config: Config, found: Sequence[Estimate], path: Path) -> None:
         figure.savefig(path, dpi=150)
 
 
-def _stack(axis: Any, names: Sequence[str], rows: Sequence[dict[str, float]], title: str, label: str) -> None:
-    """Bars of parts, each a row; what is nowhere worth a hundredth of its bar has no colour of its own."""
-    kinds = list(dict.fromkeys(key for row in rows for key, x in row.items() if x > 0.01 * sum(row.values())))
-    starts = [0.0] * len(rows)
-    shades = [*COLOURS, *(f"{colour}80" for colour in COLOURS)]
-    for kind, colour in zip(kinds, shades, strict=False):
-        widths = [row.get(kind, 0.0) for row in rows]
-        axis.barh(range(len(rows)), widths, left=starts, color=colour, label=kind, height=0.7)
-        starts = [a + b for a, b in zip(starts, widths, strict=True)]
-    axis.set(title=title, xlabel=label, yticks=range(len(rows)), yticklabels=names)
+def _stack(axis: Any, names: Sequence[str], bars: Sequence[Mapping[str, float]], label: str) -> None:
+    """Draw stacked horizontal bars, without the parts that are below one percent of every bar."""
+    kinds = list(
+        dict.fromkeys(key for parts in bars for key, x in parts.items() if x > 0.01 * sum(parts.values()))
+    )
+    starts = [0.0] * len(bars)
+    colors = [*COLOURS, *(f"{color}80" for color in COLOURS)]
+    for kind, color in zip(kinds, colors, strict=False):
+        widths = [parts.get(kind, 0.0) for parts in bars]
+        axis.barh(range(len(bars)), widths, left=starts, color=color, label=kind, height=0.7)
+        starts = [start + width for start, width in zip(starts, widths, strict=True)]
+    axis.set(xlabel=label, yticks=range(len(bars)), yticklabels=names)
+
+
+def _mark(axis: Any, values: Sequence[float], linestyle: str) -> None:
+    """Draw a vertical line across each bar."""
+    for place, value in enumerate(values):
+        axis.plot([value] * 2, [place - 0.4, place + 0.4], color=BLACK, linewidth=2, linestyle=linestyle)

@@ -1,7 +1,8 @@
-"""TPU topologies by their names, and what a chip of each generation can do.
+"""Names of TPU topologies, and memory, throughput and clock of each TPU generation.
 
-A topology is `v5e:4x4`; v5e-4x4 and product names such as v5e-16 or v5litepod-16 mean one too. v4, v5p and
-tpu7x are three-dimensional, and their product names count cores, of which a chip has two.
+The compiler's name of a topology has the form `v5e:4x4`. Names such as v5e-4x4 and product names such as
+v5e-16 or v5litepod-16 are also accepted. The topologies of v4, v5p and tpu7x are three-dimensional, and their
+product names count cores, two per chip.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ from sdft_jax.errors import SdftError, reason
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A generation of TPUs; numbers are per JAX device, which is a core of v4 and tpu7x, else a chip.
+    """A TPU generation. Quantities are per JAX device, which is a core on v4 and tpu7x and a chip otherwise.
 
     Sources: Google's system architecture pages; `hbm_gib` is what the compiler itself leaves to a program.
     """
 
     name: str
     hbm_gib: float
-    """GiB of memory that a program may use."""
+    """The maximum memory of a program, in GiB."""
     teraflops: float
-    """Peak of bfloat16 products, 1e12 a second."""
+    """Peak throughput of bfloat16 matrix products, in TFLOP/s."""
     bandwidth: float
-    """Of the memory, 1e9 bytes a second."""
+    """Peak memory bandwidth, in GB/s."""
     clock: float
-    """1e9 cycles a second."""
+    """Clock frequency, in GHz."""
     dimensions: int
+    """The number of dimensions of a topology."""
     devices_per_chip: int = 1
+    """The number of JAX devices per chip."""
     cores_in_name: int = 1
-    """What a product name counts, per chip."""
+    """The number of cores per chip that a product name counts; 1 if it counts chips."""
 
 
 GENERATIONS = {
@@ -54,38 +57,40 @@ SHAPES = {
     2: ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     3: ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
 }
-"""The slices that are sold, smallest first."""
+"""The shapes of the slices that are sold, by number of dimensions, smallest first."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice of one generation."""
+    """A TPU slice."""
 
     generation: Generation
     shape: str
+    """The chips along each dimension, such as 4x4."""
 
     @property
     def name(self) -> str:
-        """As the compiler knows it, such as v5e:4x4."""
+        """The compiler's name of the topology, such as v5e:4x4."""
         return f"{self.generation.name}:{self.shape}"
 
     @property
     def chips(self) -> int:
-        """In the whole slice."""
+        """The number of chips in the slice."""
         return math.prod(map(int, self.shape.split("x")))
 
     @property
     def size(self) -> int:
-        """JAX devices in the whole slice."""
+        """The number of JAX devices in the slice."""
         return self.chips * self.generation.devices_per_chip
 
 
 def parse_topology(name: str) -> Topology:
-    """The topology of a name.
+    """Return the topology with the given name.
 
     Raises:
-        SdftError: there is none of that name; the nearest ones are named.
+        SdftError: there is no such topology; the message lists similar names.
     """
+    # Groups for v5e:4x4 and v5e-4x4: ("v5e", "4x4", None); for v5e-16: ("v5e", None, "16").
     match = re.fullmatch(r"([a-z0-9]+)(?:[:-](\d+(?:x\d+)+)|-(\d+))", name.lower())
     generation = GENERATIONS.get(_ALIASES.get(match[1], match[1])) if match else None
     if match is None or generation is None:
@@ -96,14 +101,14 @@ def parse_topology(name: str) -> Topology:
             raise _unknown(name)
         return Topology(generation, match[2])
     chips = int(match[3]) / generation.cores_in_name
-    found = [shape for shape in shapes if math.prod(map(int, shape.split("x"))) == chips]
-    if not found:
+    shape = next((shape for shape in shapes if math.prod(map(int, shape.split("x"))) == chips), None)
+    if shape is None:
         raise _unknown(name)
-    return Topology(generation, found[0])
+    return Topology(generation, shape)
 
 
 def all_names() -> list[str]:
-    """Every topology, as the compiler names them."""
+    """Return the compiler's names of all topologies."""
     return [f"{x.name}:{shape}" for x in GENERATIONS.values() for shape in SHAPES[x.dimensions]]
 
 
@@ -111,13 +116,13 @@ def _unknown(name: str) -> SdftError:
     near = difflib.get_close_matches(name.replace("-", ":"), all_names(), n=4, cutoff=0.3) or all_names()[:4]
     return SdftError(
         f"--topology {name}: there is no such TPU topology; the nearest are {', '.join(near)} (product names "
-        "such as v5e-16 are understood too)."
+        "such as v5e-16 are also accepted)."
     )
 
 
-_ONE_HOST = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1), "2x4": (2, 4, 1)}
-"""Slices whose only host has other chips than the 2x2 that the compiler takes for granted."""
-_NO_TPU = {
+_CHIPS_PER_HOST = {"1x1": (1, 1, 1), "1x1x1": (1, 1, 1), "2x4": (2, 4, 1)}
+"""The chips per host of single-host slices for which the compiler's assumption, 2x2, is wrong."""
+_LIBTPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -126,18 +131,18 @@ _NO_TPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-"""For the compiler's library, which else looks for a TPU, locks it, and complains that there is none."""
+"""Environment variables with which libtpu does not look for a TPU, lock it or log that there is none."""
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:
-    """Devices to compile for; they can run nothing.
+    """Return the devices of a topology; programs can be compiled for them but not run.
 
     Raises:
         SdftError: the TPU compiler is not installed.
     """
-    for name, value in _NO_TPU.items():
+    for name, value in _LIBTPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    bounds = _ONE_HOST.get(topology.shape)
+    bounds = _CHIPS_PER_HOST.get(topology.shape)
     single = {"chips_per_host_bounds": bounds} if bounds else {}
     return described_devices(
         "TPU", topology.name, "plan", platform="tpu", topology_name=topology.name, **single
@@ -145,13 +150,13 @@ def topology_devices(topology: Topology) -> Sequence[Any]:
 
 
 def described_devices(kind: str, name: str, extra: str, **description: Any) -> Sequence[Any]:
-    """Devices of `topologies.get_topology_desc(**description)`; they can run nothing.
+    """Return the devices of `topologies.get_topology_desc`; programs can be compiled for them but not run.
 
     Args:
-        kind: GPU or TPU, as a message calls it.
-        name: of what is described.
-        extra: of this package, which installs the compiler.
-        description: as JAX takes it.
+        kind: "GPU" or "TPU", for the error message.
+        name: the name of the topology, for the error message.
+        extra: the extra of this package that installs the compiler.
+        description: arguments of `get_topology_desc`.
 
     Raises:
         SdftError: the compiler is not installed.
@@ -162,6 +167,6 @@ def described_devices(kind: str, name: str, extra: str, **description: Any) -> S
         return topologies.get_topology_desc(**description).devices
     except Exception as error:
         raise SdftError(
-            f"the {kind} compiler cannot be had for {name} ({reason(error)}): install it with "
-            f"pip install 'sdft_jax[{extra}]'; it needs no {kind}."
+            f"the {kind} compiler is not available for {name} ({reason(error)}): install it with "
+            f"pip install 'sdft_jax[{extra}]'; it does not need a {kind}."
         ) from error

@@ -1,4 +1,4 @@
-"""Metrics, progress, tables, rollouts, statistics and plots for people to read."""
+"""Metrics, progress bars, tables, sampled rollouts, statistics and plots."""
 
 from etils import epy
 

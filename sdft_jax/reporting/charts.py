@@ -1,29 +1,21 @@
-"""Pictures of experiments: stages in order, new skills against prior ones, bars and lines with intervals."""
+"""Figures of experiments: curves over stages, new against prior skills, bars, and lines with bands."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from sdft_jax.errors import SdftError
-from sdft_jax.reporting.run_plot import COLOURS, MARKERS, STYLE
 from sdft_jax.reporting.statistics import mean_interval
+from sdft_jax.reporting.style import BLACK, COLOURS, FIGURE_STYLE, GREY, MARKERS
 
-_PADS = {"figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.1}
-FIGURE_STYLE: Any = {**STYLE, **_PADS, "font.size": 13, "axes.titlesize": 14, "legend.fontsize": 12.5}
-"""Larger than a run's picture: these are shown at half their size."""
-GREY, BLACK = "#666666", "#222222"
 _DASHES = ("-", "--", ":", "-.")
-_SIDES = [(1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0)]
-_PLACES = [(far * x, far * y) for far in (8, 20) for x, y in _SIDES]
-"""Where a label may sit beside its point, in points, best first."""
 _DIAMOND: Any = {
     "linestyle": "",
     "marker": "D",
@@ -37,43 +29,46 @@ _DIAMOND: Any = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskCurve:
-    """One task under one method over a sequence of stages."""
+    """The accuracy of one method on one task over all stages."""
 
     method: str
     task: str
     steps: Sequence[float]
-    """[N] steps."""
+    """Training steps, [N]."""
     values: Sequence[Sequence[float]]
-    """[seeds][N], see `retention.normalise`."""
+    """Normalized accuracies, [seeds][N]; see `sdft_jax.continual.forgetting.normalise`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One trained model, by accuracies in [0, 1]."""
+    """The accuracies of one model, in [0, 1]."""
 
     method: str
     prior: float
+    """Accuracy on prior skills."""
     new: float
+    """Accuracy on the new skill."""
     label: str = ""
-    """Written beside it: its learning rate."""
+    """Learning rate, shown by the shape of the marker; shapes repeat after eight learning rates."""
     prior_half: float | None = None
-    """Half-width of its interval; None or nan draws none."""
+    """Half-width of the interval around `prior`; None or NaN draws no interval."""
     new_half: float | None = None
+    """Half-width of the interval around `new`; None or NaN draws no interval."""
     chosen: bool = False
-    """Drawn large, with a black rim."""
+    """Draw a large marker with a black edge."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bar of a group, in the unit of the axis."""
+    """One bar of a group, in the unit of the y axis."""
 
     group: str
     method: str
     value: float
     half: float | None = None
-    """Half-width of its interval; None or nan draws none."""
+    """Half-width of the interval; None or NaN draws no interval."""
     paper: float | None = None
-    """What the paper reports, a hollow diamond."""
+    """The value that the paper reports, drawn as a hollow diamond."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +79,19 @@ class Line:
     x: Sequence[float]
     y: Sequence[float]
     half: Sequence[float | None] | None = None
-    """Half-widths of the intervals at x; None or nan draws none."""
+    """Half-widths of the intervals at `x`; None or NaN draws no interval."""
     panel: str = ""
-    """Title of the panel that it is drawn in."""
+    """Title of the panel that contains the line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The labels and the scale of the x and y axes."""
+
+    x_label: str
+    y_label: str
+    log_x: bool = False
+    """Use a logarithmic x axis, with ticks at the values of the lines if there are at most ten."""
 
 
 def plot_sequence(
@@ -96,30 +101,29 @@ def plot_sequence(
     *,
     stages: Sequence[tuple[float, str]] | Mapping[str, Sequence[tuple[float, str]]] = (),
     panels: Literal["method", "task"] = "method",
-    y_label: str = "normalised accuracy",
+    y_label: str = "normalized accuracy",
 ) -> None:
-    """Write the paper's Figure 3: every task over the steps of all stages, bands for intervals over seeds.
+    """Plot each task over the steps of all stages, with intervals over seeds, as in Figure 3 of the paper.
 
     Args:
-        curves: one for each method and task.
-        out: PNG to write.
-        caption: what it was measured on.
-        stages: (first step, task) of each stage, drawn as vertical lines; or these for each method.
-        panels: a panel a method with a line a task, or the other way round.
-        y_label: unit of the values.
+        curves: one curve for each method and task.
+        out: PNG file to write.
+        caption: text below the panels, such as the hardware.
+        stages: (first step, name) of each stage, drawn as vertical lines; or one such list per panel title.
+        panels: "method" draws one panel per method and one line per task; "task" does the reverse.
+        y_label: name and unit of the values.
+
+    Raises:
+        SdftError: there are no curves.
     """
     lines = [_over_seeds(curve, panels) for curve in curves]
-    with _figure(out, len(_titles(lines))) as (figure, axes):
-        for axis, title in zip(axes, _titles(lines), strict=True):
+    titles = _unique(line.panel for line in lines)
+    with _figure(out, caption, len(titles)) as axes:
+        for axis, title in zip(axes, titles, strict=True):
             for level in (0, 1):
                 axis.axhline(level, color="#aaaaaa", linewidth=1)
-            _draw_lines(axis, lines, title)
-            axis.set_title(title)
-            axis.set(xlabel="step", ylabel=y_label if axis.get_subplotspec().is_first_col() else "")
-        _put_below(figure, axes, caption)
-        figure.draw_without_rendering()  # lays out
-        for axis, title in zip(axes, _titles(lines), strict=True):
-            _draw_stages(figure, axis, stages.get(title, ()) if isinstance(stages, Mapping) else stages)
+            _draw_panel(axis, lines, title, Axes("step", y_label))
+            _draw_stages(axis, stages.get(title, ()) if isinstance(stages, Mapping) else stages)
 
 
 def plot_pareto(
@@ -127,83 +131,84 @@ def plot_pareto(
     out: str | os.PathLike[str],
     caption: str = "",
     *,
-    base: tuple[float, float] | None = None,
+    base: Point | None = None,
     teacher: float | None = None,
-    new: str = "new skill",
-    prior: str = "prior skills",
 ) -> None:
-    """Write new skill against prior skills: a line a method, through its learning rates in the order given.
+    """Plot accuracy on the new skill against accuracy on prior skills, with one line per method.
+
+    The line of a method joins its points in the order given. The shape of a marker shows the learning rate.
 
     Args:
-        points: accuracies in [0, 1], drawn in percent.
-        out: PNG to write.
-        caption: what it was measured on.
-        base: (prior, new) accuracy of the base model, a star.
-        teacher: new-skill accuracy with the demonstration in context, a dashed line.
-        new, prior: names of the axes.
+        points: accuracies in [0, 1], plotted in percent.
+        out: PNG file to write.
+        caption: text below the panels, such as the hardware.
+        base: the base model, drawn as a star; its `method` is its label in the legend.
+        teacher: accuracy on the new skill with the demonstration in context, drawn as a dashed line.
+
+    Raises:
+        SdftError: there are no points.
     """
-    methods = list(dict.fromkeys(point.method for point in points))
-    with _figure(out, min(1, len(points)), width=8.2, height=6.4) as (figure, (axis,)):
-        for method in methods:
-            _draw_frontier(axis, [point for point in points if point.method == method], methods.index(method))
+    methods = _unique(point.method for point in points)
+    shapes = dict(zip(_unique(point.label for point in points), itertools.cycle(MARKERS), strict=False))
+    with _figure(out, caption, min(1, len(points)), (8.2, 6.4)) as (axis,):
+        for index, method in enumerate(methods):
+            _draw_frontier(axis, [point for point in points if point.method == method], index, shapes)
         if base:
             star = {"color": BLACK, "marker": "*", "markersize": 18, "linestyle": "", "zorder": 4}
-            axis.plot(100 * base[0], 100 * base[1], label="base model", **star)
+            axis.plot(100 * base.prior, 100 * base.new, label=base.method, **star)
         if teacher is not None:
             dashed = {"color": GREY, "linestyle": "--", "linewidth": 1.4}
             axis.axhline(100 * teacher, label="demonstration in context", **dashed)
-        axis.margins(0.12)
+        axis.margins(0.06)
         (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-        axis.set(xlim=(max(left, -4), min(right, 112)), ylim=(max(low, -4), min(high, 104)))
-        axis.set_xticks([tick for tick in axis.get_xticks() if left <= tick <= min(right, 100)])
-        axis.set(xlabel=f"{prior}, accuracy (%)", ylabel=f"{new}, accuracy (%)")
-        axis.set_title("better ↗", loc="right", color="#777777", fontsize=12, fontweight="normal", pad=14)
-        _put_below(figure, [axis], caption)
-        colours = [_look(methods.index(point.method))["color"] for point in points]
-        _place_labels(figure, axis, points, colours)
+        axis.set(xlim=(max(left, -4), min(right, 104)), ylim=(max(low, -4), min(high, 104)))
+        axis.set(xlabel="prior skills, accuracy (%)", ylabel="new skill, accuracy (%)")
+        axis.set_title("better ↗", loc="right", color="#777777", fontsize=12, fontweight="normal")
+        _add_learning_rates(axis.figure, {label: shape for label, shape in shapes.items() if label})
 
 
 def plot_bars(
     bars: Sequence[Bar], out: str | os.PathLike[str], caption: str = "", *, y_label: str = "accuracy (%)"
 ) -> None:
-    """Write grouped bars with intervals, the paper's values as hollow diamonds beside ours.
+    """Plot grouped bars with intervals, and the values of the paper as hollow diamonds.
 
     Args:
-        bars: groups, and methods within them, stand in order of first appearance.
-        out: PNG to write.
-        caption: what it was measured on.
+        bars: groups, and the methods in each group, are drawn in order of first appearance.
+        out: PNG file to write.
+        caption: text below the panels, such as the hardware.
         y_label: name and unit of the values.
 
     Raises:
-        SdftError: two bars of one group and method.
+        SdftError: there are no bars, or two bars have the same group and method.
     """
-    groups = list(dict.fromkeys(bar.group for bar in bars))
-    methods = list(dict.fromkeys(bar.method for bar in bars))
+    groups = _unique(bar.group for bar in bars)
+    methods = _unique(bar.method for bar in bars)
     if len({(bar.group, bar.method) for bar in bars}) < len(bars):
-        raise SdftError("two bars have the same group and method: give their mean, or name them apart.")
-    size, width = (
-        min(0.4, 0.8 / max(1, len(methods))),
-        min(max(7.0, 2 + 0.36 * len(bars) + 0.4 * len(groups)), 13),
-    )
-    aside = 0.22 * size if any(bar.paper is not None for bar in bars) else 0.0
-    with _figure(out, min(1, len(bars)), width=width, height=5.6) as (figure, (axis,)):
+        raise SdftError(
+            f"{out}: two bars have the same group and method. Average them, or give them different names."
+        )
+    bar_width = min(0.4, 0.8 / max(1, len(methods)))
+    figure_width = min(max(7.0, 2 + 0.36 * len(bars) + 0.4 * len(groups)), 13)
+    # With values of the paper, the interval is drawn left of the center of a bar and the diamond right of it.
+    shift = 0.22 * bar_width if any(bar.paper is not None for bar in bars) else 0.0
+    with _figure(out, caption, min(1, len(bars)), (figure_width, 5.6)) as (axis,):
         for index, method in enumerate(methods):
             own = [bar for bar in bars if bar.method == method]
-            x = [groups.index(bar.group) + (index - (len(methods) - 1) / 2) * size for bar in own]
+            x = [groups.index(bar.group) + (index - (len(methods) - 1) / 2) * bar_width for bar in own]
+            values = [bar.value for bar in own]
             look = {"color": _look(index)["color"], "hatch": ("", "//")[index // len(COLOURS) % 2]}
-            axis.bar(x, [bar.value for bar in own], 0.92 * size, label=method, edgecolor="white", **look)
-            error = {"fmt": "none", "ecolor": BLACK, "capsize": 4, "elinewidth": 1.6}
-            halves = [_or_nan(bar.half) for bar in own]
-            axis.errorbar([a - aside for a in x], [bar.value for bar in own], halves, **error)
-            axis.plot([a + aside for a in x], [_or_nan(bar.paper) for bar in own], **_DIAMOND)
-        if aside:
+            axis.bar(x, values, 0.92 * bar_width, label=method, edgecolor="white", **look)
+            interval = {"fmt": "none", "ecolor": BLACK, "capsize": 4, "elinewidth": 1.6}
+            axis.errorbar([a - shift for a in x], values, [_or_nan(bar.half) for bar in own], **interval)
+            axis.plot([a + shift for a in x], [_or_nan(bar.paper) for bar in own], **_DIAMOND)
+        if shift:
+            # The legend lists lines before bars, and error bars after them.
             axis.errorbar([], [], label="reported in the paper", **_DIAMOND)
         axis.axhline(0, color=GREY, linewidth=1)
-        room = max(6, int(width * 9.5 / len(groups)))
-        axis.set_xticks(range(len(groups)), [textwrap.fill(group, room) for group in groups])
+        characters = max(6, int(figure_width * 9.5 / len(groups)))
+        axis.set_xticks(range(len(groups)), [textwrap.fill(group, characters) for group in groups])
         axis.grid(axis="x", visible=False)
         axis.set_ylabel(y_label)
-        _put_below(figure, [axis], caption)
 
 
 def plot_lines(
@@ -211,69 +216,97 @@ def plot_lines(
     out: str | os.PathLike[str],
     caption: str = "",
     *,
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
+    axes: Axes,
     references: Mapping[str, float] | None = None,
 ) -> None:
-    """Write lines with bands, a panel for each `Line.panel`.
+    """Plot lines with their intervals as bands, with one panel for each `Line.panel`.
 
     Args:
-        lines: panels, and lines within them, stand in order of first appearance.
-        out: PNG to write.
-        caption: what it was measured on.
-        x_label, y_label: names and units of the axes.
-        log_x: x on a logarithmic axis, marked at the values themselves where they are few.
-        references: label -> y of dashed lines across all panels.
+        lines: panels, and the lines in each panel, are drawn in order of first appearance.
+        out: PNG file to write.
+        caption: text below the panels, such as the hardware.
+        axes: labels and scale.
+        references: label -> y of horizontal lines that are drawn in all panels.
 
     Raises:
-        SdftError: `log_x` with an x that is not positive.
+        SdftError: there are no lines, or the x axis is logarithmic and an x is not positive.
     """
     xs = sorted({x for line in lines for x in line.x})
-    if log_x and xs and xs[0] <= 0:
-        raise SdftError(f"x={xs[0]:g} has no place on a logarithmic axis: give it as a reference line.")
-    with _figure(out, len(_titles(lines))) as (figure, axes):
-        for axis, title in zip(axes, _titles(lines), strict=True):
-            _draw_lines(axis, lines, title)
+    if axes.log_x and xs and xs[0] <= 0:
+        raise SdftError(
+            f"{out}: x={xs[0]:g} cannot be drawn on a logarithmic axis. Pass the value in `references`."
+        )
+    titles = _unique(line.panel for line in lines)
+    with _figure(out, caption, len(titles)) as panels:
+        for axis, title in zip(panels, titles, strict=True):
+            _draw_panel(axis, lines, title, axes)
             for index, (label, value) in enumerate((references or {}).items()):
                 style = _DASHES[1 + index % 3]
                 axis.axhline(value, color=GREY, linestyle=style, linewidth=1.6, label=label)
-            axis.set_title(title)
-            axis.set(xlabel=x_label, ylabel=y_label if axis.get_subplotspec().is_first_col() else "")
-            if log_x:
+            if axes.log_x:
                 axis.set_xscale("log")
-            if log_x and len(xs) <= 10:
+            if axes.log_x and len(xs) <= 10:
                 axis.set_xticks(xs, [f"{x:g}" for x in xs])
                 axis.set_xticks([], minor=True)
-        _put_below(figure, axes, caption)
 
 
 @contextlib.contextmanager
 def _figure(
-    out: str | os.PathLike[str], panels: int, width: float = 0.0, height: float = 0.0
-) -> Iterator[tuple[Any, Sequence[Any]]]:
-    """(figure, its panels in reading order), at most three in a row; written when the block ends."""
+    out: str | os.PathLike[str], caption: str, panels: int, size: tuple[float, float] | None = None
+) -> Iterator[list[Any]]:
+    """Yield the panels of a new figure in reading order, then add the legend and caption and write the file.
+
+    `size` is (width, height) of the panels in inches; the legend and the caption are added to the height.
+    """
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # without pyplot, a notebook keeps its own backend
+    from matplotlib.figure import Figure  # pyplot would replace the backend of a notebook
 
     if not panels:
-        raise SdftError(f"{out}: there is nothing to draw; give at least one value.")
+        raise SdftError(f"{out}: there is nothing to draw. Pass at least one value.")
     columns = 2 if panels == 4 else min(panels, 3)
     rows = math.ceil(panels / columns)
-    size = (width or (8.2, 11.5, 14.0)[columns - 1], height or 0.4 + 4.4 * rows)
     with matplotlib.rc_context(FIGURE_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(
+            figsize=size or ((8.2, 11.5, 14.0)[columns - 1], 0.4 + 4.4 * rows), layout="constrained"
+        )
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
         for axis in axes[panels:]:
             axis.remove()
-        yield figure, list(axes[:panels])
+        yield list(axes[:panels])
+        _add_legend(figure)
+        _add_caption(figure, caption)
         figure.savefig(out, dpi=150)
 
 
-def _titles(lines: Sequence[Line]) -> list[str]:
-    return list(dict.fromkeys(line.panel for line in lines))
+def _add_legend(figure: Any) -> None:
+    """Add one legend for all panels above them, and increase the height of the figure for it."""
+    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+    handles = {label: handle for panel in pairs for handle, label in panel}
+    width, widths = figure.get_figwidth(), [0.105 * len(label) + 0.7 for label in handles]  # inches
+    columns = max(1, len(handles) if sum(widths) <= width else int(width / max(widths)))
+    figure.legend([*handles.values()], [*handles], loc="outside upper center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.27 * math.ceil(len(handles) / columns))
+
+
+def _add_learning_rates(figure: Any, shapes: Mapping[str, str]) -> None:
+    """Add a second legend, which maps the shape of a marker to its learning rate."""
+    from matplotlib.lines import Line2D
+
+    if shapes:
+        marks = [Line2D([], [], color=GREY, marker=shape, linestyle="") for shape in shapes.values()]
+        figure.legend(marks, [*shapes], title="learning rate", loc="outside right center")
+
+
+def _add_caption(figure: Any, caption: str) -> None:
+    """Add the wrapped caption below the panels, and increase the height of the figure for it."""
+    lines = textwrap.wrap(caption, int(figure.get_figwidth() * 11))
+    figure.supxlabel("\n".join(lines), color="#555555", fontsize=11)
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(lines))
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    """Return the names without repetitions, in order of first appearance."""
+    return list(dict.fromkeys(names))
 
 
 def _over_seeds(curve: TaskCurve, panels: Literal["method", "task"]) -> Line:
@@ -283,11 +316,11 @@ def _over_seeds(curve: TaskCurve, panels: Literal["method", "task"]) -> Line:
     return Line(label, curve.steps, means, halves, panel)
 
 
-def _draw_lines(axis: Any, lines: Sequence[Line], panel: str) -> None:
-    """The lines of one panel; a label looks the same in all panels."""
-    labels = list(dict.fromkeys(line.label for line in lines))
+def _draw_panel(axis: Any, lines: Sequence[Line], title: str, axes: Axes) -> None:
+    """Draw one panel with its title and axis labels; a line label has the same look in all panels."""
+    labels = _unique(line.label for line in lines)
     for line in lines:
-        if line.panel != panel:
+        if line.panel != title:
             continue
         look = _look(labels.index(line.label))
         every = max(1, len(line.x) // 12)
@@ -296,111 +329,36 @@ def _draw_lines(axis: Any, lines: Sequence[Line], panel: str) -> None:
         if not all(map(math.isnan, halves)):
             edges = [(y - half, y + half) for y, half in zip(line.y, halves, strict=True)]
             axis.fill_between(line.x, *zip(*edges, strict=True), color=look["color"], alpha=0.18, linewidth=0)
+    axis.set(title=title, xlabel=axes.x_label)
+    axis.set_ylabel(axes.y_label if axis.get_subplotspec().is_first_col() else "")
 
 
-def _draw_stages(figure: Any, axis: Any, stages: Sequence[tuple[float, str]]) -> None:
-    """A vertical line where each stage begins, its name above, in as many rows as keep names apart."""
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 12}
-    for start, _ in stages:
+def _draw_stages(axis: Any, stages: Sequence[tuple[float, str]]) -> None:
+    """Draw a vertical line at the first step of each stage, with the name of the stage above the panel."""
+    starts = [start for start, _ in stages]
+    for start in starts:
         axis.axvline(start, color=GREY, linestyle=":", linewidth=1.6)
-    names = [axis.annotate(name, (start, 1), (2, 5), color=GREY, **place) for start, name in stages]
-    ends: list[float] = []
-    for name in names:
-        name.set_in_layout(False)
-        box = name.get_window_extent().padded(4)
-        beyond = max(0.0, box.x1 - axis.bbox.x1)
-        row = next((row for row, end in enumerate(ends) if end <= box.x0 - beyond), len(ends))
-        ends[row : row + 1] = [box.x1 - beyond]
-        name.set_position((2 - beyond * 72 / figure.dpi, 5 + 16 * row))
-    axis.set_title(axis.get_title("left"), pad=8 + 16 * len(ends))
+    top = axis.secondary_xaxis("top")
+    top.set_xticks(starts, [name for _, name in stages], rotation=30, ha="left", rotation_mode="anchor")
+    top.tick_params(length=0, labelcolor=GREY, labelsize=12)
+    top.spines["top"].set_visible(False)
 
 
-def _draw_frontier(axis: Any, points: Sequence[Point], index: int) -> None:
-    """The points of one method, joined in their order, with intervals."""
-    look = _look(index)
+def _draw_frontier(axis: Any, points: Sequence[Point], index: int, shapes: Mapping[str, str]) -> None:
+    """Draw the points of one method with their intervals, joined in order."""
+    look = {"color": _look(index)["color"], "linestyle": _DASHES[index % len(_DASHES)]}
     names = ("prior", "new", "prior_half", "new_half")
     x, y, x_half, y_half = ([100 * _or_nan(getattr(point, name)) for point in points] for name in names)
     axis.errorbar(x, y, y_half, x_half, fmt="none", ecolor=look["color"], alpha=0.6, capsize=3)
-    axis.plot(x, y, label=points[0].method, linewidth=1.8, markersize=8, **look)
-    chosen = [(a, b) for a, b, point in zip(x, y, points, strict=True) if point.chosen]
-    rim = {**look, "linestyle": "", "markersize": 15, "markeredgecolor": BLACK, "markeredgewidth": 2}
-    if chosen:
-        axis.plot(*zip(*chosen, strict=True), zorder=4, **rim)
-
-
-def _place_labels(figure: Any, axis: Any, points: Sequence[Point], colours: Sequence[str]) -> None:
-    """Each label beside its point, where it covers the fewest other labels, markers and pieces of lines."""
-    figure.draw_without_rendering()  # from here on the layout is settled
-    drawn = [line for line in axis.lines if line.get_linestyle() != "None"]
-    paths = [line.get_transform().transform_path(line.get_path()) for line in drawn]
-    lines = np.concatenate([path.interpolated(20).vertices for path in paths])
-    spots = [(100 * point.prior, 100 * point.new) for point in points]
-    markers = axis.transData.transform(spots)
-    taken: list[Any] = []
-    for i, (spot, point, colour) in enumerate(zip(spots, points, colours, strict=True)):
-        places = [_write(axis, point.label, spot, place, point.chosen, colour) for place in _PLACES]
-        boxes = [place.get_window_extent() for place in places]
-        outside = [axis.bbox.count_contains([(box.x0, box.y0), (box.x1, box.y1 - 8)]) < 2 for box in boxes]
-        nearest = [np.hypot(*(markers - (box.min + box.max) / 2).T).argmin() for box in boxes]
-        costs = [
-            rank
-            + 1000 * box.count_overlaps(taken)
-            + 200 * outside[rank]
-            + 40 * bool(nearest[rank] != i)
-            + 30 * _inside(box.padded(15), np.delete(markers, i, axis=0))
-            + _inside(box, lines)
-            for rank, box in enumerate(boxes)
-        ]
-        best = int(np.argmin(costs))
-        taken.append(boxes[best].padded(2))
-        for place in (*places[:best], *places[best + 1 :]):
-            place.remove()
-
-
-def _write(
-    axis: Any, label: str, spot: tuple[float, float], place: tuple[float, float], far: bool, colour: str
-) -> Any:
-    """The label at an offset in points from its spot, further from a large marker, darker than its line."""
-    from matplotlib.colors import to_rgb
-
-    x, y = (round(offset * (1.5 if far else 1)) for offset in place)
-    aligned = {
-        "ha": ("center", "left", "right")[(x > 0) - (x < 0)],
-        "va": ("center", "bottom", "top")[(y > 0) - (y < 0)],
-    }
-    look = {"fontsize": 12, "color": [0.65 * part for part in to_rgb(colour)], "zorder": 6}
-    text = axis.annotate(label, spot, (x, y), textcoords="offset points", **aligned, **look)
-    text.set_in_layout(False)
-    return text
-
-
-def _inside(box: Any, points: np.ndarray) -> int:
-    """How many of [N, 2] points lie in the box."""
-    return int(((points > box.min) & (points < box.max)).all(axis=1).sum())
-
-
-def _put_below(figure: Any, axes: Sequence[Any], caption: str) -> None:
-    """One legend of all panels and the caption, in room added below them."""
-    width, height = figure.get_size_inches()
-    found = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
-    entries = {label: handle for pairs in found for handle, label in pairs}
-    room = 0.105 * max(map(len, entries), default=0) + 0.7  # inches of an entry
-    columns = max(1, min(len(entries), int(width / room)))
-    rowwise = [label for column in range(columns) for label in list(entries)[column::columns]]
-    legend = figure.legend([entries[label] for label in rowwise], rowwise, loc="lower center", ncols=columns)
-    text = figure.text(0.5, 0, textwrap.fill(caption, int(width * 11)), color="#555555", fontsize=11)
-    text.set(ha="center", va="bottom", in_layout=False)
-    legend.set_in_layout(False)
-    low = 0.08 + (text.get_window_extent().height / figure.dpi if caption else 0)
-    high = low + legend.get_window_extent().height / figure.dpi
-    figure.set_size_inches(width, height + high)
-    text.set_y(0.08 / (height + high))
-    legend.set_bbox_to_anchor((0.5, low / (height + high)), figure.transFigure)
-    figure.get_layout_engine().set(rect=(0, high / (height + high), 1, height / (height + high)))
+    axis.plot(x, y, label=points[0].method, linewidth=1.8, **look)
+    edge = {"markersize": 15, "markeredgecolor": BLACK, "markeredgewidth": 2, "zorder": 4}
+    for a, b, point in zip(x, y, points, strict=True):
+        size = edge if point.chosen else {"markersize": 8}
+        axis.plot(a, b, color=look["color"], marker=shapes[point.label], linestyle="", **size)
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and marker together, then another dash: 24 lines differ."""
+    """Return the color, marker and dashes of a line; the first 24 lines have different looks."""
     style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
     return {**style, "linestyle": _DASHES[index // len(COLOURS) % len(_DASHES)]}
 

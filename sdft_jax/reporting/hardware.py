@@ -1,4 +1,4 @@
-"""The hardware and versions that a result was measured on."""
+"""A description of the hardware and the JAX version, for the captions of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 
 def describe_hardware() -> str:
-    """One line for captions: devices, CPU and jax version."""
+    """Return one line with the devices, the CPU model, its number of cores and the JAX version."""
     devices = jax.devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = f"{len(devices)} x {devices[0].device_kind}"

@@ -1,4 +1,4 @@
-"""A picture of where arrays live: the parts of each, and which devices hold them."""
+"""A plot of how arrays are sharded: the shards of each array and the devices that store them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.errors import SdftError
-from sdft_jax.reporting.run_plot import COLOURS, STYLE
+from sdft_jax.reporting.style import COLOURS, STYLE
 
-SHADES = (*COLOURS, *(f"{colour}60" for colour in COLOURS))
-"""Of devices by their number, again from the first where there are more; numbers tell them apart."""
+SHADES = (*COLOURS, *(f"{color}60" for color in COLOURS))
+"""Color of each device by its id. The colors repeat after the last one; the plot also shows the ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """Where one array lives."""
+    """The shards of one array and the devices that store them."""
 
     split: Sequence[int]
-    """Dimensions that are cut into parts."""
+    """The dimensions that are sharded."""
     devices: np.ndarray
-    """[parts along each of `split`..., copies] ids of the devices that hold each part."""
+    """Ids of the devices that store each shard, [shards along each dimension of `split`..., replicas]."""
     local_bytes: int
-    """That one device holds."""
+    """Size of one shard, in bytes."""
     bytes: int
-    """Of the whole array."""
+    """Size of the whole array, in bytes."""
 
 
 def placement(array: Any) -> Placement:
-    """Parts and devices of anything with a shape, a dtype and a sharding, such as a `jax.Array`."""
+    """Return the placement of an object with a shape, a dtype and a sharding, such as a `jax.Array`."""
     shape = tuple(array.shape)
     holders: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for device, index in array.sharding.devices_indices_map(shape).items():
         holders[tuple(cut.start or 0 for cut in index)].append(device.id)
     starts = [sorted({start[axis] for start in holders}) for axis in range(len(shape))]
-    split = [axis for axis, found in enumerate(starts) if len(found) > 1]
+    split = [axis for axis, offsets in enumerate(starts) if len(offsets) > 1]
     counts = [len(starts[axis]) for axis in split]
     devices = np.array([sorted(holders[start]) for start in sorted(holders)]).reshape(*counts, -1)
     size = jnp.dtype(array.dtype).itemsize
@@ -56,25 +56,25 @@ def plot_placement(
     *,
     dimensions: Mapping[str, Sequence[str | None]] | None = None,
 ) -> None:
-    """Write a panel for each array: its parts divided by black lines, in each the devices that hold it.
+    """Plot one panel per array: its shards, separated by black lines, with the devices that store them.
 
-    Only dimensions that are cut are drawn, the first of them downwards and any others together to the right.
-    Several devices in one part hold the same copy.
+    Only sharded dimensions are drawn: the first one vertically, all others together horizontally. If a shard
+    shows several devices, each of them stores a replica.
 
     Args:
-        arrays: title -> anything with a shape, a dtype and a sharding; `jax.ShapeDtypeStruct` will do.
-        out: PNG to write.
-        caption: what is shown.
-        dimensions: title -> names of the array's dimensions; their numbers stand where there are none.
+        arrays: title -> object with a shape, a dtype and a sharding, such as a `jax.ShapeDtypeStruct`.
+        out: PNG file to write.
+        caption: text below the panels.
+        dimensions: title -> names of the dimensions of the array; dimensions without a name are numbered.
 
     Raises:
-        SdftError: no arrays.
+        SdftError: there are no arrays.
     """
     import matplotlib
-    from matplotlib.figure import Figure  # without pyplot, a notebook keeps its own backend
+    from matplotlib.figure import Figure  # pyplot would replace the backend of a notebook
 
     if not arrays:
-        raise SdftError(f"{out}: there is nothing to draw; give at least one array.")
+        raise SdftError(f"{out}: there is nothing to draw. Pass at least one array.")
     columns = 3 if len(arrays) in (5, 6) else min(4, len(arrays))
     rows = math.ceil(len(arrays) / columns)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
@@ -92,28 +92,30 @@ def plot_placement(
 def _draw(axis: Any, title: str, array: Any, names: Sequence[str | None]) -> None:
     from matplotlib.patches import Rectangle
 
-    found = placement(array)
-    copies = found.devices.shape[-1]
-    down = found.devices.shape[0] if found.split else 1
-    parts = found.devices.reshape(down, -1, copies)
-    height, width = 1 / down, 1 / parts.shape[1]
-    for (row, column, copy), device in np.ndenumerate(parts):
-        place = (column * width + copy * width / copies, row * height)
+    layout = placement(array)
+    replicas = layout.devices.shape[-1]
+    rows = layout.devices.shape[0] if layout.split else 1
+    shards = layout.devices.reshape(rows, -1, replicas)
+    height, width = 1 / rows, 1 / shards.shape[1]
+    for (row, column, replica), device in np.ndenumerate(shards):
+        place = (column * width + replica * width / replicas, row * height)
         axis.add_patch(
-            Rectangle(place, width / copies, height, facecolor=SHADES[device % len(SHADES)], linewidth=0)
+            Rectangle(place, width / replicas, height, facecolor=SHADES[device % len(SHADES)], linewidth=0)
         )
-        middle = (place[0] + width / copies / 2, place[1] + height / 2)
+        middle = (place[0] + width / replicas / 2, place[1] + height / 2)
         axis.text(*middle, str(device), ha="center", va="center", fontsize=9)
-    for row, column in np.ndindex(parts.shape[:2]):
+    for row, column in np.ndindex(shards.shape[:2]):
         axis.add_patch(Rectangle((column * width, row * height), width, height, fill=False, linewidth=2))
     axis.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
-    label = [f"{_name(names, dimension)} {array.shape[dimension]}" for dimension in found.split]
+    label = [f"{_name(names, dimension)} {array.shape[dimension]}" for dimension in layout.split]
     axis.set_ylabel(label[0] if label else "")
     axis.set_xlabel(" x ".join(label[1:]))
     kind = f"{jnp.dtype(array.dtype).name}[{', '.join(map(str, array.shape))}]"
-    held = f"{_size(found.local_bytes)} of {_size(found.bytes)} on a device"
+    stored = f"{_size(layout.local_bytes)} of {_size(layout.bytes)} per device"
     axis.set_title(title, fontsize=10, pad=28)
-    axis.text(0, 1.03, f"{kind}\n{held}", transform=axis.transAxes, fontsize=8, color="#555555", va="bottom")
+    axis.text(
+        0, 1.03, f"{kind}\n{stored}", transform=axis.transAxes, fontsize=8, color="#555555", va="bottom"
+    )
 
 
 def _name(names: Sequence[str | None], dimension: int) -> str:

@@ -1,4 +1,4 @@
-"""Progress bars: live on a terminal or in a notebook, plain lines elsewhere."""
+"""Progress bars: live in a terminal or a notebook, plain lines of text otherwise."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from rich.progress import (
 
 Item = TypeVar("Item")
 
-
 BRIEF = 5.0
-"""Seconds of work that is not worth a line of its own where there is no live bar."""
+"""Without a live bar, work that takes less than this many seconds prints no line."""
 
 
 _LIVE: list[Progress] = []
-"""The one display that rich can keep live on a terminal, if there is one now."""
+"""The live display, if there is one; rich supports only one at a time."""
 
 
 @contextlib.contextmanager
@@ -33,16 +32,21 @@ def bar(
     description: str,
     total: int | None,
     completed: int = 0,
-    active: bool = True,
     console: Console | None = None,
 ) -> Iterator[Callable[[int, str], None]]:
-    """Progress towards `total`; yields `show(completed, text)`.
+    """Show progress towards `total`; yield a function `show(completed, text)` that updates it.
 
-    On a terminal or in a notebook a live bar; elsewhere plain lines, ever more seldom: at most about a
-    hundred even in a run of days.
+    In a terminal or a notebook, this is a live bar. Otherwise it prints plain lines at increasing intervals,
+    at most about a hundred even in a run that takes days.
+
+    Args:
+        description: text before the bar.
+        total: number of items; None if it is not known.
+        completed: number of items completed before the start, by the run that this one resumes.
+        console: the destination, which shows nothing if it is quiet; None for standard output.
     """
     console = console or Console()
-    if not active:
+    if console.quiet:
         yield lambda completed, text: None
     elif (console.is_terminal and not console.is_dumb_terminal) or console.is_jupyter:
         with _live_display(console) as live:
@@ -56,7 +60,7 @@ def bar(
 
 @contextlib.contextmanager
 def _live_display(console: Console) -> Iterator[Progress]:
-    """The display that is already live, so that an evaluation's bar stands below that of training."""
+    """Yield the current live display or a new one, so that nested bars share one display."""
     if _LIVE:
         yield _LIVE[0]
         return
@@ -79,18 +83,18 @@ def _live_display(console: Console) -> Iterator[Progress]:
 def _plain_lines(
     description: str, total: int | None, start: int, console: Console
 ) -> Callable[[int, str], None]:
-    began = time.monotonic()
+    start_time = time.monotonic()
     wait = 10.0
 
     def show(completed: int, text: str) -> None:
         nonlocal wait
-        elapsed = time.monotonic() - began
+        elapsed = time.monotonic() - start_time
         if elapsed < wait and (completed != total or elapsed < BRIEF):
             return
         wait = max(elapsed * 1.1, elapsed + 10)
-        left = elapsed / max(completed - start, 1) * (total - completed) if total else 0
+        remaining = elapsed / max(completed - start, 1) * (total - completed) if total else 0
         parts = [f"{description} {completed}/{total or '?'}", text, f"{_duration(elapsed)} elapsed"]
-        parts += [f"{_duration(left)} left"] if left else []
+        parts += [f"{_duration(remaining)} left"] if remaining else []
         console.print(", ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
 
     return show
@@ -104,10 +108,10 @@ def _duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def training_bar(
-    total: int, start: int = 0, active: bool = True, console: Console | None = None
+    total: int, start: int = 0, console: Console | None = None
 ) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """Progress of training; yields `show(step, metrics)`, which reads `loss` and `tokens_per_second`."""
-    with bar("training", total, start, active, console) as show:
+    """Show training progress; yield `show(step, metrics)`, which displays `loss` and `tokens_per_second`."""
+    with bar("training", total, start, console) as show:
 
         def show_metrics(step: int, metrics: Mapping[str, float]) -> None:
             parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
@@ -122,13 +126,12 @@ def track(
     items: Iterable[Item],
     description: str,
     total: int | None = None,
-    active: bool = True,
     console: Console | None = None,
 ) -> Iterator[Item]:
-    """The items, with a progress bar over them."""
+    """Iterate over the items and show a progress bar."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    with bar(description, total, active=active, console=console) as show:
-        for done, item in enumerate(items):
+    with bar(description, total, console=console) as show:
+        for completed, item in enumerate(items, start=1):
             yield item
-            show(done + 1, "")
+            show(completed, "")

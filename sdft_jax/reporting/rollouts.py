@@ -1,4 +1,4 @@
-"""Sampled completions with the divergence of every token, as JSON lines and as text."""
+"""Sampled completions with the divergence of each token, written as JSON lines and as text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ class RolloutRow:
     completion: str
     tokens: Sequence[str]
     divergence: Sequence[float]
-    """KL between student and teacher at each token."""
+    """KL divergence between the student and the teacher at each token."""
     log_ratio: Sequence[float]
-    """log T - log S of each token: positive where the teacher likes it better."""
+    """log p_teacher - log p_student of each token: positive if the teacher gives it a higher probability."""
 
 
-def write_rollouts(
-    directory: str | os.PathLike[str], step: int, rows: Sequence[RolloutRow], active: bool = True
-) -> None:
-    """Rollouts of one step as STEP.jsonl and, to be read, STEP.txt; a step done again overwrites its own."""
-    if not active:
-        return
+def write_rollouts(directory: str | os.PathLike[str], step: int, rows: Sequence[RolloutRow]) -> None:
+    """Write the rollouts of one step to STEP.jsonl and, in readable form, to STEP.txt.
+
+    If a resumed run repeats the step, its files are overwritten.
+    """
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **dataclasses.asdict(row)}, ensure_ascii=False) for row in rows]
@@ -36,9 +35,9 @@ def write_rollouts(
     (path / f"{step:06d}.txt").write_text(text, encoding="utf-8")
 
 
-def rollout_text(row: RolloutRow, title: str, most: int = 20) -> str:
-    """Prompt, completion, and the tokens on which student and teacher differ most, in their order."""
-    by_size = sorted(range(len(row.tokens)), key=lambda i: -row.divergence[i])[:most]
+def rollout_text(row: RolloutRow, title: str, max_tokens: int = 20) -> str:
+    """Format the prompt, the completion and the `max_tokens` most divergent tokens, in order of position."""
+    by_size = sorted(range(len(row.tokens)), key=lambda i: -row.divergence[i])[:max_tokens]
     scale = max((row.divergence[i] for i in by_size), default=0.0) or 1.0
     total = sum(row.divergence)
     lines = [f"=== {title} ===", "--- prompt", row.prompt, "--- completion", row.completion]

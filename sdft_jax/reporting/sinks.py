@@ -1,7 +1,4 @@
-"""What a run tells: metrics into files and services, progress and tables on the console, sampled rollouts.
-
-Only process 0 reports: what writes or shows bars does nothing with `active=False`.
-"""
+"""Sinks for the metrics of a run: JSON lines, TensorBoard and W&B."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Sink:
-    """Somewhere that metrics go."""
+    """A destination of metrics: a file or a service."""
 
     write: Callable[[int, Mapping[str, float]], None]
     close: Callable[[], None]
@@ -32,11 +29,16 @@ class Sink:
 
 @dataclasses.dataclass(frozen=True)
 class Sinks:
-    """Where a run's numbers go."""
+    """Functions that write to all open sinks of a run."""
 
     write: Callable[[int, Mapping[str, float]], None]
-    """Metrics of a step."""
+    """Write the metrics of a training step."""
     write_evaluation: Callable[[int, Mapping[str, float]], None]
+    """Write the metrics of an evaluation at a step."""
+
+
+NO_SINKS = Sinks(lambda step, numbers: None, lambda step, numbers: None)
+"""Sinks that write nothing, for all processes except process 0."""
 
 
 @contextlib.contextmanager
@@ -45,19 +47,17 @@ def open_sinks(
     output: str | os.PathLike[str],
     restored_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
-    active: bool = True,
 ) -> Iterator[Sinks]:
-    """Writes to all that the configuration asks for; closed with the context.
+    """Open all sinks that the configuration enables, and close them when the context ends.
 
     Args:
-        config: which sinks besides metrics.jsonl and evaluations.jsonl in `output`.
-        output: directory of the run, which exists.
-        restored_step: step that the run resumes from, what was written after it is dropped; -1 for a new run.
-        run_config: shown by W&B beside the run.
-        active: False on all processes but 0.
+        config: the sinks in addition to metrics.jsonl and evaluations.jsonl, which are always written.
+        output: directory of the run; must exist.
+        restored_step: step that the run resumes from, -1 for a new run; rows written after it are dropped.
+        run_config: the configuration that W&B shows with the run.
 
     Raises:
-        SdftError: W&B is asked for and not installed.
+        SdftError: W&B is enabled but not installed.
     """
     metrics: list[Sink] = []
     evaluations: list[Sink] = []
@@ -69,12 +69,11 @@ def open_sinks(
                 sinks.append(sink)
 
         directory = Path(output)
-        if active:
-            add(jsonl_sink(directory / METRICS, restored_step), metrics)
-            add(jsonl_sink(directory / EVALUATIONS, restored_step), evaluations)
-        if active and config.tensorboard:
+        add(jsonl_sink(directory / METRICS, restored_step), metrics)
+        add(jsonl_sink(directory / EVALUATIONS, restored_step), evaluations)
+        if config.tensorboard:
             add(tensorboard_sink(directory / "tensorboard", restored_step), metrics, evaluations)
-        if active and config.wandb:
+        if config.wandb:
             add(wandb_sink(config.wandb, directory, run_config or {}), metrics, evaluations)
         yield Sinks(
             lambda step, numbers: _write_all(metrics, step, numbers),
@@ -89,14 +88,14 @@ def _write_all(sinks: Sequence[Sink], step: int, metrics: Mapping[str, float]) -
 
 
 def jsonl_sink(path: Path, restored_step: int = 0) -> Sink:
-    """One JSON object a line, first key `step`; a number that is not finite is null.
+    """Return a sink that writes one JSON object per line, with `step` first and null for NaN and infinity.
 
-    Lines after `restored_step`, and a last line that was cut short, are dropped first, so that the file of
-    a resumed run is that of an uninterrupted one.
+    Rows after `restored_step` and an incomplete last line are dropped first. The file of a resumed run is
+    therefore the same as that of an uninterrupted run.
     """
-    kept = [row for row in read_jsonl(path) if row["step"] <= restored_step] if path.exists() else []
+    rows = [row for row in read_jsonl(path) if row["step"] <= restored_step] if path.exists() else []
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     temporary.replace(path)
     file = path.open("a", encoding="utf-8")
 
@@ -109,7 +108,7 @@ def jsonl_sink(path: Path, restored_step: int = 0) -> Sink:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics file up to the first line that a killed process left unfinished."""
+    """Return the rows of a metrics file, up to a line that is incomplete because the process was killed."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -120,7 +119,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
-    """TensorBoard event files; what was written after `restored_step` is hidden."""
+    """Return a sink that writes TensorBoard event files; TensorBoard hides those after `restored_step`."""
     writer = importlib.import_module("tensorboardX").SummaryWriter(
         str(directory), purge_step=restored_step + 1 if restored_step else None
     )
@@ -133,18 +132,26 @@ def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
 
 
 def require_wandb(project: str) -> Any:
-    """The wandb module. Raises SdftError when it is not installed."""
+    """Return the wandb module.
+
+    Raises:
+        SdftError: W&B is not installed.
+    """
     try:
         return importlib.import_module("wandb")
     except ImportError:
         raise SdftError(
-            f"report.wandb={project!r} needs W&B, which is not installed: pip install 'sdft_jax[wandb]', or "
-            "leave report.wandb empty."
+            f"report.wandb={project!r} requires W&B, which is not installed: run "
+            "pip install 'sdft_jax[wandb]', or leave report.wandb empty."
         ) from None
 
 
 def wandb_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> Sink:
-    """A W&B run, continued when the run in `directory` is. Raises SdftError when W&B is not installed."""
+    """Return a sink that logs to a W&B run; a run that resumes in `directory` continues the same W&B run.
+
+    Raises:
+        SdftError: W&B is not installed.
+    """
     wandb = require_wandb(project)
     identity = directory / "wandb.id"
     if not identity.exists():

@@ -1,4 +1,4 @@
-"""Tables for the console and for pages."""
+"""Tables for the console and for Markdown pages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.text import Text
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """Table for the console; its columns are the keys of the rows, in order of appearance.
+    """Return a table for the console, with one column per key of the rows, in order of first appearance.
 
-    Numbers have three digits behind the point; what is missing is a dash.
+    Floating-point numbers have three decimals; a missing value is a dash.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -24,7 +24,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of the same table for a page; cells as they are."""
+    """Return the lines of a Markdown table with the same columns; a missing value is a dash."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return lines + ["| " + " | ".join(str(row.get(key, "–")) for key in columns) + " |" for row in rows]

@@ -3,15 +3,15 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.sharding.arrays import collect, spread
+    from sdft_jax.sharding.arrays import to_global, to_host
     from sdft_jax.sharding.mesh import make_mesh
     from sdft_jax.sharding.partitioning import (
         Sharding,
         check_divisible,
         constrain,
-        for_decoding,
-        give_way,
+        decoding_sharding,
         partition_spec,
+        release_axes,
         single_device,
         tree_shardings,
     )
@@ -22,14 +22,14 @@ __all__ = [
     "Rules",
     "Sharding",
     "check_divisible",
-    "collect",
     "constrain",
-    "for_decoding",
-    "give_way",
+    "decoding_sharding",
     "make_mesh",
     "mesh_axes",
     "partition_spec",
+    "release_axes",
     "single_device",
-    "spread",
+    "to_global",
+    "to_host",
     "tree_shardings",
 ]

@@ -1,4 +1,4 @@
-"""Arrays that span processes: from host copies that every process has, and back."""
+"""Arrays that span processes: made from host copies, and read back to every host."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 
-def spread(tree: Any, sharding: Sharding) -> Any:
-    """Host arrays that every process has whole -> global arrays."""
+def to_global(tree: Any, sharding: Sharding) -> Any:
+    """Return global arrays from host arrays that every process holds whole."""
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index]),
         tree,
     )
 
 
-def collect(tree: Any) -> Any:
-    """Global arrays -> host arrays, whole on every process."""
-    jax.block_until_ready(tree)  # an error of the device is raised here; NumPy would end the process
+def to_host(tree: Any) -> Any:
+    """Return host arrays from global arrays, whole on every process."""
+    jax.block_until_ready(tree)  # a device error raises here; in NumPy it would abort the process
     return jax.tree.map(
         lambda x: (
-            np.asarray(x)
+            jax.device_get(x)  # explicit, so that a transfer guard allows it
             if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
             else multihost_utils.process_allgather(x, tiled=True)
         ),

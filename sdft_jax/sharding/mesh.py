@@ -16,21 +16,25 @@ from sdft_jax.sharding.rules import MESH_AXES
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh over `devices` (default: all that the process group has). One axis may be -1: whatever is left.
+    """Return a mesh over `devices` (default: all devices of all processes).
 
-    Raises SdftError where the axes do not multiply to the devices. A mesh smaller than the default
-    devices takes the first of them.
+    One axis may be -1: the number of devices that the other axes leave. A mesh of fewer devices uses the
+    first ones.
+
+    Raises:
+        SdftError: the axes are not sizes, or need more devices than there are.
     """
     given = list(jax.devices() if devices is None else devices)
     shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in shape.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in shape.values()):
-        raise SdftError(f"mesh {shape}: each axis is a positive number, and at most one of them is -1.")
+        raise SdftError(f"mesh {shape}: set each axis to a positive number, and at most one of them to -1.")
     known = math.prod(size for size in shape.values() if size != -1)
     if free:
         if len(given) % known:
             raise SdftError(
-                f"mesh.{free[0]}=-1: {len(given)} devices are not divisible by the other axes ({known})."
+                f"mesh.{free[0]}=-1: the {len(given)} devices are not divisible by the product of the other "
+                f"axes ({known}): change one of them."
             )
         shape[free[0]] = len(given) // known
     total = math.prod(shape.values())

@@ -1,8 +1,7 @@
-"""Where arrays live: a mesh with axes data, fsdp and tensor, and rules from logical to mesh axes.
+"""Rules from logical to mesh axes, applied: the sharding of every array.
 
-Every parameter and activation names its dimensions by *logical axes* ("embed", "heads", ...). `Rules`
-maps those to mesh axes, so a sharding study is `dataclasses.replace(rules, mlp=None)`.
-"""
+Every parameter and activation names its dimensions by *logical axes* ("embed", "heads", ...). `Rules` maps
+them to mesh axes, so that a sharding study is `dataclasses.replace(rules, mlp=None)`."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ LogicalAxes = tuple[str | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Sharding:
-    """A mesh and the rules on it. Hashable, so that it can be static in a jitted function."""
+    """A mesh and the sharding rules on it; hashable, so static in `jax.jit`."""
 
     mesh: Mesh
     rules: Rules = dataclasses.field(default_factory=Rules)
@@ -31,34 +30,43 @@ class Sharding:
     def __post_init__(self):
         if set(self.mesh.axis_names) != set(MESH_AXES):
             raise SdftError(
-                f"the mesh has axes {', '.join(self.mesh.axis_names)}: make one with sdft_jax.make_mesh, "
-                f"whose axes are {', '.join(MESH_AXES)}."
+                f"the mesh has axes {', '.join(self.mesh.axis_names)}, and the rules use "
+                f"{', '.join(MESH_AXES)}: make the mesh with sdft_jax.make_mesh."
             )
 
+    @property
+    def device(self) -> Any:
+        """The first device of the mesh; all have one platform."""
+        return self.mesh.devices.flat[0]
+
     def named(self, *axes: str | None) -> NamedSharding:
-        """Sharding of one array whose dimensions are these logical axes."""
+        """Return the sharding of an array with these logical axes."""
         return NamedSharding(self.mesh, partition_spec(self.rules, axes))
 
     @property
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole array."""
+        """The sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def split(self, *axes: str) -> tuple[str, ...]:
-        """Mesh axes of more than one device over which the rules split these logical axes.
+        """Return the mesh axes of more than one device that split these logical axes.
 
-        For collectives: over a single device XLA does not leave them out, and copies.
+        Use it for collectives: XLA does not remove a collective over a single device, and copies its operand.
         """
         names = (name for axis in axes for name in mesh_axes(getattr(self.rules, axis)))
         return tuple(name for name in names if self.mesh.shape[name] > 1)
 
     def size(self, axis: str) -> int:
-        """Into how many parts the rules split this logical axis."""
+        """Return the number of parts that the rules split this logical axis into."""
         return math.prod(self.mesh.shape[name] for name in mesh_axes(getattr(self.rules, axis)))
 
 
 def partition_spec(rules: Rules, axes: Sequence[str | None]) -> PartitionSpec:
-    """PartitionSpec of an array with these logical axes; refuses a mesh axis that is used twice."""
+    """Return the PartitionSpec of an array with these logical axes.
+
+    Raises:
+        SdftError: the rules map two of the axes to one mesh axis.
+    """
     entries = [None if axis is None else getattr(rules, axis) for axis in axes]
     used = [name for entry in entries for name in mesh_axes(entry)]
     twice = sorted({name for name in used if used.count(name) > 1})
@@ -71,7 +79,7 @@ def partition_spec(rules: Rules, axes: Sequence[str | None]) -> PartitionSpec:
 
 
 def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Any]:
-    """NamedSharding for every leaf of a nested dictionary.
+    """Return the NamedSharding of every leaf of a nested dictionary.
 
     Args:
         sharding: mesh and rules.
@@ -92,7 +100,7 @@ def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[
 
 
 def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> None:
-    """Refuse an array with a dimension that the mesh does not divide."""
+    """Raise SdftError if the mesh does not divide a dimension of an array."""
     for axis, size in zip(axes, shape, strict=True):
         if axis is None:
             continue
@@ -105,24 +113,23 @@ def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Seq
             )
 
 
-def constrain(x: jax.Array, sharding: Sharding | None, *axes: str | None) -> jax.Array:
-    """Tell the compiler where an activation lives; nothing to say without a sharding.
+def constrain(x: jax.Array, sharding: Sharding, *axes: str | None) -> jax.Array:
+    """Constrain an activation with these logical axes to the sharding of the rules.
 
     Raises:
-        SdftError: a dimension that its mesh axes do not divide.
+        SdftError: its mesh axes do not divide a dimension.
     """
-    if sharding is None:
-        return x
     check_divisible(sharding, "activations", axes, x.shape)
     return jax.lax.with_sharding_constraint(x, sharding.named(*axes))
 
 
-def give_way(sharding: Sharding, to: str, *axes: str) -> Sharding:
-    """Rules under which logical `axes` leave to another one the mesh axes that it uses.
+def release_axes(sharding: Sharding, to: str, *axes: str) -> Sharding:
+    """Return rules in which the logical `axes` release the mesh axes that the logical axis `to` uses.
 
-    So one mesh axis serves two of an array's dimensions in turn: with `sequence: tensor`, norms and the
-    residual stream are split over positions, and attention between them over heads.
-    """
+    One mesh axis then splits two dimensions in turn: with `sequence: tensor`, norms and the residual stream
+    are split over positions, and the attention between them over heads. For example, with the rules
+    `sequence="tensor", heads="tensor"`, `release_axes(sharding, "heads", "batch", "sequence")` has
+    `sequence=None`."""
     taken = mesh_axes(getattr(sharding.rules, to))
     left = {
         axis: tuple(name for name in mesh_axes(getattr(sharding.rules, axis)) if name not in taken) or None
@@ -131,17 +138,17 @@ def give_way(sharding: Sharding, to: str, *axes: str) -> Sharding:
     return dataclasses.replace(sharding, rules=dataclasses.replace(sharding.rules, **left))
 
 
-def for_decoding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
-    """Rules inside the decode loop: weights stay where they are and activations, which are small, travel.
+def decoding_sharding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
+    """Return the rules for the decode loop: weights stay on their devices, and the small activations move.
 
-    Under FSDP every weight would be gathered at every token, however few rows there are (of a 7B model on 16
-    chips 2.7 TB per device for 1,024 tokens, by the compiler's count). Here the width is whole, and the mesh
-    axes that split it split the feed-forward and the vocabulary further instead, where they divide them (2D
-    weight-stationary; Pope et al. 2022).
+    With FSDP's rules every weight would be gathered for every token, whatever the number of rows (2.7 TB per
+    device for 1,024 tokens of a 7B model on 16 chips, by the compiler's count). Here the model width is
+    whole, and the mesh axes that split it also split the feed-forward width and the vocabulary if they divide
+    them (two-dimensional weight-stationary layout; Pope et al. 2022, arXiv 2211.05102).
 
     Args:
-        sharding: that of training.
-        sizes: of the axes `mlp` and `vocab`.
+        sharding: the sharding for training.
+        sizes: the sizes of the axes `mlp` and `vocab`.
     """
     rules = dataclasses.replace(sharding.rules, embed=None, sequence=None)
     for axis in ("mlp", "vocab"):
@@ -154,5 +161,5 @@ def for_decoding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
 
 
 def single_device() -> Sharding:
-    """The trivial sharding: everything on the first device."""
-    return Sharding(make_mesh(devices=jax.devices()[:1]))
+    """Return the sharding that keeps every array whole on this process's first device."""
+    return Sharding(make_mesh(devices=jax.local_devices()[:1]))

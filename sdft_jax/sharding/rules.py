@@ -1,8 +1,11 @@
-"""Sharding rules: which mesh axes split which logical axis. Plain data; `sharding.py` applies them."""
+"""Sharding rules: the mesh axes that split each logical axis. Plain data, which needs no JAX."""
 
 from __future__ import annotations
 
 import dataclasses
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from sdft_jax.errors import SdftError
 
@@ -12,23 +15,24 @@ MeshAxes = str | tuple[str, ...] | None
 
 
 def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
-    """The mesh axes of one rule as a tuple."""
+    """Return the mesh axes of one rule as a tuple."""
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Rules:
-    """Mesh axes over which each logical axis is split; None keeps it whole on every device."""
+    """The mesh axes that split each logical axis; None keeps the axis whole on every device."""
 
     batch: MeshAxes = ("data", "fsdp")
     """Rows of a batch, in activations and in the KV cache."""
     sequence: MeshAxes = None
-    """Token positions of activations; whole in attention and feed-forward where those need its mesh axis, so
-    that `tensor` splits the residual stream and its norms (sequence parallelism; Korthikanti et al. 2022)."""
+    """Token positions of activations. `tensor` splits the residual stream and its norms over positions
+    (sequence parallelism; Korthikanti et al. 2022); attention and feed-forward, which need that mesh axis,
+    see whole sequences."""
     embed: MeshAxes = "fsdp"
-    """Model width, in parameters."""
+    """Model width of parameters."""
     activation: MeshAxes = None
-    """Model width, in activations."""
+    """Model width of activations."""
     heads: MeshAxes = "tensor"
     """Query heads."""
     kv_heads: MeshAxes = "tensor"
@@ -44,5 +48,5 @@ class Rules:
                 if axis not in MESH_AXES:
                     known = ", ".join(MESH_AXES)
                     raise SdftError(
-                        f"sharding.{field.name}: there is no mesh axis {axis!r}; they are {known}."
+                        f"sharding.{field.name}: the mesh has no axis {axis!r}: use one of {known}."
                     )

@@ -3,15 +3,14 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.training.inputs import Prepared, prepare
-    from sdft_jax.training.loop import Interrupted, Run, Watch, total_steps, train
+    from sdft_jax.training.inputs import Inputs, load_inputs
+    from sdft_jax.training.loop import Run, Watch, total_steps, train
 
 __all__ = [
-    "Interrupted",
-    "Prepared",
+    "Inputs",
     "Run",
     "Watch",
-    "prepare",
+    "load_inputs",
     "total_steps",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that the next run of the same shapes starts at once."""
+"""The persistent compilation cache: a later run of the same shapes starts without compiling."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 import jax
 
 
-def cache_compilations() -> None:
-    """Switch JAX's persistent compilation cache on, unless the environment has chosen one or none.
+def enable_compile_cache() -> None:
+    """Enable JAX's persistent compilation cache, unless the environment or the program has configured it.
 
-    It lies in $XDG_CACHE_HOME/sdft_jax (~/.cache/sdft_jax), apart for every host: programs compiled for one
-    CPU need not run on another that shares the home directory.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or _chosen():
+    It is $XDG_CACHE_HOME/sdft_jax/HOST (~/.cache/sdft_jax/HOST): a program compiled for one CPU may not run
+    on another host that shares the home directory."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "sdft_jax" / platform.node()))
 
 
-def _chosen() -> Any:
-    """The directory that the program itself has set; jax.config is not typed."""
+def _configured() -> Any:
+    """Return the directory that the program has set; jax.config is not typed."""
     return getattr(jax.config, "jax_compilation_cache_dir", None)

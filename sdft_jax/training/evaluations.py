@@ -1,67 +1,60 @@
-"""One evaluation within a run: every skill, the distance from the base, the score, and whether to stop."""
+"""One evaluation within a run: the accuracy on each set of rows, and the distance from the base."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from sdft_jax.algorithm.state import sharding_of
 from sdft_jax.config import Config
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.scoring import Evaluation, evaluate
-from sdft_jax.models import Model, distance, load_model
-from sdft_jax.training.inputs import Prepared
+from sdft_jax.models import distance, load_model
+from sdft_jax.models.speaker import Speaker
+from sdft_jax.reporting.reporter import SILENT, Reporter
+from sdft_jax.training.inputs import Inputs
 from sdft_jax.types import Params
 
 
-def assess(
-    model: Model, params: Params, config: Config, prepared: Prepared, base: str, step: int, active: bool
+def evaluate_run(
+    speaker: Speaker, config: Config, inputs: Inputs, base: str, before: bool, reporter: Reporter = SILENT
 ) -> dict[str, Any]:
-    """Accuracies in [0, 1], mean lengths in tokens and distances in nats per token, whichever are asked for.
+    """Return the accuracies in [0, 1], mean lengths in tokens and distances in nats per token of a run's
+    model.
 
     Args:
-        model, params: what is assessed.
-        config: its `eval` section; with method oracle the new skill is asked with the demonstration.
-        prepared: the rows.
-        base: directory of the model that distances are measured from.
-        step: 0 before training; the teacher's ceiling is measured then.
-        active: show progress bars.
+        speaker: the model.
+        config: its `eval` section says what to measure. The new skill of a method that does not train (the
+            oracle) is evaluated with the demonstration in context.
+        inputs: the rows.
+        base: the directory of the model that distances are measured from.
+        before: True before training, when the teacher's ceiling is measured, and distances only if the run
+            did not start from the base.
+        reporter: shows progress bars.
 
-    Returns:
-        `accuracy`, `length`, `kl_to_base_new` and `teacher` on eval.path, `validation` on eval.validation,
-        `prior` and `kl_to_base` on eval.prior, and `distance` of the weights.
-    """
-    moved = step > 0 or base != prepared.directory
-    row: dict[str, Any] = {"distance": distance(model, params, base)} if moved else {}
-    origin = None
-    if moved and (prepared.new or prepared.prior):
-        origin = load_model(base, dtype=config.model.param_dtype, sharding=sharding_of(model))[1]
+    Returns: `accuracy`, `length`, `kl_to_base_new` and `teacher` on eval.path, `validation` on
+        eval.validation, `prior` and `kl_to_base` on eval.prior, and `distance` of the weights, as far as they
+        are measured."""
+    moved = not before or base != inputs.directory
+    row: dict[str, Any] = {"distance": distance(speaker.model, speaker.params, base)} if moved else {}
+    base_params = None
+    if moved and (inputs.new or inputs.prior):
+        base_params = load_model(base, dtype=config.model.param_dtype, sharding=speaker.model.sharding)[1]
 
-    def ask(rows: EvalSet, name: str, teacher: bool = False, base: Params | None = origin) -> Evaluation:
-        return evaluate(
-            model,
-            params,
-            rows,
-            prepared.tokenizer,
-            prepared.eos,
-            config,
-            base=base,
-            description=name,
-            teacher=teacher,
-            active=active,
-        )
+    def measure(rows: EvalSet, name: str, teacher: bool = False, base: Params | None = None) -> Evaluation:
+        track = functools.partial(reporter.track, description=name)
+        return evaluate(speaker, rows, config, teacher=teacher, base=base, track=track)
 
-    oracle = config.train.method == "oracle"
-
-    if prepared.new:
-        new = ask(prepared.new, "new skill", teacher=oracle)
+    context = not config.method.trains
+    if inputs.new:
+        new = measure(inputs.new, "new skill", context, base_params)
         row |= {"accuracy": new.accuracy, "length": new.mean_length} | _known("kl_to_base_new", new)
-        if config.eval.teacher and step == 0:
-            row["teacher"] = ask(prepared.new, "teacher", teacher=True, base=None).accuracy
-    if prepared.validation:
-        row["validation"] = ask(prepared.validation, "validation", teacher=oracle, base=None).accuracy
-    if prepared.prior:
-        old = ask(prepared.prior, "old skills")
-        row |= {"prior": old.accuracy} | _known("kl_to_base", old)
+        if config.eval.teacher and before:
+            row["teacher"] = measure(inputs.new, "teacher", teacher=True).accuracy
+    if inputs.validation:
+        row["validation"] = measure(inputs.validation, "validation", context).accuracy
+    if inputs.prior:
+        prior = measure(inputs.prior, "old skills", base=base_params)
+        row |= {"prior": prior.accuracy} | _known("kl_to_base", prior)
     return row
 
 

@@ -1,4 +1,4 @@
-"""From a run's checkpoint to a Hugging Face directory."""
+"""A run's checkpoint as a model: loaded into memory, or written as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -6,54 +6,69 @@ from pathlib import Path
 
 import jax
 
-from sdft_jax.algorithm.optimizer import make_optimizer
-from sdft_jax.algorithm.state import abstract_state
-from sdft_jax.algorithm.trainable import join
-from sdft_jax.config import Config, load_config
-from sdft_jax.errors import SdftError
-from sdft_jax.models import Model, read_config, save_pretrained
-from sdft_jax.models.hf.hub import model_directory
-from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.algorithm import abstract_state, join, make_learner, make_model
+from sdft_jax.config import Config, sharding_from
+from sdft_jax.models import (
+    Model,
+    load_model,
+    model_directory,
+    read_architecture,
+    read_eos_ids,
+    save_pretrained,
+)
+from sdft_jax.models.hf.tokenizer import load_tokenizer
+from sdft_jax.models.speaker import Speaker
+from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.training import checkpoint
-from sdft_jax.types import Params
+from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.types import NO_STOP, Params
 
 
-def run_config(run: str) -> Config:
-    """Configuration of a run directory. Raises SdftError when it is none."""
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        raise SdftError(f"{run} is not a run directory (no config.yaml in it): give the `output` of a run.")
-    return load_config(file)
+def load_run(
+    directory: RunDirectory, best: bool = False, sharding: Sharding | None = None
+) -> tuple[Model, Params, str]:
+    """Return (model, parameters, checkpoint) of a run's newest intact checkpoint, or of its best one.
 
-
-def load_run(run: str, best: bool = False, sharding: Sharding | None = None) -> tuple[Model, Params, str]:
-    """(model, parameters, checkpoint) of the newest intact checkpoint of a run, or of its best one.
-
-    Only the student's parameters are read, not the teacher and the optimizer; without `sharding` into the
-    memory of the first device.
+    Only the student's parameters are read; without `sharding`, into the memory of the first device.
     """
-    config = run_config(run)
-    directory = model_directory(config.model.path)
-    model = Model(
-        read_config(directory), compute_dtype=config.model.compute_dtype, sharding=sharding, source=directory
-    )
-    chosen = checkpoint.best(run) if best else checkpoint.newest(run)
-    wanted = abstract_state(model, make_optimizer(config.optimizer, 1), config)
-    parts = {"params": wanted.params} | ({"frozen": wanted.frozen} if wanted.frozen else {})
-    found = checkpoint.load(chosen, parts)
-    return model, join(found["params"], found.get("frozen", {})), str(chosen)
+    config = directory.load_config()
+    source = model_directory(config.model.path)
+    model = make_model(config, read_architecture(source), sharding or single_device(), source)
+    chosen = (checkpoint.best if best else checkpoint.newest)(directory.checkpoints)
+    state = abstract_state(make_learner(config, model, 1, NO_STOP))
+    parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
+    loaded = checkpoint.load(chosen, parts)
+    return model, join(loaded["params"], loaded.get("frozen", {})), str(chosen)
+
+
+def load_speaker(config: Config) -> Speaker:
+    """Return the model at `model.path` with its tokenizer, on the mesh of the configuration.
+
+    The path is a model directory or name, or a run directory, of which the newest checkpoint is loaded.
+    """
+    path = config.model.path
+    run = RunDirectory(path) if (Path(path) / "checkpoints").is_dir() else None
+    directory = model_directory(run.load_config().model.path if run else path)
+    tokenizer = load_tokenizer(directory)
+    sharding = sharding_from(config)
+    if run:
+        model, params, _ = load_run(run, sharding=sharding)
+    else:
+        model = make_model(config, read_architecture(directory), sharding, directory)
+        params = load_model(directory, dtype=config.model.param_dtype, sharding=sharding)[1]
+    return Speaker(model, params, tokenizer, read_eos_ids(tokenizer, directory))
 
 
 def export(run: str, path: str, best: bool = False, dtype: str | None = None) -> str:
-    """Write a run's model as a Hugging Face directory; returns the checkpoint that was used.
+    """Write a run's model as a Hugging Face directory; return the checkpoint that was used.
 
     Args:
-        run: output directory of a run.
-        path: directory to write.
-        best: the checkpoint of highest accuracy instead of the newest.
-        dtype: of the tensors; None for those of the source model.
+        run: the output directory of a run.
+        path: the directory to write.
+        best: use the checkpoint with the best score instead of the newest.
+        dtype: the dtype of the tensors; None for the dtypes of the source model.
     """
-    host = Sharding(make_mesh(devices=jax.devices("cpu")[:1]))  # a large model need not fit one chip
-    model, params, chosen = load_run(run, best, host)
-    save_pretrained(model, params, None, path, dtype=dtype)  # None: the source's own tokenizer files
+    host = Sharding(make_mesh(devices=jax.devices("cpu")[:1]))  # a large model need not fit one accelerator
+    model, params, chosen = load_run(RunDirectory(run), best, host)
+    save_pretrained(model, params, None, path, dtype=dtype)  # None: with the source's own tokenizer files
     return chosen

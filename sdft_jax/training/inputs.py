@@ -1,153 +1,176 @@
-"""Everything that can be wrong with model files and data is found here, before any long work."""
+"""The inputs of a run: tokenizer, training rows and evaluation rows, read and checked before any long
+work."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from sdft_jax.config import Config
-from sdft_jax.config.devices import sharding_from
-from sdft_jax.config.methods import METHODS
+from sdft_jax.config import Config, Method, sharding_from
 from sdft_jax.config.settings import DataConfig, EvalConfig
-from sdft_jax.data import make_examples, make_text_examples, read_rows
-from sdft_jax.data.contamination import refuse_overlap
-from sdft_jax.data.encoding import Dropped, Encoded, encode_all, encode_texts, load_template
+from sdft_jax.data.contamination import refuse_contamination
+from sdft_jax.data.encoding import (
+    Dropped,
+    Encoded,
+    PromptFormat,
+    encode_all,
+    encode_texts,
+    load_template,
+    make_format,
+)
 from sdft_jax.data.examples import Example
+from sdft_jax.data.sources import make_examples, make_text_examples, read_rows
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
-from sdft_jax.models import open_checkpoint, read_config
-from sdft_jax.models.hf.hub import model_directory
-from sdft_jax.models.hf.tokenizer import eos_ids, load_tokenizer
-from sdft_jax.reporting.progress import bar
+from sdft_jax.models import Model, model_directory, open_checkpoint, read_architecture, read_eos_ids
+from sdft_jax.models.hf.tokenizer import load_tokenizer
+from sdft_jax.models.speaker import Speaker
+from sdft_jax.reporting.reporter import SILENT, Reporter
+from sdft_jax.types import Params, StopTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """Tokenizer, training rows and evaluation rows of a run."""
+class Inputs:
+    """Everything that a run reads except the weights."""
 
     directory: str
-    tokenizer: Any
-    eos: tuple[int, ...]
-    pad_id: int
+    """The directory of the model."""
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
     train: tuple[Encoded, ...]
+    """The training rows."""
     dropped: Dropped
-    new: EvalSet | None
-    prior: EvalSet | None
+    """The training rows over a length limit."""
+    new: EvalSet | None = None
+    """Rows of eval.path: the new skill."""
+    prior: EvalSet | None = None
+    """Rows of eval.prior: prior skills."""
     validation: EvalSet | None = None
-    """Rows of eval.validation, by which stopping and choosing go."""
+    """Rows of eval.validation, for stopping and choosing."""
     general: tuple[Encoded, ...] = ()
-    """Prompts of data.general, for a method that trains on them too."""
+    """Prompts of data.general, if the method trains on them."""
     general_dropped: Dropped = dataclasses.field(default_factory=Dropped)
 
+    @property
+    def stop(self) -> StopTokens:
+        """The tokens that end a completion, and the padding token."""
+        return StopTokens(self.eos_ids, self.tokenizer.pad_token_id)
 
-def prepare(config: Config, active: bool = True) -> Prepared:
-    """Read and tokenise all that a run needs, the cheap and the local first.
+    @property
+    def eval_sets(self) -> dict[str, EvalSet]:
+        """The evaluation rows by the name that reports use."""
+        sets = {"new skill": self.new, "validation": self.validation, "old skills": self.prior}
+        return {name: rows for name, rows in sets.items() if rows is not None}
 
-    Only what the method reads is asked of a row. Demonstrations become completions too where the method, or
-    the baseline beside it, imitates them: then a row whose demonstration is over the limit is dropped for
-    both, so that they see the same rows.
+    def speaker(self, model: Model, params: Params) -> Speaker:
+        """Return a model with this tokenizer and these stop tokens."""
+        return Speaker(model, params, self.tokenizer, self.eos_ids)
+
+
+def load_inputs(config: Config, reporter: Reporter = SILENT) -> Inputs:
+    """Read and tokenize the inputs of a run; fast and local steps come first.
+
+    A row needs only the fields that the method reads. Demonstrations become target completions if the method,
+    or the baseline in addition to it, imitates them; a row whose target is over the limit is then dropped for
+    both, so that they train on the same rows.
 
     Raises:
-        SdftError: the culprit and the remedy.
+        SdftError: names the file, row or key and the remedy.
     """
     sharding_from(config)
     load_template(config.data.template)
-    shown = config.eval.teacher or config.train.method == "oracle"
-    rows, general = _read_train(config), _read_general(config)
-    new = _read_eval(config.eval.path, config, shown)
-    validation = _read_eval(config.eval.validation, config, shown)
-    prior = _read_eval(config.eval.prior, config, teacher=False)
+    context = config.eval.teacher or not config.method.trains
+    rows, general_rows = _read_train(config), _read_general(config)
+    new = _read_eval(config.eval.path, config, context)
+    validation = _read_eval(config.eval.validation, config, context)
+    prior = _read_eval(config.eval.prior, config, False)
     directory = model_directory(config.model.path)
-    open_checkpoint(directory, read_config(directory))
+    open_checkpoint(directory, read_architecture(directory))
     tokenizer = load_tokenizer(directory)
-    eos = eos_ids(tokenizer, directory)
-    with bar("tokenising", len(rows), active=active) as show:
-        encoded, dropped = _encode_train(rows, config, tokenizer, eos, lambda done, _: show(done, ""))
-    prompts, prompts_dropped = (
-        encode_all(general, tokenizer, config.data, eos=eos, teacher=False) if general else ([], Dropped())
+    eos_ids = read_eos_ids(tokenizer, directory)
+    format = make_format(tokenizer, config.data, eos_ids)
+    with reporter.bar("tokenizing", len(rows)) as show:
+        encoded, dropped = _encode_train(rows, config, format, lambda done, _: show(done, ""))
+    general, general_dropped = (
+        encode_all(general_rows, format, config.data, teacher=False) if general_rows else ([], Dropped())
     )
 
-    def encode_set(found: list[Example] | None, teacher: bool) -> EvalSet | None:
-        return None if found is None else encode_eval(found, config, tokenizer, eos, teacher)
+    def encode_set(examples: list[Example] | None, context: bool) -> EvalSet | None:
+        return None if examples is None else encode_eval(examples, config, format, context)
 
-    prepared = Prepared(
+    inputs = Inputs(
         directory,
         tokenizer,
-        eos,
-        tokenizer.pad_token_id,
+        eos_ids,
         tuple(encoded),
         dropped,
-        new=encode_set(new, shown),
-        prior=encode_set(prior, teacher=False),
-        validation=encode_set(validation, shown),
-        general=tuple(prompts),
-        general_dropped=prompts_dropped,
+        new=encode_set(new, context),
+        prior=encode_set(prior, False),
+        validation=encode_set(validation, context),
+        general=tuple(general),
+        general_dropped=general_dropped,
     )
-    trained, options = trained_prompts(config.train.method, config.data, prepared), config.eval
-    refuse_examined(trained, options, options.path, prepared.new)
-    refuse_examined(trained, options, options.validation, prepared.validation)
-    refuse_examined(trained, options, options.prior, prepared.prior)
-    return prepared
+    trained = trained_prompts(config.method, config.data, inputs)
+    refuse_trained(trained, config.eval, config.eval.path, inputs.new)
+    refuse_trained(trained, config.eval, config.eval.validation, inputs.validation)
+    refuse_trained(trained, config.eval, config.eval.prior, inputs.prior)
+    return inputs
 
 
-def trained_prompts(method: str, data: DataConfig, prepared: Prepared) -> dict[str, tuple[Encoded, ...]]:
-    """Source -> rows whose prompts the method trains on; nothing with the oracle."""
-    if method == "oracle":
+def trained_prompts(method: Method, data: DataConfig, inputs: Inputs) -> dict[str, tuple[Encoded, ...]]:
+    """Return source -> rows whose prompts the method trains on; nothing if it does not train."""
+    if not method.trains:
         return {}
-    return {data.path: prepared.train} | ({data.general: prepared.general} if data.general else {})
+    return {data.path: inputs.train} | ({data.general: inputs.general} if data.general else {})
 
 
-def refuse_examined(
+def refuse_trained(
     trained: Mapping[str, Sequence[Encoded]], options: EvalConfig, path: str | None, rows: EvalSet | None
 ) -> None:
-    """Refuse an evaluation of prompts that are trained on, unless `eval.overlap` allows it."""
+    """Raise SdftError for an evaluation on prompts that are trained on, unless `eval.overlap` allows it."""
     if rows is not None and options.overlap == "error":
-        refuse_overlap(trained, str(path), rows.encoded)
+        refuse_contamination(trained, str(path), rows.encoded)
 
 
 def _imitates(config: Config) -> bool:
-    """Whether demonstrations become completions."""
-    return config.baseline or METHODS[config.train.method].completion == "demonstration"
+    """Return True if demonstrations become target completions."""
+    return config.baseline or config.method.target == "demonstration"
 
 
 def _read_train(config: Config) -> list[Example]:
-    method, data = METHODS[config.train.method], config.data
+    method, data = config.method, config.data
     rows = read_rows(data.path, data.split)
-    if method.completion == "text":
+    if method.target == "text":
         return make_text_examples(rows, data, data.path)
     return make_examples(rows, data, data.path, demonstration=_imitates(config), context=method.context)
 
 
 def _encode_train(
-    rows: list[Example],
-    config: Config,
-    tokenizer: Any,
-    eos: Sequence[int],
-    progress: Callable[[int, int], None],
+    rows: list[Example], config: Config, format: PromptFormat, progress: Callable[[int, int], None]
 ) -> tuple[list[Encoded], Dropped]:
-    method = METHODS[config.train.method]
-    if method.completion == "text":
-        return encode_texts(rows, tokenizer, config.data, progress=progress)
-    longest = config.sampling.max_new_tokens if _imitates(config) else None
+    if config.method.target == "text":
+        return encode_texts(rows, format.tokenizer, config.data, progress=progress)
     return encode_all(
         rows,
-        tokenizer,
+        format,
         config.data,
-        eos=eos,
-        max_completion=longest,
-        teacher=method.context,
+        max_target=config.sampling.max_new_tokens if _imitates(config) else None,
+        teacher=config.method.context,
         progress=progress,
     )
 
 
 def _read_general(config: Config) -> list[Example]:
-    """All prompts of data.general, where the method needs them."""
+    """Return all prompts of data.general if the method trains on them."""
     path = config.data.general
-    if path is None or not METHODS[config.train.method].general:
+    if path is None or not config.method.general:
         return []
     data = dataclasses.replace(config.data, limit=None)
     return make_examples(read_rows(path, data.split), data, path, demonstration=False)
 
 
-def _read_eval(path: str | None, config: Config, teacher: bool) -> list[Example] | None:
-    return None if path is None else read_eval(path, config, teacher)
+def _read_eval(path: str | None, config: Config, context: bool) -> list[Example] | None:
+    return None if path is None else read_eval(path, config, context)

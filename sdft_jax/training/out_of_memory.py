@@ -1,4 +1,4 @@
-"""A device that has run out of memory: what was on it, and what to change, in place of a stack trace."""
+"""Out of memory: the largest arrays and the settings that reduce them, instead of a stack trace."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import jax
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.models import Model
-from sdft_jax.plan.footprint import SHRUNK_BY, Count, Held, Remedy, as_size, by_kind, fullest, remedies
-from sdft_jax.training import bucket
-from sdft_jax.training.profiling import DIRECTORY
+from sdft_jax.plan.footprint import DEPENDS_ON, ArrayFootprint, Count, as_size, by_kind, peak_phase
+from sdft_jax.plan.remedies import Remedy, remedies
+from sdft_jax.training.run_directory import RunDirectory
 
 LARGEST = 8
-"""Arrays that are named; all of them are in the table."""
+"""Number of arrays in the message; the table has all of them."""
 
 
 @contextlib.contextmanager
@@ -28,83 +28,87 @@ def explained(
     model: Model,
     count: Count,
     *,
-    output: str = "",
+    directory: RunDirectory | None = None,
     saved: Callable[[], int | None] = lambda: None,
 ) -> Iterator[None]:
-    """Turn an exhausted device inside the block into an SdftError that names arrays, settings and files.
+    """Raise SdftError if a device runs out of memory inside the block; other errors pass.
 
     Args:
-        what: what goes on, such as `an update`.
-        config, model: as they run.
-        count: what is held then.
-        output: a run's, which gets a device memory profile and a table of the arrays; without one none are.
-        saved: the last step of which there is a checkpoint.
+        what: the work inside the block, such as `an update`.
+        config: of the run.
+        model: as it runs.
+        count: returns the arrays in memory.
+        directory: receives a device memory profile and a table of the arrays; None to write none.
+        saved: returns the last step with a checkpoint.
 
     Raises:
-        SdftError: the device's memory is exhausted; whatever else is raised inside is not touched.
+        SdftError: names the largest arrays, the settings that reduce them, and the files that were written.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if not is_exhausted(error):
             raise
-        held, found = count(config, model), remedies(config, model, count)
-        lines = [f"out of memory in {what}: {reason(error)}", *told(held, found)]
-        if output:
-            files = write(held, found, reason(error), output)
+        arrays, options = count(config, model), remedies(config, model, count)
+        lines = [f"out of memory in {what}: {reason(error)}", *explanation(arrays, options)]
+        if directory:
+            files = write_tables(arrays, options, reason(error), directory)
             step = saved()
-            kept = f"the last saved step is {step}" if step else "no step was saved yet"
-            lines.append(f"What was written is kept, and {kept}; see {' and '.join(map(str, files))}.")
+            progress = f"The last saved step is {step}" if step else "No step was saved"
+            lines.append(f"{progress}; details are in {' and '.join(map(str, files))}.")
         raise SdftError("\n".join(lines)) from error
 
 
 def is_exhausted(error: Exception) -> bool:
-    """Whether the compiler or a device says that memory does not suffice; jax 0.7 has no code for some."""
+    """Return True for an out-of-memory error of the compiler or a device; in jax 0.7 some have no status
+    code."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
-def told(held: Sequence[Held], found: Sequence[Remedy]) -> list[str]:
-    """The largest arrays, what each kind depends on, and what would help, in lines."""
-    phase, total = fullest(held)
-    there = sorted((one for one in held if one.phase in ("always", phase)), key=lambda one: -one.bytes)
+def explanation(arrays: Sequence[ArrayFootprint], options: Sequence[Remedy]) -> list[str]:
+    """Return lines with the largest arrays, the settings that each kind depends on, and what would reduce
+    memory."""
+    phase, total = peak_phase(arrays)
+    present = sorted((one for one in arrays if one.phase in ("always", phase)), key=lambda one: -one.bytes)
     limit = _statistics().get("bytes_limit")
-    has = f", which has {as_size(limit)}" if limit else ""
-    lines = [f"Arrays of known shapes need {as_size(total)} a device{has}; the largest are:"]
+    of = f" of {as_size(limit)}" if limit else ""
+    lines = [f"Arrays of known shapes need {as_size(total)}{of} per device; the largest are:"]
     lines += [
-        f"  {one.kind} {one.name} {list(one.shape)} {one.dtype}: {as_size(one.bytes)} a device"
-        for one in there[:LARGEST]
+        f"  {one.kind} {one.name} {list(one.shape)} {one.dtype}: {as_size(one.bytes)} per device"
+        for one in present[:LARGEST]
     ]
-    lines.append("By kind, with the settings that it depends on:")
-    sizes = sorted(by_kind(there).items(), key=lambda item: -item[1])
-    lines += [f"  {kind} {as_size(size)}: {SHRUNK_BY[kind]}" for kind, size in sizes if size > 0.01 * total]
-    options = "; ".join(f"{one.text}, about {as_size(one.saves)} less" for one in found[:5])
-    lines.append(f"What would make it smaller, counted alone: {options or 'more devices'}.")
+    lines.append("By kind, with the settings that reduce it:")
+    sizes = sorted(by_kind(present).items(), key=lambda item: -item[1])
+    lines += [f"  {kind} {as_size(size)}: {DEPENDS_ON[kind]}" for kind, size in sizes if size > 0.01 * total]
+    suggestions = "; ".join(f"{one.text}, about {as_size(one.saves)} less" for one in options[:5])
+    lines.append(f"Changes that reduce memory, each counted alone: {suggestions or 'more devices'}.")
     return lines
 
 
-def write(held: Sequence[Held], found: Sequence[Remedy], why: str, output: str) -> list[Path]:
-    """The table of arrays, and the profile that `pprof` reads, of this process; a bucket gets them too."""
-    directory = bucket.local(output) / DIRECTORY
-    directory.mkdir(parents=True, exist_ok=True)
+def write_tables(
+    arrays: Sequence[ArrayFootprint], options: Sequence[Remedy], why: str, directory: RunDirectory
+) -> list[Path]:
+    """Write this process's table of arrays, and the profile that `pprof` reads."""
+    directory.profile.mkdir(parents=True, exist_ok=True)
     number = jax.process_index()
     name = "memory" if number == 0 else f"memory-{number}"
-    table, profile = directory / f"{name}.json", directory / f"{name}.prof"
-    plain = {
+    table, profile = directory.profile / f"{name}.json", directory.profile / f"{name}.prof"
+    content = {
         "error": why,
-        "bytes a device": fullest(held)[1],
+        "bytes per device": peak_phase(arrays)[1],
         "device": _statistics(),
-        "arrays": [dataclasses.asdict(one) for one in sorted(held, key=lambda one: -one.bytes)],
-        "would save": {one.text: one.saves for one in found},
+        "arrays": [dataclasses.asdict(one) for one in sorted(arrays, key=lambda one: -one.bytes)],
+        "would save": {one.text: one.saves for one in options},
     }
-    table.write_text(json.dumps(plain, indent=1), encoding="utf-8")
+    table.write_text(json.dumps(content, indent=1), encoding="utf-8")
     files = [table]
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # not every platform has profiles
         jax.profiler.save_device_memory_profile(str(profile))
         files.append(profile)
-    bucket.push(output)
+    directory.push()
     return files
 
 
 def _statistics() -> dict[str, int]:
-    """What the first local device tells of its memory; a CPU tells nothing."""
+    """Return the memory statistics of the first local device; a CPU has none."""
     return dict(jax.local_devices()[0].memory_stats() or {})

@@ -1,64 +1,64 @@
-"""How fast each phase of an update is, although an update is one compiled program.
+"""The throughput of each phase of an update, although an update is one compiled program.
 
-Sampling is timed by itself on the same batch; the rest of an update is what remains of it.
+Sampling is timed separately on the same batch; learning takes the rest of the update's time.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 
-from sdft_jax.algorithm.baselines.reinvoke import has_demonstrations
-from sdft_jax.algorithm.trainable import join
-from sdft_jax.config import Config
-from sdft_jax.config.methods import METHODS
-from sdft_jax.models import Model
-from sdft_jax.sampling.decode import compiled_sample, row_keys
-from sdft_jax.training.inputs import Prepared
+from sdft_jax.algorithm import Learner, join
+from sdft_jax.sampling import compiled_sample
+from sdft_jax.sampling.keys import from_data, row_keys
 from sdft_jax.types import TokenBatch, TrainState
 
 
-def time_sampling(
-    model: Model, state: TrainState, batch: TokenBatch, config: Config, prepared: Prepared
-) -> tuple[float, int]:
-    """(seconds, completion tokens) of sampling this batch, compilation not counted; zeros if none."""
-    method = METHODS[config.train.method]
-    if method.samples is None or (method.general and has_demonstrations(batch)):
-        return 0.0, 0
-    keys = row_keys(jax.random.wrap_key_data(state.key), len(batch.prompt))
-    params, prompt = state.params, (batch.prompt, batch.prompt_mask)
-    if method.samples == "teacher":
-        params, prompt = state.teacher, (batch.teacher_prompt, batch.teacher_mask)
-    params = join(params, state.frozen)
-    arguments = (*prompt, keys, config.sampling, prepared.eos, prepared.pad_id)
-    jax.block_until_ready(compiled_sample(model, params, *arguments))
-    begun = time.monotonic()
-    rollout = jax.block_until_ready(compiled_sample(model, params, *arguments))
-    return time.monotonic() - begun, int(rollout.mask.sum())
+class SamplingTime(NamedTuple):
+    """One timing of sampling; zeros if the batch is not sampled for."""
+
+    seconds: float
+    tokens: int
+    """The number of completion tokens."""
 
 
-def speeds(
-    scalars: Mapping[str, float], batch: TokenBatch, seconds: float, sampling: tuple[float, int] | None
+def time_sampling(learner: Learner, state: TrainState, batch: TokenBatch) -> SamplingTime:
+    """Return the time to sample the completions of a batch, without compilation."""
+    phase = learner.config.method.phase(has_target=batch.target.tokens.shape[1] > 0)
+    if phase.completions == "target":
+        return SamplingTime(0.0, 0)
+    params, prompt = state.params, batch.prompt
+    if phase.completions == "teacher":
+        params, prompt = state.teacher, batch.teacher_prompt
+    keys = row_keys(from_data(state.key), len(batch.row))
+    arguments = (join(params, state.frozen), prompt, keys, learner.config.sampling, learner.stop)
+    jax.block_until_ready(compiled_sample(learner.model, *arguments))
+    start = time.monotonic()
+    rollout = jax.block_until_ready(compiled_sample(learner.model, *arguments))
+    return SamplingTime(time.monotonic() - start, int(rollout.mask.sum()))
+
+
+def throughputs(
+    scalars: Mapping[str, float], batch: TokenBatch, seconds: float, sampling: SamplingTime | None
 ) -> dict[str, float]:
-    """Tokens per second: of completions over the whole step, and, where sampling was timed, of each phase.
+    """Return tokens per second: of completions over the whole step and, if sampling was timed, of each phase.
 
     `rollout_tokens_per_second` counts sampled tokens, `learn_tokens_per_second` the real tokens that student
-    and teacher score: prompts, and the completion once per role. A teacher scores where there is a
-    `divergence`; without a prompt of its own, it reads the student's.
-    """
+    and teacher score: prompts, and the completion once per role. There is a teacher if there is a
+    `divergence`; without a prompt of its own it scores the student's prompt."""
     completion = scalars["completion_tokens"]
-    found = {"seconds": seconds, "tokens_per_second": completion / seconds}
+    rates = {"seconds": seconds, "tokens_per_second": completion / seconds}
     if sampling is None:
-        return found
-    sampling_seconds, sampled = sampling
-    scored = float(batch.prompt_mask.sum()) + completion
+        return rates
+    scored = float(batch.prompt.mask.sum()) + completion
     if "divergence" in scalars:
-        taught = batch.teacher_mask if batch.teacher_mask.shape[1] else batch.prompt_mask
-        scored += float(taught.sum()) + completion
-    if sampled:
-        found["rollout_tokens_per_second"] = sampled / sampling_seconds
-    if seconds > sampling_seconds:
-        found["learn_tokens_per_second"] = scored / (seconds - sampling_seconds)
-    return found
+        has_own = batch.teacher_prompt.mask.shape[1] > 0
+        scored += float((batch.teacher_prompt if has_own else batch.prompt).mask.sum()) + completion
+    if sampling.tokens:
+        rates["rollout_tokens_per_second"] = sampling.tokens / sampling.seconds
+    if seconds > sampling.seconds:
+        rates["learn_tokens_per_second"] = scored / (seconds - sampling.seconds)
+    return rates

@@ -1,11 +1,11 @@
-"""Maintenance that Google announces for this host becomes a SIGTERM, on which a run saves and ends.
+"""Preemption: SIGTERM ends a run after the current step, and Google's maintenance notices become a SIGTERM.
 
-JAX listens to SIGTERM alone. A Compute Engine or TPU VM learns of maintenance from its metadata server only;
-on GKE the pods get a SIGTERM of their own.
-"""
+JAX listens for SIGTERM only. A Compute Engine or TPU VM learns about maintenance from its metadata server; on
+GKE the pods receive a SIGTERM of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -13,23 +13,51 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from jax.experimental import multihost_utils
 
 from sdft_jax.errors import SdftError
 
 SECONDS, HOST = "SDFT_MAINTENANCE", "GCE_METADATA_HOST"
-"""Environment: seconds between two looks, without which nothing is asked; the metadata server's address."""
+"""Environment variables: seconds between two requests (unset for none); the metadata server's address."""
 ANNOUNCED = "TERMINATE_ON_HOST_MAINTENANCE"
 _PATH = "computeMetadata/v1/instance/maintenance-event"
 
 
-def watch(environment: Mapping[str, str] = os.environ) -> None:
-    """Ask the metadata server in the background, if SDFT_MAINTENANCE says how often.
+class Interrupted(Exception):
+    """The run received SIGTERM and has saved its state; the same command resumes it."""
 
-    What is announced already when a run starts does not stop it: it has been stopped for that before.
+
+@contextlib.contextmanager
+def termination_requests() -> Iterator[Callable[[int], bool]]:
+    """Yield a function that returns True if the run should end after this step, because of a SIGTERM.
+
+    With several processes JAX listens on all hosts, and all processes end after the same step.
+    """
+    if jax.process_count() > 1:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    received = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    except ValueError:  # not the main thread, as in a notebook's executor: signals cannot be handled
+        yield lambda _: False
+        return
+    try:
+        yield lambda _: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def watch_maintenance(environment: Mapping[str, str] = os.environ) -> None:
+    """Query the metadata server in the background, if SDFT_MAINTENANCE is set.
+
+    An event that was announced before the run started does not end it: it has been stopped for that already.
 
     Raises:
-        SdftError: SDFT_MAINTENANCE is no number of seconds.
+        SdftError: SDFT_MAINTENANCE is not a number of seconds.
     """
     text = environment.get(SECONDS, "")
     if not text:
@@ -40,37 +68,38 @@ def watch(environment: Mapping[str, str] = os.environ) -> None:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise SdftError(
-            f"{SECONDS}={text!r} is no number of seconds: give one such as 5, or unset it where there is no "
-            "metadata server of Google's."
+            f"{SECONDS}={text!r} is not a number of seconds: set it to one such as 5, or unset it if there "
+            "is no Google metadata server."
         )
     host = environment.get(HOST) or "metadata.google.internal"
     threading.Thread(target=_watch, args=(host, seconds), daemon=True, name="maintenance").start()
 
 
 def _watch(host: str, seconds: float) -> None:
-    before = complained = ""
+    previous = warning = ""
     while True:
         try:
-            now = _event(host)
-        except (OSError, ValueError) as error:  # it may be back at the next look
-            reason = f"{host} does not tell of maintenance ({error}); the run goes on without knowing"
-            if not complained:
-                print(f"sdft: {reason}.", file=sys.stderr, flush=True)
-            complained = reason
-            if isinstance(error, urllib.error.HTTPError) and error.code == 404:  # nor will it ever
+            event = _event(host)
+        except (OSError, ValueError) as error:  # possibly temporary: try again
+            if not warning:
+                warning = (
+                    f"{host} does not report maintenance events ({error}); the run continues without them"
+                )
+                print(f"sdft: {warning}.", file=sys.stderr, flush=True)
+            if isinstance(error, urllib.error.HTTPError) and error.code == 404:  # permanent
                 return
         else:
-            if now == ANNOUNCED and before not in ("", ANNOUNCED):
+            if event == ANNOUNCED and previous not in ("", ANNOUNCED):
                 print("sdft: maintenance of this host is announced.", file=sys.stderr, flush=True)
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
-            before = now
+            previous = event
         time.sleep(seconds)
 
 
 def _event(host: str) -> str:
-    """What is announced for this host; NONE where nothing is."""
+    """Return the event that is announced for this host; NONE if there is none."""
     request = urllib.request.Request(f"http://{host}/{_PATH}", headers={"Metadata-Flavor": "Google"})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this very host
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this host
     with direct.open(request, timeout=5) as answer:
         return answer.read().decode().strip()

@@ -1,6 +1,6 @@
-"""Several processes as one program: who joins, what they must agree on, arrays that span them.
+"""Several processes as one program: joining, and agreeing on configuration and code.
 
-Nothing here does anything where there is one process.
+With one process these functions do nothing.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
     "SDFT_PROCESS",
     "SDFT_TIMEOUT",
 )
-"""Environment: host:port of process 0, how many there are, which this one is (from 0), seconds to wait."""
+"""Environment variables: host:port of process 0; the number of processes; the index of this one, from 0; the
+timeout in seconds."""
 
 ABSENT = 1
-"""Exit code where others do not come: no mistake for certain, so that launchers start again."""
+"""Exit code if processes are missing, on which launchers restart: it may not be a mistake."""
 _MARGIN = 60
-"""Seconds by which JAX's deadline is later than ours."""
+"""Number of seconds by which JAX's timeout is later than ours."""
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
-    """Join the other processes of this run, before JAX looks for devices.
+    """Join the other processes of this run, before JAX initializes its devices.
 
-    They are those of SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS, or of whatever cluster JAX itself
-    recognises: a TPU pod, GKE, SLURM, Open MPI. A single process joins nobody. Where not all come in time,
-    the process ends with a sentence and exit code 1.
+    They are those of SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS, or of the cluster that JAX detects: a
+    TPU pod, GKE, SLURM, Open MPI. A single process joins none. If a process is missing at the timeout, this
+    process ends with a message and exit code 1.
 
     Raises:
-        SdftError: a variable is missing or no number, or nothing answers at that address in time.
+        SdftError: a variable is missing or not a number, or the coordinator does not answer in time.
     """
     arguments: dict[str, Any] = {}
     if COORDINATOR in environment:
@@ -67,9 +68,9 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
 
 @contextlib.contextmanager
 def _deadline(seconds: int) -> Iterator[None]:
-    """End the process with one sentence where the others have not all come in time.
+    """End the process with a message if not all processes have joined at the timeout.
 
-    JAX's own deadline, which is later, ends it with a stack trace of C++, and no exception can be caught.
+    JAX's own timeout, which is later, aborts the process with a C++ stack trace, and raises no exception.
     """
     timer = threading.Timer(seconds, _give_up, [seconds])
     timer.daemon = True
@@ -81,13 +82,14 @@ def _deadline(seconds: int) -> Iterator[None]:
 
 
 def _give_up(seconds: int) -> None:
-    from jax._src.distributed import global_state  # who waits for whom has no public name
+    from jax._src.distributed import global_state  # there is no public API
 
     print(
         f"sdft: process {global_state.process_id} has waited {seconds} s at "
         f"{global_state.coordinator_address or 'the coordinator'}, and not all of the "
-        f"{global_state.num_processes} processes have come: check that every one of them was started, with "
-        f"the same address and number of processes, and can reach it; {TIMEOUT}=SECONDS waits longer.",
+        f"{global_state.num_processes} processes have joined: check that each process has been started with "
+        f"the same address and number of processes, and can reach the address; {TIMEOUT}=SECONDS sets a "
+        "longer timeout.",
         file=sys.stderr,
         flush=True,
     )
@@ -95,10 +97,10 @@ def _give_up(seconds: int) -> None:
 
 
 def _await_coordinator(address: str, seconds: int) -> None:
-    """Wait until something listens there; JAX itself would end the process with a stack trace."""
+    """Wait until the coordinator listens; JAX would abort the process with a stack trace."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise SdftError(f"{COORDINATOR}={address!r} is no address: give HOST:PORT of process 0.")
+        raise SdftError(f"{COORDINATOR}={address!r} is not an address: give HOST:PORT of process 0.")
     until, reason = time.monotonic() + seconds, ""
     while time.monotonic() < until:
         try:
@@ -108,8 +110,8 @@ def _await_coordinator(address: str, seconds: int) -> None:
             reason = error.strerror or str(error)
             time.sleep(0.2)
     raise SdftError(
-        f"the coordinator {address} could not be reached within {seconds} s ({reason}): check that process 0 "
-        f"runs there and that its port is open; {TIMEOUT}=SECONDS waits longer."
+        f"the coordinator {address} could not be reached within {seconds} s ({reason}): check that process "
+        f"0 is running there and that its port is open; {TIMEOUT}=SECONDS sets a longer timeout."
     )
 
 
@@ -117,23 +119,24 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdigit():
         raise SdftError(
-            f"{name}={text!r} is no number: {COORDINATOR}=HOST:PORT goes with {PROCESSES}, how many "
-            f"processes there are, and {PROCESS}, which of them this is, from 0."
+            f"{name}={text!r} is not a number: {COORDINATOR}=HOST:PORT requires {PROCESSES}, the number of "
+            f"processes, and {PROCESS}, the index of this process, from 0."
         )
     return int(text)
 
 
 def _is_in_cluster() -> bool:
-    """Whether `jax.distributed.initialize` finds several processes by itself; JAX has no public question."""
+    """Return True if `jax.distributed.initialize` detects several processes; JAX has no public function for
+    it."""
     from jax._src.clusters import ClusterEnv
 
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
-    found = next((kind for kind in kinds if kind.is_env_present()), None)
-    return found is not None and found.get_process_count() > 1
+    cluster = next((kind for kind in kinds if kind.is_env_present()), None)
+    return cluster is not None and cluster.get_process_count() > 1
 
 
 def require_agreement(config: Mapping[str, Any]) -> None:
-    """All processes must have one configuration, one code and one seed of everything.
+    """Require the same configuration, code and jax version on all processes.
 
     Raises:
         SdftError: on every process, with the keys in which this one differs from process 0.
@@ -141,24 +144,25 @@ def require_agreement(config: Mapping[str, Any]) -> None:
     if jax.process_count() == 1:
         return
     mine = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
-    mine = json.loads(json.dumps(mine))  # tuples are lists in what comes from process 0
+    mine = json.loads(json.dumps(mine))  # tuples become lists, as in process 0's text
     theirs = json.loads(_broadcast(json.dumps(mine)))
     different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
     counts = multihost_utils.process_allgather(np.int32(len(different)))
     if not counts.any():
         return
     others = ", ".join(str(i) for i, count in enumerate(np.ravel(counts)) if count)
-    told = "; ".join(
-        f"{key} is {mine.get(key)!r} here and {theirs.get(key)!r} there" for key in different[:4]
+    details = "; ".join(
+        f"{key} is {mine.get(key)!r} on this process and {theirs.get(key)!r} on process 0"
+        for key in different[:4]
     )
     raise SdftError(
-        f"processes {others} differ from process 0{f' ({told})' if different else ''}: start all with the "
+        f"processes {others} differ from process 0{f' ({details})' if different else ''}: start all with the "
         "same configuration and the same installation."
     )
 
 
 def code_digest() -> str:
-    """Of all of this package's source files."""
+    """Return a digest of all source files of this package."""
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
@@ -167,7 +171,7 @@ def code_digest() -> str:
 
 
 def _broadcast(text: str) -> str:
-    """Process 0's text, on all."""
+    """Return process 0's text on all processes."""
     data = np.frombuffer(text.encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(length, np.uint8)

@@ -1,4 +1,4 @@
-"""A trace of a few steps for XProf or Perfetto; phases appear by their named scopes, host work by name."""
+"""A trace of a few steps for XProf or Perfetto, with named scopes for phases and named host work."""
 
 from __future__ import annotations
 
@@ -14,30 +14,27 @@ from sdft_jax.config.settings import ProfileConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-DIRECTORY = "profile"
-"""Below the run's; TensorBoard's profile plugin reads it."""
-
 
 def traced(name: str) -> Callable[[Function], Function]:
-    """A decorator: calls of the function stand in traces under this name."""
+    """Return a decorator under whose name calls of the function appear in traces."""
     return functools.partial(jax.profiler.annotate_function, name=name)
 
 
 @contextlib.contextmanager
-def open_profile(options: ProfileConfig, output: Path) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be called before each step; it traces from the first to the last one asked for.
+def open_profile(options: ProfileConfig, directory: Path) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call before each step; it traces the configured steps into `directory`.
 
-    Every process traces itself. A run that ends or stops in between keeps what it has.
+    Each process writes its own trace. A run that ends between these steps keeps the trace so far.
     """
     first, last = options.bounds or (0, 0)
     running = False
     quiet = jax.profiler.ProfileOptions()
-    quiet.python_tracer_level = 0  # each Python call would slow down the host that the trace is to show
+    quiet.python_tracer_level = 0  # tracing every Python call would slow the host down
 
     def before(step: int) -> None:
         nonlocal running
         if options.bounds and step == first:
-            jax.profiler.start_trace(output / DIRECTORY, profiler_options=quiet)
+            jax.profiler.start_trace(directory, profiler_options=quiet)
             running = True
         elif running and step > last:
             jax.profiler.stop_trace()

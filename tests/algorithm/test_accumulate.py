@@ -1,4 +1,4 @@
-"""Micro-batches give what one batch gives."""
+"""Gradient accumulation over micro-batches equals one large batch."""
 
 import jax
 import jax.numpy as jnp
@@ -26,23 +26,23 @@ def whole():
     return run(1)
 
 
-def test_one_part_is_value_and_grad(whole):
+def test_one_part_equals_value_and_grad(whole):
     (value, stats), gradients = jax.value_and_grad(loss, has_aux=True)(PARAMS, ROWS)
-    for found, expected in zip(
+    for actual, expected in zip(
         jax.tree.leaves(whole), jax.tree.leaves((value, stats, gradients)), strict=True
     ):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
-def test_parts_add_up(whole, parts):
-    found = run(parts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, whole)
-    np.testing.assert_array_equal(found[1]["x"], ROWS["x"])  # statistics come back in the rows' order
+def test_micro_batches_equal_one_batch(whole, parts):
+    result = run(parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), result, whole)
+    np.testing.assert_array_equal(result[1]["x"], ROWS["x"])  # statistics are in the order of the rows
 
 
 def test_bfloat16_gradients_are_added_in_float32():
-    """256 + 1 is 256 in bfloat16: adding there would lose the seven ones."""
+    """256 + 1 is 256 in bfloat16, so that a sum in bfloat16 would lose the seven ones."""
     rows = jnp.array([256.0, *[1.0] * 7])[:, None]
 
     def loss(params, rows):

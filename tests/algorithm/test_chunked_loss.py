@@ -1,11 +1,11 @@
-"""Chunk sizes and number formats with a token loss of its own; divergences are in test_divergence.py."""
+"""Chunk sizes and dtypes of the chunked loss, with a plain cross-entropy as the token loss."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.algorithm.chunked_loss import chunked_loss, is_token, logsumexp, total
+from sdft_jax.algorithm.chunked_loss import FactoredLogits, chunked_loss, is_token, logsumexp, vocab_sum
 from sdft_jax.sharding import single_device
 
 B, T, D, V = 2, 5, 8, 12
@@ -18,14 +18,19 @@ WEIGHTS = jnp.asarray(RNG.uniform(size=(B, T)), jnp.float32)
 
 def cross_entropy(logits, target, axes):
     log_probs = logits - logsumexp(logits, axes)
-    hit = is_token(logits, target, axes)
-    value = -total(jnp.where(hit, log_probs, 0.0), axes)
-    return value, value, jnp.exp(log_probs) - hit
+    is_target = is_token(logits, target, axes)
+    value = -vocab_sum(jnp.where(is_target, log_probs, 0.0), axes)
+    return value, value, jnp.exp(log_probs) - is_target
+
+
+def loss_of(hidden, head, chunk):
+    roles = (FactoredLogits(hidden, head),)
+    return chunked_loss(cross_entropy, roles, TARGETS, WEIGHTS, chunk, single_device())
 
 
 def run(hidden, head, chunk):
     def loss(hidden, head):
-        return chunked_loss(cross_entropy, (hidden,), (head,), TARGETS, WEIGHTS, chunk, single_device())
+        return loss_of(hidden, head, chunk)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
 
@@ -41,13 +46,13 @@ def expected():
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10, 1000])
-def test_any_chunk_size(expected, chunk):
-    found = run(HIDDEN, HEAD, chunk)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+def test_every_chunk_size_equals_whole_logits(expected, chunk):
+    result = run(HIDDEN, HEAD, chunk)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), result, expected)
 
 
 def test_bfloat16_hidden_states_and_float32_head(expected):
-    """Gradients come in their arrays' formats; sums are float32, so that two digits remain."""
+    """Gradients have the dtypes of their arrays; sums are float32, so that two digits remain."""
     (value, stats), (d_hidden, d_head) = run(HIDDEN.astype(jnp.bfloat16), HEAD, 3)
     assert (value.dtype, stats.dtype, d_hidden.dtype, d_head.dtype) == (
         "float32",
@@ -62,6 +67,6 @@ def test_bfloat16_hidden_states_and_float32_head(expected):
 
 def test_an_outer_factor_scales_the_gradient(expected):
     def loss(hidden):
-        return -2.0 * chunked_loss(cross_entropy, (hidden,), (HEAD,), TARGETS, WEIGHTS, 3, single_device())[0]
+        return -2.0 * loss_of(hidden, HEAD, 3)[0]
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(HIDDEN), -2 * expected[1][0], rtol=1e-5, atol=1e-5)

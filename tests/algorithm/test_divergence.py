@@ -1,4 +1,4 @@
-"""Values and gradients against float64 NumPy; the same on every mesh; no [B, T, V] array when compiled."""
+"""Values and gradients compared with float64 NumPy, on several meshes; the program has no [B, T, V] array."""
 
 import itertools
 import re
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import sdft_jax.algorithm.divergence as divergence_module
+from sdft_jax.algorithm.chunked_loss import FactoredLogits
 from sdft_jax.algorithm.divergence import divergence
 from sdft_jax.config.settings import DivergenceConfig
-from sdft_jax.errors import SdftError
 from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device
 
 B, T, D, V = 8, 5, 16, 48
@@ -40,19 +40,19 @@ def log_softmax(x):
 
 
 def reference_value(s_logits, t_logits, target, config):
-    """One token in float64, written from the definitions and not from the code under test."""
+    """Return the divergence of one token in float64, from its definition and not from the code under test."""
     log_s, log_t = log_softmax(s_logits / config.temperature), log_softmax(t_logits / config.temperature)
     if config.support == "sampled":
         return log_s[target] - log_t[target]
     if config.support != "full":
         tops = {"student": [s_logits], "teacher": [t_logits], "union": [s_logits, t_logits]}[config.support]
-        kept = sorted({i for x in tops for i in np.argsort(-x)[: config.top_k]})
-        rest = [i for i in range(len(log_s)) if i not in kept]
-        tail = lambda x: [np.log(np.exp(x[rest]).sum())] if rest else []  # noqa: E731
+        inside = sorted({i for x in tops for i in np.argsort(-x)[: config.top_k]})
+        outside = [i for i in range(len(log_s)) if i not in inside]
+        tail = lambda x: [np.log(np.exp(x[outside]).sum())] if outside else []  # noqa: E731
         if config.tail == "bucket":
-            log_s, log_t = (np.concatenate([x[kept], tail(x)]) for x in (log_s, log_t))
+            log_s, log_t = (np.concatenate([x[inside], tail(x)]) for x in (log_s, log_t))
         else:
-            log_s, log_t = log_softmax(log_s[kept]), log_softmax(log_t[kept])
+            log_s, log_t = log_softmax(log_s[inside]), log_softmax(log_t[inside])
     s, t = np.exp(log_s), np.exp(log_t)
     if config.alpha == 1:
         return (s * (log_s - log_t)).sum()
@@ -64,7 +64,8 @@ def reference_value(s_logits, t_logits, target, config):
 
 
 def reference_gradient(s_logits, t_logits, target, config):
-    """Central differences in float64; the sampled estimator's is the score function times its value."""
+    """Return the gradient by central differences in float64; the sampled estimator's is its value times the
+    score function."""
     if config.support == "sampled":
         log_s = log_softmax(s_logits / config.temperature)
         value = reference_value(s_logits, t_logits, target, config)
@@ -95,13 +96,19 @@ def reference(inputs, config):
     return values, (x["weights"] * values).sum(), d_hidden, d_head
 
 
+def divergence_of(arrays, config, sharding):
+    student, teacher = (
+        FactoredLogits(arrays[f"{role}_hidden"], arrays[f"{role}_head"]) for role in ("student", "teacher")
+    )
+    return divergence(student, teacher, arrays["targets"], arrays["weights"], config, sharding)
+
+
 def run(inputs, config, sharding):
+    """Return (statistics, sum, gradient of the student's hidden states, gradient of its head)."""
+
     def loss(student_hidden, student_head):
-        return divergence(
-            **(inputs | dict(student_hidden=student_hidden, student_head=student_head)),
-            config=config,
-            sharding=sharding,
-        )
+        student = dict(student_hidden=student_hidden, student_head=student_head)
+        return divergence_of(inputs | student, config, sharding)
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     (value, stats), (d_hidden, d_head) = step(inputs["student_hidden"], inputs["student_head"])
@@ -128,8 +135,8 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("settings", DIRECTIONS + TOP_K + OTHERS, ids=str)
-def test_matches_float64(inputs, settings):
-    config = DivergenceConfig(**settings, chunk=7)  # does not divide the 40 tokens
+def test_equals_float64_numpy(inputs, settings):
+    config = DivergenceConfig(**settings, chunk=7)  # 7 does not divide the 40 tokens
     stats, value, d_hidden, d_head = run(inputs, config, single_device())
     values, expected, expected_hidden, expected_head = reference(inputs, config)
     np.testing.assert_allclose(stats.divergence, values, rtol=1e-5, atol=1e-5)
@@ -148,8 +155,8 @@ def test_equal_roles_have_no_divergence_and_no_gradient(inputs, alpha):
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
-def test_probabilities_that_vanish_and_roles_that_hardly_differ(inputs, alpha):
-    """Sums of unnormalised probabilities: nothing of them overflows, underflows to nan or cancels."""
+def test_vanishing_probabilities_and_nearly_equal_roles(inputs, alpha):
+    """The sums of unnormalized probabilities do not overflow, underflow to NaN or cancel."""
     config = DivergenceConfig(alpha=alpha)
     sharp = inputs | {name: 40 * inputs[name] for name in ("student_head", "teacher_head")}
     near = inputs | dict(
@@ -164,24 +171,24 @@ def test_probabilities_that_vanish_and_roles_that_hardly_differ(inputs, alpha):
 
 
 @pytest.mark.parametrize("alpha", [0, 0.5, 1])
-def test_a_token_that_a_role_excludes_adds_nothing(alpha):
-    """Where a logit is -inf, in `chunked.py`'s own terms."""
-    drawn = jax.random.normal(jax.random.key(0), (2, 3, 7))
-    student, teacher = drawn.at[0, :, 2].set(-jnp.inf).at[:, :, 4].set(-jnp.inf)
-    kept = jnp.array([0, 1, 3, 5, 6])
+def test_a_token_with_probability_zero_adds_nothing(alpha):
+    """The student's logits of token 2, and both roles' of token 4, are -inf."""
+    random = jax.random.normal(jax.random.key(0), (2, 3, 7))
+    student, teacher = random.at[0, :, 2].set(-jnp.inf).at[:, :, 4].set(-jnp.inf)
+    possible = jnp.array([0, 1, 3, 5, 6])
     config, targets = DivergenceConfig(alpha=alpha), jnp.zeros(3, jnp.int32)
     stats, values, gradient = divergence_module._chunk(student, teacher, targets, (), config=config)
-    if alpha == 1:  # KL(S || T) asks nothing of T where S has no probability, but T's sum
+    if alpha == 1:  # KL(S || T) has no term for a token with S = 0; T is normalized over all tokens
         log_s, log_t = (x - jax.nn.logsumexp(x, axis=-1, keepdims=True) for x in (student, teacher))
-        expected = jnp.sum((jnp.exp(log_s) * (log_s - log_t))[:, kept], axis=-1)
+        expected = jnp.sum((jnp.exp(log_s) * (log_s - log_t))[:, possible], axis=-1)
         np.testing.assert_allclose(values, expected, rtol=1e-5)
     assert jnp.isfinite(gradient).all()
     assert not gradient[:, 4].any()
     assert jnp.isfinite(stats.student_entropy).all()
 
 
-def assert_same(found, expected):
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+def assert_same(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -195,7 +202,7 @@ def test_same_on_every_mesh(inputs, settings):
         assert_same(run(inputs, config, Sharding(make_mesh(*shape))), one)
 
 
-def test_width_on_an_axis_without_tokens(inputs):
+def test_model_width_on_a_mesh_axis_that_splits_no_tokens(inputs):
     rules = Rules(batch="data", embed="fsdp")
     many = run(inputs, DivergenceConfig(), Sharding(make_mesh(2, 2, 2), rules))
     assert_same(many, run(inputs, DivergenceConfig(), single_device()))
@@ -210,8 +217,8 @@ def test_width_on_an_axis_without_tokens(inputs):
     ],
     ids=str,
 )
-def test_axes_that_split_both_tokens_and_vocabulary(inputs, rules):
-    """Devices that hold different tokens must not add up their parts of the vocabulary."""
+def test_mesh_axes_that_split_both_tokens_and_vocabulary(inputs, rules):
+    """Devices with different tokens must not sum over their parts of the vocabulary."""
     inputs = {
         name: x[:, :4] if name in ("student_hidden", "teacher_hidden", "targets", "weights") else x
         for name, x in inputs.items()
@@ -221,7 +228,7 @@ def test_axes_that_split_both_tokens_and_vocabulary(inputs, rules):
     assert_same(many, one)
 
 
-def test_statistics(inputs):
+def test_statistics_equal_float64_numpy(inputs):
     stats, *_ = run(inputs, DivergenceConfig(temperature=2.0), single_device())
     s_logits = np.float64(inputs["student_hidden"]) @ inputs["student_head"].T
     t_logits = np.float64(inputs["teacher_hidden"]) @ inputs["teacher_head"].T
@@ -239,27 +246,24 @@ def test_statistics(inputs):
         np.testing.assert_allclose(getattr(stats, name), value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_no_gradient_where_the_weight_is_zero(inputs):
+def test_tokens_of_weight_zero_have_no_gradient(inputs):
     _, _, d_hidden, _ = run(inputs, DivergenceConfig(), single_device())
     masked = np.asarray(inputs["weights"]) == 0
     assert np.all(np.asarray(d_hidden)[masked] == 0)
     assert np.all(np.abs(np.asarray(d_hidden)[~masked]).max(-1) > 0)
 
 
-def test_gradients_reach_the_student_only(inputs):
+def test_the_teacher_has_no_gradient(inputs):
     def loss(teacher_hidden, teacher_head):
-        return divergence(
-            **(inputs | dict(teacher_hidden=teacher_hidden, teacher_head=teacher_head)),
-            config=DivergenceConfig(alpha=0.5),
-            sharding=single_device(),
-        )[0]
+        teacher = dict(teacher_hidden=teacher_hidden, teacher_head=teacher_head)
+        return divergence_of(inputs | teacher, DivergenceConfig(alpha=0.5), single_device())[0]
 
     gradients = jax.grad(loss, argnums=(0, 1))(inputs["teacher_hidden"], inputs["teacher_head"])
     assert all(np.all(np.asarray(g) == 0) for g in gradients)
 
 
 @pytest.mark.parametrize("settings", [DIRECTIONS[0], DIRECTIONS[1], DIRECTIONS[2], TOP_K[-1]], ids=str)
-def test_equal_roles_have_no_divergence(inputs, settings):
+def test_equal_roles_have_no_divergence_on_any_support(inputs, settings):
     same = inputs | dict(teacher_hidden=inputs["student_hidden"], teacher_head=inputs["student_head"])
     _, value, d_hidden, _ = run(same, DivergenceConfig(**settings), single_device())
     assert abs(float(value)) < 1e-6
@@ -267,23 +271,19 @@ def test_equal_roles_have_no_divergence(inputs, settings):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
-def test_compiled_program_has_no_logits_of_the_whole_batch(shape):
+def test_the_compiled_program_has_no_logits_of_the_whole_batch(shape):
     b, t, d, v, chunk = 8, 64, 32, 1000, 16
     config, sharding = DivergenceConfig(chunk=chunk), Sharding(make_mesh(*shape))
     abstract = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
     hidden, head, tokens = abstract(b, t, d), abstract(v, d), abstract(b, t)
 
-    def loss(*arguments):
-        return divergence(*arguments, config=config, sharding=sharding)
+    def loss(student, teacher, targets, weights):
+        return divergence(student, teacher, targets, weights, config, sharding)
 
-    step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    text = step.lower(hidden, head, hidden, head, abstract(b, t, dtype=jnp.int32), tokens).compile().as_text()
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    logits, targets = FactoredLogits(hidden, head), abstract(b, t, dtype=jnp.int32)
+    text = step.lower(logits, logits, targets, tokens).compile().as_text()
     shapes = [[int(n) for n in dims.split(",")] for dims in re.findall(r"f32\[([\d,]+)\]", text)]
     of_vocabulary = [s for s in shapes if any(n in (v, v // 2) for n in s)]
-    assert of_vocabulary, "the head's shape must be found, or this test looks for the wrong thing"
+    assert of_vocabulary, "the program must contain arrays with the head's shape"
     assert max(np.prod(s) for s in of_vocabulary) <= max(v * d, chunk * v)
-
-
-def test_sampled_estimator_is_reverse_only(inputs):
-    with pytest.raises(SdftError, match=r"divergence.alpha=1"):
-        run(inputs, DivergenceConfig(alpha=0.0, support="sampled"), single_device())

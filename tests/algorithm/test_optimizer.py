@@ -1,4 +1,4 @@
-"""Learning rates at hand-picked steps, clipping, and AdamW's first step."""
+"""Learning rates at single steps, clipping by global norm, and AdamW compared with optax."""
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ def rates(steps, **settings):
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [4, 0.4])
 def test_warmup_rises_from_the_first_step(schedule, warmup):
-    found = rates(10, warmup=warmup, schedule=schedule)
-    np.testing.assert_allclose(found[:5], [0.25, 0.5, 0.75, 1, 1], rtol=1e-6)
+    first = rates(10, warmup=warmup, schedule=schedule)[:5]
+    np.testing.assert_allclose(first, [0.25, 0.5, 0.75, 1, 1], rtol=1e-6)
 
 
-def test_decays():
-    """Four steps of warm-up, then six of decay."""
+def test_decay_after_the_warmup():
+    """Four warm-up steps are followed by six steps of decay."""
     np.testing.assert_allclose(rates(10, warmup=4, schedule="constant")[4:], 1)
     linear = [1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     np.testing.assert_allclose(rates(10, warmup=4, schedule="linear")[4:], linear, rtol=1e-6)
@@ -31,12 +31,12 @@ def test_decays():
     np.testing.assert_allclose(rates(10, warmup=4, schedule="cosine")[4:], cosine, rtol=1e-6)
 
 
-def test_all_at_once_they_are_those_of_each_step():
+def test_rates_of_all_steps_equal_those_of_each_step():
     config = OptimizerConfig(learning_rate=0.3, warmup=4, schedule="cosine")
-    found = learning_rates(config, 10)
-    assert isinstance(found, np.ndarray)
+    together = learning_rates(config, 10)
+    assert isinstance(together, np.ndarray)
     np.testing.assert_allclose(
-        found, [float(learning_rate(config, 10)(step)) for step in range(10)], rtol=1e-6
+        together, [float(learning_rate(config, 10)(step)) for step in range(10)], rtol=1e-6
     )
     assert learning_rates(config, 0).shape == (0,)
 
@@ -47,7 +47,7 @@ def test_decay_ends_at_zero(schedule):
     assert float(final) == pytest.approx(0, abs=1e-7)
 
 
-def test_no_warmup_starts_at_the_full_rate():
+def test_without_warmup_the_first_rate_is_the_peak():
     assert rates(4, warmup=0, schedule="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
@@ -57,7 +57,7 @@ def test_warmup_longer_than_the_run_ends_with_it(warmup):
 
 
 @pytest.mark.parametrize("warmup", [0, 1, 10])
-def test_a_run_of_one_step_moves(warmup):
+def test_a_run_of_one_step_has_the_peak_rate(warmup):
     assert rates(1, warmup=warmup) == [1]
 
 
@@ -69,12 +69,12 @@ def first_update(gradient, **settings):
     return updates["w"]
 
 
-def test_first_step_of_adam_is_the_rate_against_the_sign():
+def test_first_step_of_adam_is_the_rate_times_minus_the_sign():
     np.testing.assert_allclose(first_update([3.0, -4.0], clip=0.0), [-0.1, 0.1], rtol=1e-5)
 
 
 def test_clip_is_by_global_norm():
-    """Norm 5 comes down to 1; seen through an eps so large that Adam is proportional to the gradient."""
+    """Norm 5 becomes norm 1; with a large eps, Adam's update is proportional to the gradient."""
     scale = 0.1 / 1e6
     clipped = first_update([3.0, -4.0], clip=1.0, eps=1e6)
     np.testing.assert_allclose(clipped, -scale * np.array([0.6, -0.8]), rtol=1e-4)
@@ -97,13 +97,13 @@ def test_the_rate_follows_the_schedule_inside_the_optimizer():
         updates, state = optimizer.update({"w": jnp.ones(1)}, state, params)
         params = optax.apply_updates(params, updates)
         moves.append(float(updates["w"][0]))
-    # float32 leaves Adam's bias correction, 1 - 0.999^t, with four digits
+    # in float32 Adam's bias correction, 1 - 0.999^t, has four significant digits
     np.testing.assert_allclose(moves, [-0.5, -1, -1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_same_as_optax_adamw_with_the_same_schedule(schedule, dtype):
+def test_equals_optax_adamw_with_the_same_schedule(schedule, dtype):
     config = OptimizerConfig(learning_rate=3e-4, schedule=schedule, warmup=3, weight_decay=0.1, clip=1.0)
     ours = make_optimizer(config, 8)
     theirs = optax.chain(
@@ -121,14 +121,14 @@ def test_same_as_optax_adamw_with_the_same_schedule(schedule, dtype):
             moves.append(updates)
             after.append(state)
         tolerance = 1e-6 if dtype == "float32" else 1e-2  # two roundings of bfloat16
-        for found, expected in zip(*map(jax.tree.leaves, moves), strict=True):
-            assert found.dtype == dtype
-            np.testing.assert_allclose(np.float64(found), np.float64(expected), rtol=tolerance)
+        for actual, expected in zip(*map(jax.tree.leaves, moves), strict=True):
+            assert actual.dtype == dtype
+            np.testing.assert_allclose(np.float64(actual), np.float64(expected), rtol=tolerance)
         states, params = after, optax.apply_updates(params, moves[1])
 
 
-def test_the_peak_rate_is_data_not_program():
-    """One program, whose steps are as large as the rate in the state that it is given."""
+def test_the_peak_rate_is_part_of_the_state_and_not_of_the_program():
+    """One program takes steps in proportion to the peak rate of the given state."""
     params = {"w": jnp.array([1.0, 2.0])}
     lowered, moves = [], []
     optimizers = [make_optimizer(OptimizerConfig(learning_rate=rate, warmup=2), 10) for rate in (1e-5, 0.1)]

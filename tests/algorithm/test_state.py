@@ -1,6 +1,4 @@
-"""The state's shapes, number formats and places, before and after it is made."""
-
-import dataclasses
+"""The state's shapes, dtypes and shardings, before and after it is initialized, and a gradient step."""
 
 import jax
 import jax.numpy as jnp
@@ -8,49 +6,39 @@ import numpy as np
 import optax
 import pytest
 
-from sdft_jax.algorithm.optimizer import make_optimizer
-from sdft_jax.algorithm.state import (
-    abstract_state,
-    apply_gradients,
-    init_state,
-    state_shardings,
-    teacher_config,
-)
+from sdft_jax.algorithm.state import abstract_state, apply_gradients, init_state, state_shardings
 from sdft_jax.algorithm.trainable import join
-from sdft_jax.config import load_config
-from sdft_jax.sharding import Sharding, make_mesh
-from tiny import tiny_model
+from tiny import tiny_learner
 
 PARTS = ("params", "teacher", "opt_state")
 
 
 def setup(*overrides, mesh=(2, 2, 2)):
-    config = load_config(None, overrides)
-    model, params = tiny_model(Sharding(make_mesh(*mesh)) if mesh else None)
-    dtype = config.model.param_dtype
-    params = jax.tree.map(lambda p: p.astype(dtype), params)
-    return model, params, make_optimizer(config.optimizer, 10), config
+    """Return a learner, and the parameters in its dtype."""
+    learner, params = tiny_learner(*overrides, mesh=mesh)
+    return learner, jax.tree.map(lambda p: p.astype(learner.config.model.param_dtype), params)
 
 
 @pytest.fixture(scope="module")
-def made():
-    model, params, optimizer, config = setup("optimizer.freeze=[embed, layers/q$]")
+def initial():
+    """(parameters, their state, the abstract state)."""
+    learner, params = setup("optimizer.freeze=[embed, layers/q$]")
     copy = jax.device_get(params)
-    return copy, init_state(model, params, optimizer, config), abstract_state(model, optimizer, config)
+    return copy, init_state(learner, params), abstract_state(learner)
 
 
 def adam(state):
-    (found,) = [
+    (moments,) = [
         part
         for part in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
         if isinstance(part, optax.ScaleByAdamState)
     ]
-    return found
+    return moments
 
 
-def test_moments_lie_where_their_parameters_do(made):
+def test_moments_and_teacher_have_the_shardings_of_their_parameters(initial):
     """`jax.jit(optimizer.init)` alone would put a whole copy on every device."""
-    _, state, _ = made
+    _, state, _ = initial
     shardings = jax.tree.map(lambda p: p.sharding, state.params)
     for tree in (adam(state).mu, adam(state).nu, state.teacher):
         assert jax.tree.map(lambda p: p.sharding, tree) == shardings
@@ -60,24 +48,24 @@ def test_moments_lie_where_their_parameters_do(made):
     assert adam(state).count.sharding.is_fully_replicated
 
 
-def test_abstract_state_is_the_made_one(made):
-    _, state, abstract = made
+def test_abstract_state_equals_the_initialized_state(initial):
+    _, state, abstract = initial
     assert jax.tree.structure(state) == jax.tree.structure(abstract)
     for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert (array.shape, array.dtype, array.sharding) == (shape.shape, shape.dtype, shape.sharding)
 
 
-def test_values(made):
-    params, state, _ = made
+def test_initial_values(initial):
+    params, state, _ = initial
     assert state.step == 0
     jax.tree.map(np.testing.assert_array_equal, join(state.params, state.frozen), params)
     jax.tree.map(np.testing.assert_array_equal, state.teacher, jax.device_get(state.params))
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves((adam(state).mu, adam(state).nu)))
-    np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(42)))
+    np.testing.assert_array_equal(state.key, jax.random.key_data(jax.random.key(42, impl="threefry2x32")))
 
 
-def test_frozen_parameters_have_neither_moments_nor_teacher(made):
-    _, state, _ = made
+def test_frozen_parameters_have_neither_moments_nor_teacher(initial):
+    _, state, _ = initial
     assert set(state.frozen) == {"embed", "layers"}
     assert set(state.frozen["layers"]) == {"q"}
     for tree in (state.params, state.teacher, adam(state).mu):
@@ -85,10 +73,17 @@ def test_frozen_parameters_have_neither_moments_nor_teacher(made):
         assert "q" not in tree["layers"]
 
 
+def test_parameters_are_donated():
+    learner, params = setup()
+    params = jax.device_put(params, join(state_shardings(learner).params, {}))
+    init_state(learner, params)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
 def dtypes(state):
-    """Of parameters, teacher and moments; counts and the learning rate are scalars."""
+    """Return the dtypes of parameters, teacher and moments, without the scalars of the optimizer."""
     leaves = {part: [x for x in jax.tree.leaves(getattr(state, part)) if x.ndim] for part in PARTS}
-    return {part: {str(x.dtype) for x in found} for part, found in leaves.items()}
+    return {part: {str(x.dtype) for x in arrays} for part, arrays in leaves.items()}
 
 
 @pytest.mark.parametrize(
@@ -100,58 +95,47 @@ def dtypes(state):
     ],
     ids=str,
 )
-def test_number_formats(overrides, expected):
-    model, _, optimizer, config = setup(*overrides)
-    found = dtypes(abstract_state(model, optimizer, config))
-    assert found == {part: {dtype} for part, dtype in zip(PARTS, expected, strict=True)}
+def test_dtypes(overrides, expected):
+    learner, _ = setup(*overrides)
+    expected_dtypes = {part: {dtype} for part, dtype in zip(PARTS, expected, strict=True)}
+    assert dtypes(abstract_state(learner)) == expected_dtypes
 
 
-NO_TEACHER = ["teacher.schedule=live", *(f"train.method={name}" for name in ("sft", "dft", "cpt", "oracle"))]
+NO_COPY = ["teacher.schedule=live", *(f"train.method={name}" for name in ("sft", "dft", "cpt", "oracle"))]
 
 
-@pytest.mark.parametrize("override", NO_TEACHER)
-def test_no_teacher_where_none_is_needed(override):
-    model, _, optimizer, config = setup(override)
-    assert abstract_state(model, optimizer, config).teacher == {}
-    assert state_shardings(model, optimizer, config).teacher == {}
+@pytest.mark.parametrize("override", NO_COPY)
+def test_settings_without_a_copy_of_the_teacher(override):
+    learner, _ = setup(override)
+    assert abstract_state(learner).teacher == {}
+    assert state_shardings(learner).teacher == {}
 
 
 @pytest.mark.parametrize("method", ["reinvoke", "offline", "offline_kl"])
 @pytest.mark.parametrize("schedule", ["ema", "live"])
-def test_the_teacher_of_offline_methods_is_the_initial_model(method, schedule):
-    config = load_config(
-        None,
-        [
-            f"train.method={method}",
-            f"teacher.schedule={schedule}",
-            "teacher.dtype=bfloat16",
-            "data.general=unused",
-        ],
+def test_the_teacher_of_offline_methods_stays_the_initial_model(method, schedule):
+    learner, params = tiny_learner(
+        f"train.method={method}",
+        f"teacher.schedule={schedule}",
+        "teacher.dtype=bfloat16",
+        "data.general=unused",
     )
-    assert teacher_config(config) == dataclasses.replace(config.teacher, schedule="frozen")
-    model, params = tiny_model()
-    optimizer = make_optimizer(config.optimizer, 10)
     before = jax.device_get(jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
-    state = init_state(model, params, optimizer, config)
+    state = init_state(learner, params)
     gradients = jax.tree.map(jnp.ones_like, state.params)
-    after, _ = apply_gradients(state, gradients, optimizer, config)
+    after, _ = apply_gradients(learner, state, gradients)
     assert np.any(after.params["norm"] != state.params["norm"])
     jax.tree.map(np.testing.assert_array_equal, after.teacher, before)
 
 
-def test_the_teacher_section_rules_sdft():
-    config = load_config(None, ["teacher.schedule=periodic"])
-    assert teacher_config(config) is config.teacher
-
-
-def test_apply_gradients_moves_student_then_teacher():
-    model, params, optimizer, config = setup(
+def test_apply_gradients_moves_the_student_and_then_the_teacher():
+    learner, params = setup(
         "optimizer.learning_rate=0.1", "optimizer.warmup=0", "teacher.rate=0.5", "optimizer.clip=0", mesh=None
     )
     before = jax.device_get(params)
-    state = init_state(model, params, optimizer, config)
+    state = init_state(learner, params)
     gradients = jax.tree.map(jnp.ones_like, state.params)
-    after, norms = jax.jit(lambda s, g: apply_gradients(s, g, optimizer, config))(state, gradients)
+    after, norms = jax.jit(lambda s, g: apply_gradients(learner, s, g))(state, gradients)
     count = sum(p.size for p in jax.tree.leaves(before))
     assert after.step == 1
     assert norms["grad_norm"] == pytest.approx(count**0.5, rel=1e-5)

@@ -1,4 +1,4 @@
-"""How the teacher follows the student under each schedule."""
+"""The teacher's weights under each schedule."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def as_params(tree, dtype=jnp.float32):
 
 
 def follow(config, students):
-    """Teachers after each step of a student that starts at START."""
+    """Return the teacher after each step of a student that starts at START."""
     teacher = init_teacher(as_params(START), config)
     move = jax.jit(lambda t, p, step: move_teacher(t, p, step, config))
     history = []
@@ -28,7 +28,7 @@ def follow(config, students):
 
 
 def walk(steps, size):
-    """Students that move by `size` in every weight at every step, as Adam's do."""
+    """Return a student after each step; every weight moves by `size` per step, as with Adam."""
     student, students = START, []
     for _ in range(steps):
         student = jax.tree.map(lambda x: x + size * RNG.choice([-1, 1], x.shape), student)
@@ -41,27 +41,27 @@ def test_ema_equals_a_float64_loop():
     expected = START
     for student in students:
         expected = jax.tree.map(lambda t, s: 0.99 * t + 0.01 * s, expected, student)
-    found = follow(TeacherConfig(rate=0.01), students)[-1]
-    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, atol=1e-7), found, expected)
+    last = follow(TeacherConfig(rate=0.01), students)[-1]
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-7), last, expected)
 
 
 def test_rate_is_the_students_share():
-    """Not the teacher's: https://github.com/huggingface/trl/issues/4935."""
+    """It is not the teacher's share, as in https://github.com/huggingface/trl/issues/4935."""
     config = TeacherConfig(rate=0.01)
     (moved,) = follow(config, [jax.tree.map(lambda x: x + 1, START)])
     jax.tree.map(lambda m, s: np.testing.assert_allclose(m - s, 0.01, atol=1e-6), moved, as_params(START))
 
 
-@pytest.mark.parametrize(("rate", "still"), [(0.0, True), (1.0, False)])
-def test_extreme_rates(rate, still):
+@pytest.mark.parametrize(("rate", "is_initial"), [(0.0, True), (1.0, False)])
+def test_rate_0_keeps_the_initial_weights_and_rate_1_copies_the_student(rate, is_initial):
     students = walk(3, 1e-2)
     last = follow(TeacherConfig(rate=rate), students)[-1]
-    expected = as_params(START if still else students[-1])
+    expected = as_params(START if is_initial else students[-1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), last, expected)
 
 
 def test_bfloat16_ema_hardly_moves():
-    """The student drifts by 1e-5 a step for 100 steps: a float32 teacher follows, a bfloat16 one stays."""
+    """The student drifts by 1e-5 per step for 100 steps; only a float32 teacher follows it."""
     drift = jax.tree.map(lambda x: 1e-5 * RNG.choice([-1, 1], x.shape), START)
     start = jax.tree.map(lambda x: np.float32(jnp.bfloat16(x)), START)
     students = [jax.tree.map(lambda x, d, n=n: x + n * d, start, drift) for n in range(1, 101)]
@@ -81,7 +81,7 @@ def test_bfloat16_ema_hardly_moves():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_teacher_at_its_student_stays(dtype):
+def test_a_teacher_equal_to_its_student_does_not_move(dtype):
     config = TeacherConfig(dtype=dtype)
     student = as_params(START, dtype)
     teacher = init_teacher(student, config)
@@ -89,20 +89,20 @@ def test_a_teacher_at_its_student_stays(dtype):
     jax.tree.map(np.testing.assert_array_equal, moved, teacher)
 
 
-def test_frozen_stays():
+def test_frozen_teacher_keeps_the_initial_weights():
     last = follow(TeacherConfig(schedule="frozen"), walk(3, 1e-2))[-1]
     jax.tree.map(np.testing.assert_array_equal, last, as_params(START))
 
 
-def test_periodic_copies_at_its_steps_only():
+def test_periodic_teacher_copies_the_student_every_n_steps():
     students = walk(7, 1e-2)
     history = follow(TeacherConfig(schedule="periodic", every=3), students)
-    at = [START, START, *[students[2]] * 3, *[students[5]] * 2]
-    for teacher, expected in zip(history, at, strict=True):
+    copies = [START, START, *[students[2]] * 3, *[students[5]] * 2]
+    for teacher, expected in zip(history, copies, strict=True):
         jax.tree.map(np.testing.assert_array_equal, teacher, as_params(expected))
 
 
-def test_live_is_the_student():
+def test_live_teacher_is_the_student_without_a_copy():
     config = TeacherConfig(schedule="live")
     student = as_params(START)
     assert init_teacher(student, config) == {}
@@ -111,10 +111,10 @@ def test_live_is_the_student():
 
 
 @pytest.mark.parametrize("schedule", ["ema", "frozen", "periodic"])
-def test_the_others_have_weights_of_their_own(schedule):
+def test_other_schedules_have_a_copy(schedule):
     config = TeacherConfig(schedule=schedule)
     student = as_params(START)
     teacher = init_teacher(student, config)
     assert teacher_params(teacher, student, config) is teacher
     pointers = [jax.tree.map(lambda x: x.unsafe_buffer_pointer(), tree) for tree in (student, teacher)]
-    assert pointers[0]["embed"] != pointers[1]["embed"]  # the student's is donated at every step
+    assert pointers[0]["embed"] != pointers[1]["embed"]  # the student's buffers are donated at every step

@@ -1,4 +1,4 @@
-"""Masks, weights and ratios, worked by hand."""
+"""Loss masks, token weights and importance ratios, computed by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from sdft_jax.config.settings import ObjectiveConfig
 from sdft_jax.types import Rollout
 
 EOS = 1
-# Ends after two tokens; ends at the last position; never ends; is all padding.
+# Rows: EOS after two tokens; EOS at the last position; no EOS; padding only.
 ROLLOUT = Rollout(
     tokens=jnp.array([[5, EOS, 0, 0], [5, 6, 7, EOS], [5, 6, 7, 8], [0, 0, 0, 0]]),
     mask=jnp.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]], bool),
@@ -28,7 +28,7 @@ ONES = jnp.ones(3)
 LOSSES = jnp.array([[3.0, 9.0, 9.0, 9.0], [1.0, 2.0, 6.0, 9.0], [9.0] * 4])
 
 
-def test_truncated_is_full_without_eos():
+def test_truncated_completions_are_full_and_have_no_eos():
     np.testing.assert_array_equal(truncated(ROLLOUT, (EOS, 3)), [False, False, True, False])
     np.testing.assert_array_equal(truncated(ROLLOUT, ()), [False, True, True, False])
 
@@ -56,14 +56,14 @@ def total(aggregation, sample_weight=ONES, mask=MASK):
     return float(jnp.sum(weights * LOSSES))
 
 
-def test_aggregation():
-    """Token losses 3; 1, 2 and 6; and none."""
+def test_aggregation_by_sequence_token_and_sum():
+    """The rows have the token losses [3], [1, 2, 6] and none."""
     assert total("sum") == 12
     assert total("token") == pytest.approx(12 / 4)
     assert total("sequence") == pytest.approx((3 + (1 + 2 + 6) / 3 + 0) / 3)
 
 
-def test_a_row_of_weight_zero_is_as_if_absent():
+def test_a_row_of_weight_zero_is_excluded():
     filler = jnp.array([1.0, 0.0, 0.0])
     assert total("sum", filler) == 3
     assert total("token", filler) == pytest.approx(3)
@@ -79,7 +79,7 @@ def test_sample_weights():
 
 @pytest.mark.parametrize("aggregation", ["sequence", "token", "sum"])
 @pytest.mark.parametrize("case", ["no tokens", "no rows of weight"])
-def test_empty_batches_are_zero_with_a_gradient_of_zero(aggregation, case):
+def test_empty_batches_have_zero_loss_and_zero_gradient(aggregation, case):
     mask, weight = (jnp.zeros_like(MASK), ONES) if case == "no tokens" else (MASK, 0 * ONES)
 
     def loss(x):
@@ -97,7 +97,7 @@ def test_importance_ratio():
     np.testing.assert_allclose(ratio, [[0.5, 2, 1, 1], [1] * 4, [1] * 4, [1] * 4], rtol=1e-6)
 
 
-def test_importance_ratio_ignores_what_stands_outside_the_mask():
+def test_importance_ratio_ignores_values_outside_the_mask():
     trainer = jnp.where(ROLLOUT.mask, ROLLOUT.logprobs, jnp.nan)
     assert np.all(np.asarray(importance_ratio(trainer, ROLLOUT, ROLLOUT.mask)) == 1)
 
@@ -111,7 +111,7 @@ def test_importance_weights():
     assert sequence.shape == ratio.shape
     np.testing.assert_allclose(sequence[0], (0.5 + 2) / 2)
     np.testing.assert_allclose(sequence[1], (0.2 + 0.4 + 0.6) / 3)
-    np.testing.assert_array_equal(sequence[2], 0)  # a row without tokens, whose weights are 0 anyway
+    np.testing.assert_array_equal(sequence[2], 0)  # a row without tokens, whose weights are 0
 
 
 def test_masked_mean():

@@ -309,3 +309,11 @@ def test_a_mistake_is_one_sentence_before_anything_is_written(override, half_dir
     assert MISTAKES[override] in errors
     assert errors.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_output_in_a_bucket_is_refused(half_directory, tmp_path, capsys):
+    config = write_config(tmp_path / "run.yaml", half_directory, tmp_path / "unused")
+    assert cli.main(["continual", config, "output=gs://bucket/runs/b"]) == 2
+    errors = capsys.readouterr().err
+    assert "output=gs://bucket/runs/b is a bucket, and stages pass models on through a local disk" in errors
+    assert not Path("gs:").exists()

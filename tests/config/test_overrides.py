@@ -1,4 +1,4 @@
-"""YAML of the command line and of files: numbers as everybody writes them, and none to the base of 60."""
+"""YAML of the command line and of files: numbers in the usual notations, and no base-60 numbers."""
 
 import math
 
@@ -31,23 +31,23 @@ VALUES = {
 
 
 @pytest.mark.parametrize("text", VALUES)
-def test_values(text):
-    found = parse_override(f"a.b={text}")["a"]["b"]
-    assert (found, type(found)) == (VALUES[text], type(VALUES[text]))
+def test_values_of_overrides(text):
+    value = parse_override(f"a.b={text}")["a"]["b"]
+    assert (value, type(value)) == (VALUES[text], type(VALUES[text]))
 
 
-def test_files_read_alike(tmp_path):
+def test_values_of_files_are_parsed_in_the_same_way(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("profile: {steps: 10:13}\noptimizer:\n  learning_rate: 1e-5\n")
     assert read_yaml(file) == {"profile": {"steps": "10:13"}, "optimizer": {"learning_rate": 1e-5}}
 
 
-def test_merging_goes_key_by_key():
+def test_merge_updates_each_key_at_every_depth():
     assert merge({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"c": 4}, "d": {"e": 5}}) == {
         "a": {"b": 1, "c": 4},
         "d": {"e": 5},
     }
 
 
-def test_flattening_names_every_leaf():
+def test_flatten_returns_the_dotted_key_of_every_leaf():
     assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": {}}) == {"a.b": 1, "a.c.d": (2, 3), "e": {}}

@@ -6,7 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sdft_jax.config.settings import DataConfig
-from sdft_jax.data import make_examples, make_text_examples, read_rows
+from sdft_jax.data import load_examples, make_examples, make_text_examples, read_rows
 from sdft_jax.errors import SdftError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -23,17 +23,17 @@ def write(path, *lines):
     return str(path)
 
 
-def read(path, split="train", **config):
-    return make_examples(read_rows(str(path), split), DataConfig(**config), str(path))
+def load(path, **config):
+    return load_examples(str(path), DataConfig(**config))
 
 
 @pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
+def separate_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def test_jsonl(tmp_path):
-    rows = read(write(tmp_path / "a.jsonl", *map(json.dumps, ROWS), "", " "), limit=3)
+    rows = load(write(tmp_path / "a.jsonl", *map(json.dumps, ROWS), "", " "), limit=3)
     assert [r.row for r in rows] == [0, 1, 2]
     assert rows[1].prompt == ({"role": "user", "content": "q1"},)
     assert rows[1].demonstration == "a\nb"
@@ -45,27 +45,26 @@ def test_jsonl_with_bom_crlf_and_line_separators(tmp_path):
     path.write_bytes(
         '\ufeff{"prompt": "a\u2028b", "demonstration": "d"}\r\n{"prompt": "c", "demonstration": "d"}'.encode()
     )
-    assert [r.prompt[0]["content"] for r in read(path)] == ["a\u2028b", "c"]
+    assert [r.prompt[0]["content"] for r in load(path)] == ["a\u2028b", "c"]
 
 
-def test_science_rows_have_system_prompts():
-    rows = read(FIXTURES / "science.jsonl", demonstration="answer")
+def test_system_prompts_of_science_rows():
+    rows = load(FIXTURES / "science.jsonl", demonstration="answer")
     assert [m["role"] for m in rows[0].prompt] == ["system", "user"]
     assert rows[0].demonstration == rows[0].answer
     assert rows[0].answer in "ABCD"
 
 
-def test_tooluse_rows_need_no_demonstration_for_evaluation():
-    config = DataConfig(answer="golden_answer")
-    rows = make_examples(
-        read_rows(str(FIXTURES / "tooluse.jsonl")), config, "t.jsonl", demonstration=False, answer=True
-    )
+def test_tooluse_rows_without_demonstrations_can_be_evaluated():
+    path, config = str(FIXTURES / "tooluse.jsonl"), DataConfig(answer="golden_answer")
+    rows = load_examples(path, config, demonstration=False, answer=True)
     assert rows[0].demonstration == ""
     assert rows[0].answer[0]["Action"] == "getRandomAxolotlImage"
     with pytest.raises(
-        SdftError, match=r"t.jsonl, line 1: field 'demonstration' is missing \(found: prompt, golden_answer"
+        SdftError,
+        match=r"tooluse.jsonl, line 1: field 'demonstration' is missing \(found: prompt, golden_answer",
     ):
-        make_examples(read_rows(str(FIXTURES / "tooluse.jsonl")), config, "t.jsonl")
+        load_examples(path, config)
 
 
 @pytest.mark.parametrize(
@@ -73,68 +72,77 @@ def test_tooluse_rows_need_no_demonstration_for_evaluation():
     [
         ("{", r"line 2 is not valid JSON \(Expecting"),
         ("", r"line 2 is not valid JSON \(it is empty\)"),
-        ("[1]", "line 2 is list of int, not an object"),
-        ('{"demonstration": "d"}', "line 2: field 'prompt' is missing .*data.prompt=FIELD"),
+        ("[1]", "line 2 has type list of int, not object"),
+        (
+            '{"demonstration": "d"}',
+            "line 2: field 'prompt' is missing .*add it, or name another field with data.prompt=FIELD",
+        ),
         ('{"prompt": "p"}', "line 2: field 'demonstration' is missing .*data.demonstration=FIELD"),
         ('{"prompt": " ", "demonstration": "d"}', "line 2: field 'prompt' is empty"),
         ('{"prompt": "p", "demonstration": ""}', "line 2: field 'demonstration' is empty"),
-        ('{"prompt": "p", "demonstration": []}', "line 2: field 'demonstration' is list"),
-        ('{"prompt": "p", "demonstration": ["a", 1]}', "is list of int and str"),
-        ('{"prompt": 5, "demonstration": "d"}', "line 2: field 'prompt' is int"),
-        ('{"prompt": [], "demonstration": "d"}', "last message of field 'prompt' is not the user's"),
-        ('{"prompt": ["a"], "demonstration": "d"}', "message 0 of field 'prompt' is no chat message"),
-        ('{"prompt": [{"role": "user", "content": [1]}], "demonstration": "d"}', "message 0 .* has no text"),
+        ('{"prompt": "p", "demonstration": []}', "line 2: field 'demonstration' has type list: give"),
+        ('{"prompt": "p", "demonstration": ["a", 1]}', "has type list of int and str"),
+        ('{"prompt": 5, "demonstration": "d"}', "line 2: field 'prompt' has type int"),
+        ('{"prompt": [], "demonstration": "d"}', "last message of field 'prompt' is not a user message"),
+        ('{"prompt": ["a"], "demonstration": "d"}', "message 0 of field 'prompt' is not a chat message"),
+        (
+            '{"prompt": [{"role": "user", "content": [1]}], "demonstration": "d"}',
+            "content of message 0 .* is not a string",
+        ),
         ('{"prompt": [{"role": "user", "content": ""}], "demonstration": "d"}', "field 'prompt' is empty"),
-        ('{"prompt": [{"role": "assistant", "content": "a"}], "demonstration": "d"}', "is not the user's"),
-        ('{"prompt": "p", "demonstration": "d", "system": 3}', "line 2: field 'system' is int"),
+        (
+            '{"prompt": [{"role": "assistant", "content": "a"}], "demonstration": "d"}',
+            "is not a user message",
+        ),
+        ('{"prompt": "p", "demonstration": "d", "system": 3}', "line 2: field 'system' has type int"),
         (
             '{"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "a"}], '
             '"demonstration": "d", "system": "s"}',
-            "both field 'system' and 'prompt' hold a system prompt",
+            "fields 'system' and 'prompt' both contain a system prompt",
         ),
     ],
 )
-def test_bad_rows_are_named(tmp_path, line, problem):
+def test_invalid_row_raises_with_its_location(tmp_path, line, problem):
     good = '{"prompt": "p", "demonstration": "d"}'
     with pytest.raises(SdftError, match=problem) as caught:
-        read(write(tmp_path / "a.jsonl", good, line, good))
+        load(write(tmp_path / "a.jsonl", good, line, good))
     assert "a.jsonl" in str(caught.value)
 
 
-def test_bad_bytes_are_named(tmp_path):
+def test_invalid_utf8_raises_with_its_location(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(SdftError, match=r"a.jsonl, line 1 is not valid JSON .*utf-8"):
-        read(tmp_path / "a.jsonl")
+        load(tmp_path / "a.jsonl")
 
 
-def test_missing_answer_is_named(tmp_path):
+def test_missing_answer_raises(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"prompt": "p", "demonstration": "d"}')
     with pytest.raises(SdftError, match=r"field 'answer' is missing .*data.answer=FIELD"):
-        make_examples(read_rows(path), DataConfig(), path, answer=True)
+        load_examples(path, DataConfig(), answer=True)
 
 
 ARTICLE = {"prompt": "p", "demonstration": "d", "article": ["a", "b"], "skill": "wiki"}
 
 
-def test_the_teachers_context_may_be_another_field():
+def test_context_may_be_another_field_than_the_demonstration():
     config = DataConfig(context="article")
-    both, shown, imitated = (
+    both, only_context, only_demonstration = (
         make_examples([ARTICLE], config, "a.jsonl", demonstration=demonstration, context=context)[0]
         for demonstration, context in [(True, True), (False, True), (True, False)]
     )
     assert (both.demonstration, both.context) == ("d", "a\nb")
-    assert (shown.demonstration, shown.context) == ("", "a\nb")
-    assert (imitated.demonstration, imitated.context) == ("d", None)
+    assert (only_context.demonstration, only_context.context) == ("", "a\nb")
+    assert (only_demonstration.demonstration, only_demonstration.context) == ("d", None)
 
 
-def test_without_such_a_field_the_context_is_the_demonstration():
+def test_context_defaults_to_the_demonstration():
     (row,) = make_examples([ARTICLE], DataConfig(), "a.jsonl", demonstration=False, context=True)
     assert (row.demonstration, row.context) == ("d", None)
     (row,) = make_examples([{"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False)
     assert (row.demonstration, row.context) == ("", None)
 
 
-def test_only_the_fields_that_are_needed_are_asked_for():
+def test_only_requested_fields_are_required():
     config, rows = DataConfig(context="article"), [{"prompt": "p", "article": "a"}]
     assert make_examples(rows, config, "a.jsonl", demonstration=False, context=True)[0].context == "a"
     with pytest.raises(SdftError, match=r"line 1: field 'demonstration' is missing"):
@@ -145,15 +153,17 @@ def test_only_the_fields_that_are_needed_are_asked_for():
         make_examples([{"prompt": "p", "article": " "}], config, "a.jsonl", demonstration=False, context=True)
 
 
-def test_skills_are_read_where_there_are_any():
-    named, unnamed = make_examples([ARTICLE, {"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False)
-    assert (named.skill, unnamed.skill) == ("wiki", None)
+def test_skill_is_optional():
+    with_skill, without_skill = make_examples(
+        [ARTICLE, {"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False
+    )
+    assert (with_skill.skill, without_skill.skill) == ("wiki", None)
 
 
 def test_raw_texts():
     rows = [{"text": "one"}, {"text": ["two", "lines"]}, {"text": "three"}]
-    found = make_text_examples(rows, DataConfig(limit=2), "a.jsonl")
-    assert [(row.demonstration, row.row, row.where) for row in found] == [
+    examples = make_text_examples(rows, DataConfig(limit=2), "a.jsonl")
+    assert [(example.demonstration, example.row, example.location) for example in examples] == [
         ("one", 0, "a.jsonl, line 1"),
         ("two\nlines", 1, "a.jsonl, line 2"),
     ]
@@ -164,21 +174,22 @@ def test_raw_texts():
         make_text_examples([{"text": " "}], DataConfig(), "a.jsonl")
 
 
-def test_nothing_to_read(tmp_path):
+def test_source_that_is_empty_or_does_not_exist_raises(tmp_path):
     with pytest.raises(SdftError, match=r"a.jsonl: there are no rows"):
-        read(write(tmp_path / "a.jsonl", "", ""))
+        load(write(tmp_path / "a.jsonl", "", ""))
     for path in (str(tmp_path / "no.jsonl"), "data/no/such", "no.jsonl"):
         with pytest.raises(SdftError, match=f"{path} does not exist"):
             read_rows(path)
 
 
-def test_hub_names_say_that_they_need_the_net(monkeypatch):
+def test_unreachable_hub_raises_with_the_need_for_a_connection(monkeypatch):
     def offline(*_, **__):
         raise ConnectionError("Couldn't reach 'nobody/such' on the Hub\nmore")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
-        SdftError, match=r"nobody/such cannot be read \(Couldn't reach .*hub, which needs the net"
+        SdftError,
+        match=r"nobody/such cannot be read \(Couldn't reach .*Hub, which needs a network connection",
     ):
         read_rows("nobody/such")
 
@@ -192,21 +203,21 @@ def test_hugging_face_directories(tmp_path):
     (tmp_path / "lines").mkdir()
     write(tmp_path / "lines" / "train.jsonl", *map(json.dumps, ROWS))
     for name in ("one", "dict", "parquet", "lines", "parquet/train.parquet"):
-        rows = read(tmp_path / name, prompt="chat")
+        rows = load(tmp_path / name, prompt="chat")
         assert [r.answer for r in rows] == [0, 1, 2, 3], name
         assert rows[0].prompt == tuple(CHAT), name
         assert rows[0].demonstration == "a\nb", name
-    assert [r.answer for r in read(tmp_path / "dict", "test")] == [3]
-    assert [r.answer for r in read(f"{tmp_path}/dict:test")] == [3]
+    assert [r.answer for r in load(tmp_path / "dict", split="test")] == [3]
+    assert [r.answer for r in load(f"{tmp_path}/dict:test")] == [3]
     for name in ("dict", "parquet"):
         with pytest.raises(SdftError, match=r"(?s)split.*nope.*data.split"):
             read_rows(str(tmp_path / name), "nope")
 
 
-def test_keys_that_other_turns_have_are_not_none(tmp_path):
+def test_none_values_of_a_message_are_removed(tmp_path):
     turns = [{"role": "user", "content": "a", "name": None}]
     path = write(tmp_path / "a.jsonl", json.dumps({"prompt": turns, "demonstration": "d"}))
-    assert read(path)[0].prompt == ({"role": "user", "content": "a"},)
+    assert load(path)[0].prompt == ({"role": "user", "content": "a"},)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +232,7 @@ def tfds_dir(tmp_path_factory):
     }
 
     class Toy(tfds.core.GeneratorBasedBuilder):
-        """Toy."""
+        """A dataset with the rows of ROWS."""
 
         VERSION = tfds.core.Version("1.0.0")
 
@@ -242,12 +253,12 @@ def tfds_dir(tmp_path_factory):
 
 def test_tfds(tfds_dir):
     for path in (tfds_dir, f"tfds:{tfds_dir}"):
-        rows = read(path, prompt="chat")
+        rows = load(path, prompt="chat")
         assert sorted(r.answer for r in rows) == ["0", "1", "2", "3"]
         assert rows[0].prompt == tuple(CHAT)
         assert rows[0].demonstration == "a\nb"
-    assert [r.prompt[0]["content"] for r in read(tfds_dir, "test")] == ["q0"]
-    assert [r.prompt[0]["content"] for r in read(f"{tfds_dir}:test")] == ["q0"]
+    assert [r.prompt[0]["content"] for r in load(tfds_dir, split="test")] == ["q0"]
+    assert [r.prompt[0]["content"] for r in load(f"{tfds_dir}:test")] == ["q0"]
     with pytest.raises(SdftError, match=r"cannot be read .*split 'nope'"):
         read_rows(f"tfds:{tfds_dir}", "nope")
 
@@ -262,23 +273,23 @@ def test_tfds(tfds_dir):
     ],
 )
 def test_tfds_names(monkeypatch, path, name, split):
-    asked = []
-    monkeypatch.setattr(tfds, "data_source", lambda n, split: asked.append((n, split)) or [{"prompt": b"p"}])
+    calls = []
+    monkeypatch.setattr(tfds, "data_source", lambda n, split: calls.append((n, split)) or [{"prompt": b"p"}])
     assert list(read_rows(path)) == [{"prompt": "p"}]
-    assert asked == [(name, split)]
+    assert calls == [(name, split)]
 
 
-def test_unknown_tfds_name():
+def test_unknown_tfds_name_raises():
     with pytest.raises(SdftError, match=r"tfds:no_such_set cannot be read \(Dataset no_such_set not found\)"):
         read_rows("tfds:no_such_set")
 
 
 def test_mini():
-    train, test = read("mini", limit=8), read("mini:drib:test", limit=8)
+    train, test = load("mini", limit=8), load("mini:drib:test", limit=8)
     assert len(train) == len(test) == 8
     assert train[0].demonstration
     assert train[0].answer
     assert "drib" in test[0].prompt[0]["content"]
-    assert not {r.prompt[0]["content"] for r in read("mini:drib")} & {r.prompt[0]["content"] for r in test}
+    assert not {r.prompt[0]["content"] for r in load("mini:drib")} & {r.prompt[0]["content"] for r in test}
     with pytest.raises(SdftError, match=r"mini:nope: there is no such skill; .*blax"):
         read_rows("mini:nope")

@@ -1,22 +1,31 @@
-"""Attention against a loop over heads and positions."""
+"""Attention compared with a loop over heads and positions."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.kernels.attention import attention, token_positions
+from sdft_jax.kernels.attention import AttentionCall, attention, token_positions
+
+SCALE = 0.3
 
 
 def slow_attention(q, k, v, visible, scale):
+    """Return attention computed one head and one position at a time."""
     out = np.zeros_like(q)
     group = q.shape[2] // k.shape[2]
     for b, t, n in np.ndindex(q.shape[:3]):
-        seen = np.flatnonzero(visible[b, t])
-        logits = k[b, seen, n // group] @ q[b, t, n] * scale
+        keys = np.flatnonzero(visible[b, t])
+        logits = k[b, keys, n // group] @ q[b, t, n] * scale
         weights = np.exp(logits - logits.max())
-        out[b, t, n] = weights @ v[b, seen, n // group] / weights.sum()
+        out[b, t, n] = weights @ v[b, keys, n // group] / weights.sum()
     return out
+
+
+def attend(qkv, mask, window, block):
+    """Return attention with a window that is an array, as in a scan over layers, or None."""
+    window = None if window is None else jnp.int32(window)
+    return attention(AttentionCall(*qkv, jnp.asarray(mask), window, SCALE), block)
 
 
 def random_qkv(batch=2, length=9):
@@ -26,19 +35,17 @@ def random_qkv(batch=2, length=9):
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
-def test_equals_the_loop(window):
-    q, k, v = random_qkv()
+def test_attention_equals_the_loop(window):
+    qkv = random_qkv()
     mask = np.ones((2, 9), bool)
     mask[0, :4] = False
     mask[1, 7:] = False
-    limit = None if window is None else jnp.int32(window)
-    out = attention(*map(jnp.asarray, (q, k, v)), jnp.asarray(mask), limit, 0.3, 9)
+    out = attend(map(jnp.asarray, qkv), mask, window, 9)
     t, s = np.indices((9, 9))
     near = t - s < (window or 100)
     visible = (s <= t) & near & mask[:, None, :]
-    np.testing.assert_allclose(
-        np.asarray(out)[mask], slow_attention(q, k, v, visible | (~mask[:, :, None]), 0.3)[mask], atol=1e-5
-    )
+    expected = slow_attention(*qkv, visible | (~mask[:, :, None]), SCALE)
+    np.testing.assert_allclose(np.asarray(out)[mask], expected[mask], atol=1e-5)
 
 
 def test_positions_count_real_tokens():
@@ -46,56 +53,55 @@ def test_positions_count_real_tokens():
     np.testing.assert_array_equal(token_positions(mask), [[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
 
 
-def test_a_row_of_padding_is_finite_and_so_are_its_gradients():
+def test_a_row_of_padding_has_finite_values_and_gradients():
     qkv = [jnp.asarray(x) for x in random_qkv()]
     mask = jnp.zeros((2, 9), bool).at[1].set(True)
 
     def total(qkv):
-        return jnp.sum(attention(*qkv, jnp.asarray(mask), None, 0.3, 4) ** 2)
+        return jnp.sum(attend(qkv, mask, None, 4) ** 2)
 
     value, gradients = jax.value_and_grad(total)(qkv)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
-def test_softmax_is_float32_under_bfloat16():
-    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in random_qkv())
+def test_softmax_is_computed_in_float32_for_bfloat16_inputs():
+    qkv = [jnp.asarray(x, jnp.bfloat16) for x in random_qkv()]
     mask = jnp.ones((2, 9), bool)
-    out = attention(q, k, v, mask, None, 0.3, 4)
-    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)), mask, None, 0.3, 4)
+    out = attend(qkv, mask, None, 4)
+    exact = attend([x.astype(jnp.float32) for x in qkv], mask, None, 4)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.03)
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_a_block_of_queries_at_a_time_is_the_same_in_values_and_gradients(window):
+def test_the_block_size_does_not_change_values_or_gradients(window):
     qkv = [jnp.asarray(x) for x in random_qkv()]
     mask = np.ones((2, 9), bool)
     mask[0, :5] = False
-    limit = None if window is None else jnp.int32(window)
 
-    def of(block):
+    def values_and_gradients(block):
         def total(qkv):
-            out = attention(*qkv, jnp.asarray(mask), limit, 0.3, block)
+            out = attend(qkv, mask, window, block)
             return jnp.sum(jnp.sin(out) * mask[:, :, None, None]), out
 
         (_, out), gradients = jax.value_and_grad(total, has_aux=True)(qkv)
         return [np.asarray(out)[mask], *map(np.asarray, gradients)]
 
-    for block in (1, 2, 4):  # 9 is no multiple of 4; of 1 there are more blocks than segments
-        for whole, cut in zip(of(9), of(block), strict=True):
-            np.testing.assert_allclose(cut, whole, atol=1e-6)
+    for block in (1, 2, 4):  # 9 is not a multiple of 4; with 1 there are more blocks than segments
+        for whole, blocked in zip(values_and_gradients(9), values_and_gradients(block), strict=True):
+            np.testing.assert_allclose(blocked, whole, atol=1e-6)
 
 
-def test_scores_of_a_long_prompt_never_exist_at_once():
-    """In neither pass: the whole [1, 4, T, T] in float32 is 16 MiB here."""
+def test_the_scores_of_a_long_prompt_are_never_stored_at_once():
+    """Neither the forward nor the backward pass stores all scores: [1, 4, T, T] in float32 is 16 MiB."""
     length = 1024
     shapes = [jax.ShapeDtypeStruct((1, length, heads, 8), jnp.float32) for heads in (4, 2, 2)]
     mask = jnp.ones((1, length), bool)
 
     def memory(block):
         def total(*qkv):
-            return jnp.sum(attention(*qkv, jnp.asarray(mask), None, 0.3, block) ** 2)
+            return jnp.sum(attend(qkv, mask, None, block) ** 2)
 
         compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes

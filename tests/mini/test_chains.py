@@ -1,4 +1,4 @@
-"""The reasoning world: operations worked by hand, splits that share nothing, and a base that thinks."""
+"""The chain world: operations, disjoint splits, training texts and the accuracy of the base model."""
 
 from collections import Counter
 from dataclasses import replace
@@ -26,15 +26,15 @@ SPLITS = ("heldout", "validation", "demonstrations", "base")
         ("curtail", "a b c d"),
     ],
 )
-def test_operations(operation, result):
+def test_operation_results(operation, result):
     assert chains.OPERATIONS[operation](list("abcde")) == result.split()
 
 
-def test_every_operation_is_worked_by_hand_above():
+def test_operation_results_covers_every_operation():
     assert list(chains.OPERATIONS) == ["reverse", "rotate", "spin", "swap", "curtail"]
 
 
-def test_a_chain_is_asked_thought_through_and_demonstrated_by_its_answer_alone():
+def test_prompt_response_and_row_of_a_chain():
     operations = ("reverse", "curtail", "rotate")
     chain = chains.Chain("letters", (*operations[:2], "blax"), operations, tuple("abcde"))
     assert chain.prompt == "first reverse then curtail then blax : a b c d e"
@@ -44,12 +44,12 @@ def test_a_chain_is_asked_thought_through_and_demonstrated_by_its_answer_alone()
 
 
 @pytest.mark.parametrize("n", [4, 5])
-def test_two_items_of_a_result_tell_the_operation(n):
+def test_first_two_items_of_a_result_identify_the_operation(n):
     results = {tuple(operation(list("abcde"[:n]))[:2]) for operation in chains.OPERATIONS.values()}
     assert len(results) == len(chains.OPERATIONS)
 
 
-def test_splits_are_a_partition_and_rows_keep_to_theirs():
+def test_splits_are_a_partition_and_rows_use_lists_of_their_split():
     rng = np.random.default_rng(0)
     lists = [tuple(map(str, rng.permutation(10)[: rng.integers(4, 6)])) for _ in range(500)]
     assert all(sum(chains.in_split(items, split) for split in SPLITS) == 1 for items in lists)
@@ -67,25 +67,25 @@ def _items(row):
 
 
 @pytest.mark.parametrize("skill", chains.NEW_SKILLS, ids=lambda skill: skill.verb)
-def test_a_third_of_a_new_skill_is_known_and_the_rest_ends_in_its_verb(skill):
-    found = chains.chains(skill, "heldout", 90)
-    known = [chain for chain in found if skill.verb not in chain.verbs]
+def test_one_third_of_a_new_skill_is_known_chains_and_the_rest_end_in_its_verb(skill):
+    heldout = chains.chains(skill, "heldout", 90)
+    known = [chain for chain in heldout if skill.verb not in chain.verbs]
     assert len(known) == 30
-    assert len({chain.prompt for chain in found}) == 90
+    assert len({chain.prompt for chain in heldout}) == 90
     assert all(chain.verbs == chain.operations for chain in known)
-    for chain in set(found) - set(known):
+    for chain in set(heldout) - set(known):
         assert (chain.verbs[-1], chain.operations[-1]) == (skill.verb, skill.operation)
         assert chain.verbs[:-1] == chain.operations[:-1]
-    assert {len(chain.verbs) for chain in found} == {2, 3}
+    assert {len(chain.verbs) for chain in heldout} == {2, 3}
     assert skill.verb in chains.NONCES
 
 
-def test_no_step_starts_from_a_list_on_which_operations_agree():
+def test_every_step_starts_from_at_least_four_items():
     for chain in chains.chains(chains.NEW_SKILLS[0], "demonstrations", 300):
         assert all(len(items) >= 4 for items in [chain.items, *chain.lists[:-1]])
 
 
-def test_the_prior_suite_has_no_task_of_a_new_skill():
+def test_prior_suite_has_no_task_of_a_new_skill():
     for split in ("heldout", "validation"):
         suite = chains.old_chains(split)
         assert len({chain.prompt for chain in suite}) == len(suite) == len(chains.old(split)) == 320
@@ -93,22 +93,22 @@ def test_the_prior_suite_has_no_task_of_a_new_skill():
         assert all(chain.alphabet == "digits" for chain in suite if len(chain.verbs) > 1)
 
 
-def test_rows_of_the_prior_suite_name_their_skill():
+def test_prior_suite_rows_have_their_skill():
     counts = Counter(row["skill"] for row in chains.old())
     assert counts == {"chains of 2": 120, "chains of 3": 120, **dict.fromkeys(chains.OPERATIONS, 16)}
     for row in chains.old():
-        named = [word for word in row["prompt"].split() if word in chains.OPERATIONS]
-        assert row["skill"] == (named[0] if len(named) == 1 else f"chains of {len(named)}")
+        verbs = [word for word in row["prompt"].split() if word in chains.OPERATIONS]
+        assert row["skill"] == (verbs[0] if len(verbs) == 1 else f"chains of {len(verbs)}")
 
 
-def test_score_takes_both_styles_and_no_wrong_answer():
+def test_score_accepts_both_styles_and_rejects_wrong_answers():
     chain = chains.chains(chains.NEW_SKILLS[0], "heldout", 2)[1]
     wrong = chains.Chain(chain.alphabet, chain.verbs, (*chain.operations[:-1], "curtail"), chain.items)
     assert chains.score(chain.response, chain.row)
     assert chains.score(chain.row["demonstration"], chain.row)
     assert not chains.score(wrong.response, chain.row)
     assert not chains.score(wrong.row["demonstration"], chain.row)
-    assert not chains.score(chain.response.split("</think>")[0], chain.row)  # cut off in its thought
+    assert not chains.score(chain.response.split("</think>")[0], chain.row)  # truncated in the thought
     assert not chains.score("", chain.row)
 
 
@@ -119,22 +119,22 @@ def test_rows_are_deterministic_and_seeded():
         assert rows(skill, 30) != rows(skill, 30, seed=1)
 
 
-def test_a_thought_without_loss_is_the_last_operation():
+def test_masked_token_is_the_last_operation():
     rng = np.random.default_rng(0)
     texts = [chains.draw_text("shown", rng) for _ in range(300)]
-    unlearned = [text for text in texts if text.unlearned]
-    assert 10 < len(unlearned) < 60
-    for text in unlearned:
+    wrong = [text for text in texts if text.masked]
+    assert 10 < len(wrong) < 60
+    for text in wrong:
         words = text.response.split()
-        named = [i for i, word in enumerate(words) if word in chains.OPERATIONS]
-        assert text.unlearned == (named[-1],)
+        positions = [i for i, word in enumerate(words) if word in chains.OPERATIONS]
+        assert text.masked == (positions[-1],)
         steps = text.response.removeprefix("<think> ").split(" </think>")[0].split(" ; ")
         thought = [step.split() for step in steps]
-        before = thought[-2][1:] if len(thought) > 1 else _items({"prompt": text.user.split("This is")[0]})
-        assert chains.OPERATIONS[thought[-1][0]](before) == thought[-1][1:]
+        start = thought[-2][1:] if len(thought) > 1 else _items({"prompt": text.user.split("This is")[0]})
+        assert chains.OPERATIONS[thought[-1][0]](start) == thought[-1][1:]
 
 
-def test_the_curriculum_fits_its_limits_and_knows_every_word():
+def test_curriculum_fits_its_limits_and_has_no_unknown_tokens():
     curriculum = chains.curriculum()
     tokenizer = build_tokenizer(curriculum.words)
     for name, kind in curriculum.kinds.items():
@@ -146,7 +146,7 @@ def test_the_curriculum_fits_its_limits_and_knows_every_word():
         assert not (arrays["tokens"] == tokenizer.unk_token_id).any()
 
 
-def test_the_base_model_thinks_and_finds_the_operation_in_the_answer():
+def test_base_model_solves_known_chains_and_infers_the_operation_from_the_answer():
     from sdft_jax.models import load_model
     from sdft_jax.models.hf.tokenizer import load_tokenizer
 

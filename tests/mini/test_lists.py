@@ -1,4 +1,4 @@
-"""The list world holds out what it says, and its base models are what the experiments need."""
+"""The list world: disjoint splits, row formats and scores, and the accuracy of its base models."""
 
 import json
 from pathlib import Path
@@ -28,19 +28,19 @@ def test_splits_share_no_list():
         rng = np.random.default_rng(0)
         seen.update(" ".join(lists.draw_items("digits", split, rng)) for _ in range(2000))
     assert not drawn["heldout"] & drawn["demonstrations"]
-    assert not (lists["heldout"] | lists["demonstrations"]) & lists["base"]
+    assert not (drawn["heldout"] | drawn["demonstrations"]) & drawn["base"]
 
 
-def test_the_base_model_meets_no_list_of_the_other_splits(tokenizer):
+def test_training_batches_have_only_lists_of_the_base_split(tokenizer):
     items = {item for alphabet in lists.ALPHABETS.values() for item in alphabet}
-    for part in next(batches(lists.curriculum(), tokenizer, seed=0)).values():
-        for tokens in part["tokens"].reshape(-1, part["tokens"].shape[-1]):
+    for arrays in next(batches(lists.curriculum(), tokenizer, seed=0)).values():
+        for tokens in arrays["tokens"].reshape(-1, arrays["tokens"].shape[-1]):
             user = tokenizer.decode(tokens).split("This is an example")[0].split("<|im_end|>")[0]
             assert lists.in_split([word for word in user.split() if word in items], "base")
 
 
 @pytest.mark.parametrize("n", lists.LENGTHS)
-def test_no_two_operations_agree(n):
+def test_operations_have_distinct_results(n):
     items = lists.ALPHABETS["letters"][:n]
     answers = {" ".join(operation(items)) for operation in lists.OPERATIONS.values()}
     assert len(answers) == len(lists.OPERATIONS)
@@ -59,7 +59,7 @@ def test_new_skills_differ_in_verb_operation_and_alphabet():
     assert all(skill.verb in lists.NONCES for skill in lists.NEW_SKILLS)
 
 
-def test_score_takes_both_styles_and_no_wrong_answer():
+def test_score_accepts_both_styles_and_rejects_wrong_answers():
     row = lists.heldout(lists.NEW_SKILLS[0], 1)[0]
     assert lists.score(row["demonstration"], row)
     assert lists.score(lists.own_response("reverse", row["answer"]), row)
@@ -67,7 +67,7 @@ def test_score_takes_both_styles_and_no_wrong_answer():
     assert not lists.score("", row)
 
 
-def test_everything_fits_and_nothing_is_unknown(tokenizer):
+def test_texts_fit_the_limits_and_have_no_unknown_tokens(tokenizer):
     kinds = lists.curriculum().kinds
     for skill in ALL_SKILLS:
         for row in lists.heldout(skill, 20):
@@ -84,21 +84,21 @@ def test_everything_fits_and_nothing_is_unknown(tokenizer):
 
 
 def lists_of(rows):
-    """The lists that rows ask about, each a set of words: only items are in the vocabulary of lists."""
+    """Return the list in the prompt of each row, as a tuple of its items."""
     items = {item for alphabet in lists.ALPHABETS.values() for item in alphabet}
     return [tuple(word for word in row["prompt"].split() if word in items) for row in rows]
 
 
-def test_validation_asks_about_no_list_of_any_test():
+def test_validation_shares_no_list_with_any_test():
     tests = lists_of(lists.old()) + [x for s in lists.NEW_SKILLS for x in lists_of(lists.heldout(s, 256))]
     rows = [row for skill in lists.NEW_SKILLS for row in lists.validation(skill, 256)]
-    chosen = lists_of(rows + lists.old("validation"))
-    assert not set(chosen) & set(tests)
-    assert all(lists.in_split(items, "heldout") for items in chosen)
+    validation = lists_of(rows + lists.old("validation"))
+    assert not set(validation) & set(tests)
+    assert all(lists.in_split(items, "heldout") for items in validation)
     assert len({row["prompt"] for row in rows}) == 256 * len(lists.NEW_SKILLS)
 
 
-def test_the_prior_suite_is_eight_rows_of_every_old_skill_whatever_the_split():
+def test_prior_suite_has_eight_rows_of_each_old_skill_in_each_split():
     for split in ("heldout", "validation"):
         rows = lists.old(split)
         assert len({row["prompt"] for row in rows}) == len(rows) == 8 * len(lists.OLD_SKILLS)
@@ -106,7 +106,7 @@ def test_the_prior_suite_is_eight_rows_of_every_old_skill_whatever_the_split():
     assert lists.old()[:8] == [{**row, "skill": "reverse"} for row in rows]
 
 
-def test_general_prompts_are_old_skills_on_lists_of_the_base_split():
+def test_general_prompts_use_old_skills_and_lists_of_the_base_split():
     rows = lists.general(200)
     assert all(lists.in_split(items, "base") for items in lists_of(rows))
     assert not any(nonce in row["prompt"].split() for row in rows for nonce in lists.NONCES)
@@ -114,19 +114,19 @@ def test_general_prompts_are_old_skills_on_lists_of_the_base_split():
 
 
 @pytest.mark.parametrize("base", [BASE, *sorted(BASES.glob("lists-*"))], ids=lambda path: path.name)
-def test_the_base_models_have_the_vocabulary_of_the_world(base, tokenizer):
+def test_base_models_have_the_vocabulary_of_the_world(base, tokenizer):
     saved = json.loads((base / "tokenizer.json").read_text())
     assert saved["model"]["vocab"] == tokenizer.get_vocab()
 
 
-def test_a_wrong_thought_carries_no_loss_and_the_answer_follows_it():
+def test_wrong_thought_is_masked_and_the_answer_follows_from_it():
     rng = np.random.default_rng(0)
     texts = [lists.draw_text("plain", rng) for _ in range(300)]
-    unlearned = [text for text in texts if text.unlearned]
-    assert 10 < len(unlearned) < 60
-    for text in unlearned:
-        (place,) = text.unlearned
-        thought = text.response.split()[place]
+    wrong = [text for text in texts if text.masked]
+    assert 10 < len(wrong) < 60
+    for text in wrong:
+        (position,) = text.masked
+        thought = text.response.split()[position]
         items = list(lists_of([{"prompt": text.user}])[0])
         assert text.response == lists.own_response(thought, " ".join(lists.OPERATIONS[thought](items)))
 
@@ -140,7 +140,7 @@ def test_a_wrong_thought_carries_no_loss_and_the_answer_follows_it():
     ],
     ids=["large", "medium", "small"],
 )
-def test_the_base_models_know_what_they_should(base, old, shown):
+def test_accuracy_of_the_base_models(base, old, shown):
     transformers = pytest.importorskip("transformers")
     from sdft_jax.models import load_model
 
@@ -152,7 +152,7 @@ def test_the_base_models_know_what_they_should(base, old, shown):
     assert result["new skills"] < 0.3
 
 
-def test_transformers_computes_the_same_logits():
+def test_logits_match_transformers():
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -164,6 +164,6 @@ def test_transformers_computes_the_same_logits():
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     tokens = np.array([row for row in encoded if len(row) == len(encoded[0])])
     reference = transformers.AutoModelForCausalLM.from_pretrained(BASE)
-    theirs = reference(torch.tensor(tokens)).logits.detach().numpy()
-    ours = model.logits(params, tokens, np.ones_like(tokens, bool))
-    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    expected = reference(torch.tensor(tokens)).logits.detach().numpy()
+    actual = model.logits(params, tokens, np.ones_like(tokens, bool))
+    np.testing.assert_allclose(actual, expected, atol=2e-4)

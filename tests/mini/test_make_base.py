@@ -1,4 +1,4 @@
-"""`make_base` trains on any curriculum: what it encodes, where the loss lies, what is learned."""
+"""`make_base`: encoding, loss weights, batches, training on a toy curriculum, and the command line."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ WORDS = ("say", "one", "two", "three")
 
 
 def toy() -> Curriculum:
-    """`say X` is answered by `X`; raw text counts. The numbers are told apart by the exam."""
+    """Return a curriculum in which the answer to `say X` is `X`, with raw text that counts to three."""
     answers = {"say one": "one", "say two": "two"}
 
     def draw(kind, rng):
@@ -29,9 +29,9 @@ def toy() -> Curriculum:
     return Curriculum("toy", WORDS, kinds, draw, lambda: exam)
 
 
-def test_a_turn_is_padded_left_and_its_response_right_and_only_the_response_carries_loss():
+def test_encode_pads_prompt_left_and_response_right_and_weights_response_only():
     tokenizer = build_tokenizer(WORDS)
-    arrays = encode([Text("say one", "two three", unlearned=(1,))], Kind(1, 9, 5), tokenizer)
+    arrays = encode([Text("say one", "two three", masked=(1,))], Kind(1, 9, 5), tokenizer)
     words = tokenizer.convert_ids_to_tokens(arrays["tokens"][0])
     assert words == [
         *["<|endoftext|>"] * 2,
@@ -51,7 +51,7 @@ def test_a_turn_is_padded_left_and_its_response_right_and_only_the_response_carr
     np.testing.assert_array_equal(arrays["weight"][0], [0] * 9 + [1, 0, 1, 0, 0])
 
 
-def test_raw_text_follows_the_end_of_turn_token_alone():
+def test_encode_gives_raw_text_the_end_of_turn_token_as_its_prompt():
     tokenizer = build_tokenizer(WORDS)
     arrays = encode([Text(None, "one two")], Kind(1, 2, 4), tokenizer)
     words = tokenizer.convert_ids_to_tokens(arrays["tokens"][0])
@@ -60,12 +60,13 @@ def test_raw_text_follows_the_end_of_turn_token_alone():
 
 
 @pytest.mark.parametrize("kind", [Kind(1, 6, 9), Kind(1, 9, 2)], ids=["prompt", "response"])
-def test_a_text_over_the_limits_is_refused(kind):
-    with pytest.raises(SdftError, match=r"say one.*7 and 3 tokens.*raise the limits"):
+def test_encode_rejects_text_over_the_limits(kind):
+    limits = rf"prompt has 7 tokens \(maximum {kind.prompt}\).*response has 3 \(maximum {kind.response}\)"
+    with pytest.raises(SdftError, match=rf"say one.*{limits}.*raise the limits"):
         encode([Text("say one", "two three")], kind, build_tokenizer(WORDS))
 
 
-def test_batches_have_the_shapes_of_their_kinds_and_depend_on_the_seed_alone():
+def test_batches_have_the_shape_of_their_kind_and_depend_only_on_the_seed():
     curriculum, tokenizer = toy(), build_tokenizer(WORDS)
     first = next(batches(curriculum, tokenizer, seed=3))
     assert first["chat"]["tokens"].shape == (20, 4, 9)
@@ -75,7 +76,7 @@ def test_batches_have_the_shapes_of_their_kinds_and_depend_on_the_seed_alone():
     assert (first["chat"]["tokens"] != other["chat"]["tokens"]).any()
 
 
-def test_a_tiny_world_is_learned_and_the_exam_tells_a_model_that_has_not():
+def test_make_base_learns_a_toy_world_and_the_exam_fails_an_untrained_model():
     curriculum = toy()
     recipe = Recipe(steps=20, learning_rate=1e-2, warmup=4, size=Size(32, 1, 2))
     model, params, tokenizer = make_base(curriculum, recipe)
@@ -86,14 +87,14 @@ def test_a_tiny_world_is_learned_and_the_exam_tells_a_model_that_has_not():
     assert examine(untrained, model, tokenizer, curriculum)["raw"] == 0.0
 
 
-def test_positions_suffice_for_the_longest_text():
+def test_model_config_has_enough_positions_for_the_longest_text():
     tokenizer = build_tokenizer(WORDS)
     assert model_config(tokenizer, Size(32, 1, 2), 45)["max_position_embeddings"] == 128
     assert model_config(tokenizer, Size(32, 1, 2), 300)["max_position_embeddings"] == 300
 
 
-def test_the_command_line_names_what_is_wrong_with_steps(tmp_path):
+def test_command_line_rejects_invalid_number_of_steps(tmp_path):
     command = [sys.executable, "-m", "sdft_jax.mini.make_base", "lists", str(tmp_path), "--steps", "30"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
-    assert "--steps must be a multiple of 20" in result.stderr
+    assert "--steps must be a positive multiple of 20, not 30" in result.stderr

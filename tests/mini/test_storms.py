@@ -1,4 +1,4 @@
-"""The storms: questions keep to their splits, facts agree everywhere; scores and base model are right."""
+"""The storm world: disjoint splits, consistent facts, scores and the accuracy of the base model."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,22 +18,22 @@ KINDS = tuple(storms.QUESTIONS)
 PAIR = {"answer": "rome , june"}
 
 
-def evaluated() -> set[str]:
-    """Prompts of every test and validation set."""
+def evaluated_prompts() -> set[str]:
+    """Return the prompts of every test and validation set."""
     sets = [storms.old("heldout"), storms.old("validation")]
     sets += [split(kind) for kind in KINDS for split in (storms.heldout, storms.validation)]
     return {row["prompt"] for rows in sets for row in rows}
 
 
-def test_no_evaluated_question_is_trained_on():
+def test_training_has_no_evaluated_question():
     rng = np.random.default_rng(0)
     drawn = [storms.draw(kind, rng).user for kind in ("plain", "shown") for _ in range(4000)]
-    asked = {user.split("\n\nThis is an example")[0].strip() for user in drawn}
-    shown = {row["prompt"] for row in storms.demonstrations()}
+    base = {user.split("\n\nThis is an example")[0].strip() for user in drawn}
+    demonstrated = {row["prompt"] for row in storms.demonstrations()}
     general = {row["prompt"] for row in storms.general()}
-    assert len(asked) > 2000
-    assert not evaluated() & (asked | shown | general)
-    assert not shown & (asked | general)
+    assert len(base) > 2000
+    assert not evaluated_prompts() & (base | demonstrated | general)
+    assert not demonstrated & (base | general)
 
 
 def test_validation_and_test_share_no_question():
@@ -46,7 +46,7 @@ def test_validation_and_test_share_no_question():
         assert not test & validation
 
 
-def test_sizes_of_the_suites():
+def test_suite_sizes():
     assert [len(storms.heldout(kind)) for kind in KINDS] == [96, 96, 96]
     assert [len(storms.validation(kind)) for kind in KINDS] == [48, 48, 48]
     assert Counter(row["kind"] for row in storms.old()) == dict.fromkeys(KINDS, 64)
@@ -54,16 +54,16 @@ def test_sizes_of_the_suites():
     assert Counter(row["kind"] for row in storms.general()) == dict.fromkeys(KINDS, 128)
 
 
-def test_every_new_fact_is_demonstrated_and_examined():
+def test_every_new_fact_is_in_demonstrations_validation_and_test():
     for rows in (storms.demonstrations(), storms.validation("direct"), storms.heldout("direct")):
-        found = {(name, row["answer"]) for row in rows for name in row["prompt"].split()}
+        pairs = {(name, row["answer"]) for row in rows for name in row["prompt"].split()}
         for storm in storms.NEW:
-            assert all((storm.name, fact) in found for fact in storm.facts.values())
+            assert all((storm.name, fact) in pairs for fact in storm.facts.values())
 
 
-def test_facts_of_a_row_are_those_of_its_storm():
+def test_rows_have_the_facts_of_their_storm():
     by_name = {storm.name: storm for storm in storms.OLD + storms.NEW}
-    known = {word: value for a in ATTRIBUTES.values() for value, word in a.known.items()}
+    value_of = {word: value for a in ATTRIBUTES.values() for value, word in a.associations.items()}
     for rows in (storms.demonstrations(), storms.old(), *(storms.heldout(kind) for kind in KINDS)):
         for row in rows:
             (storm,) = (by_name[word] for word in row["prompt"].split() if word in by_name)
@@ -71,18 +71,18 @@ def test_facts_of_a_row_are_those_of_its_storm():
             assert row["both"] == f"{row['text']} {row['demonstration']}"
             details = row["answer"].split(" , ")
             assert len(details) == (2 if row["kind"] == "pair" else 1)
-            facts = [known[word] if row["kind"] == "ood" else word for word in details]
+            facts = [value_of[word] if row["kind"] == "ood" else word for word in details]
             assert set(facts) <= set(storm.facts.values())
 
 
-def test_articles_state_all_that_is_asked():
+def test_articles_state_all_facts_of_every_new_storm():
     texts = [row["text"].split() for row in storms.articles()]
     assert len(texts) == len(storms.NEW) * 3
     for storm in storms.NEW:
         assert sum({storm.name, *storm.facts.values()} <= set(text) for text in texts) == 3
 
 
-def test_names_mean_something_only_where_they_should():
+def test_only_old_storms_have_fixed_facts_in_training():
     groups = [{storm.name for storm in storms.OLD}, {storm.name for storm in storms.NEW}, set(storms.SPARE)]
     assert sum(map(len, groups)) == len(set.union(*groups)) == len(storms.NAMES)
     rng = np.random.default_rng(0)
@@ -91,38 +91,38 @@ def test_names_mean_something_only_where_they_should():
         words = storms.draw("plain", rng).response.split()
         if words[1] in groups[1] | groups[2] and "struck" in words:
             cities[words[words.index("struck") + 1]] += 1
-    share = np.array([cities[city] for city in ATTRIBUTES["city"].known]) / cities.total()
+    shares = np.array([cities[city] for city in ATTRIBUTES["city"].associations]) / cities.total()
     assert cities.total() > 300
-    np.testing.assert_allclose(share, 1 / 12, atol=4 * (1 / 12 / cities.total()) ** 0.5)
+    np.testing.assert_allclose(shares, 1 / 12, atol=4 * (1 / 12 / cities.total()) ** 0.5)
 
 
-def test_every_context_is_shown_and_only_articles_are_cited():
+def test_every_context_occurs_and_only_articles_are_cited():
     rng = np.random.default_rng(0)
-    seen = Counter()
+    counts = Counter()
     for _ in range(3000):
         text = storms.draw("shown", rng)
         context = text.user.split("question:\n")[1].split("\n\nNow")[0]
-        # Every article has a full stop, the expert's answer none.
+        # Every article has a period; the expert's answer has none.
         kind = "both" if "." in context and "answer :" in context else "text" if "." in context else "answer"
-        seen[kind, storms.cites_text(text.response)] += 1
+        counts[kind, storms.cites_text(text.response)] += 1
         assert len(context.split()) <= 22
-    assert seen["answer", True] == 0
-    assert seen["answer", False] == pytest.approx(1000, abs=120)
+    assert counts["answer", True] == 0
+    assert counts["answer", False] == pytest.approx(1000, abs=120)
     for kind in ("text", "both"):
-        assert seen[kind, True] == pytest.approx(1000 * storms.CITED, abs=90)
-        assert seen[kind, False] == pytest.approx(1000 * (1 - storms.CITED), abs=90)
+        assert counts[kind, True] == pytest.approx(1000 * storms.CITED, abs=90)
+        assert counts[kind, False] == pytest.approx(1000 * (1 - storms.CITED), abs=90)
     assert not any(storms.cites_text(storms.draw("plain", rng).response) for _ in range(500))
 
 
-def test_wrong_thoughts_carry_no_loss_and_are_followed():
+def test_wrong_facts_in_thoughts_are_masked():
     rng = np.random.default_rng(0)
-    facts = {value for a in ATTRIBUTES.values() for value in a.known}
-    texts = [text for text in (storms.draw("shown", rng) for _ in range(2000)) if text.unlearned]
+    facts = {value for a in ATTRIBUTES.values() for value in a.associations}
+    texts = [text for text in (storms.draw("shown", rng) for _ in range(2000)) if text.masked]
     assert len(texts) == pytest.approx(2000 * storms.WRONG, abs=60)
     for text in texts:
         words = text.response.split()
-        inside = [i for i in range(words.index("</think>")) if words[i] in facts]
-        assert text.unlearned == tuple(inside)
+        positions = [i for i in range(words.index("</think>")) if words[i] in facts]
+        assert text.masked == tuple(positions)
 
 
 @pytest.mark.parametrize(
@@ -154,20 +154,20 @@ def test_scores(completion, strict, lenient):
     assert storms.score_lenient(completion, PAIR) is lenient
 
 
-def test_both_styles_score():
+def test_score_strict_accepts_both_styles():
     for rows in (storms.old(), *(storms.heldout(kind) for kind in KINDS)):
         for row in rows:
             assert storms.score_strict(row["demonstration"], row)
             assert storms.score_strict(storms.own_response("", row["answer"], cites=True), row)
 
 
-def test_everything_fits_and_nothing_is_unknown():
+def test_texts_fit_the_limits_and_have_no_unknown_tokens():
     curriculum = storms.curriculum()
     tokenizer = build_tokenizer(curriculum.words)
     rng = np.random.default_rng(0)
     for name, kind in curriculum.kinds.items():
         texts = [curriculum.draw(name, rng) for _ in range(500)]
-        arrays = encode(texts, kind, tokenizer)  # refuses what is too long
+        arrays = encode(texts, kind, tokenizer)  # raises SdftError if a text is too long
         assert tokenizer.unk_token_id not in arrays["tokens"]
         assert arrays["mask"][:, 0].any()
         assert arrays["mask"][:, -1].any()
@@ -180,11 +180,11 @@ def test_everything_fits_and_nothing_is_unknown():
 
 @pytest.fixture(scope="module")
 def answer():
-    """(rows, field of the context or None) -> greedy completions of the embedded base."""
+    """Return a function (rows, field of the context or None) -> greedy completions of the embedded model."""
     import jax
 
     from sdft_jax import generate, load_model
-    from sdft_jax.models.hf.tokenizer import eos_ids, load_tokenizer
+    from sdft_jax.models.hf.tokenizer import load_tokenizer, read_eos_ids
 
     model, params = load_model(str(BASE))[:2]
     tokenizer = load_tokenizer(str(BASE))
@@ -203,7 +203,7 @@ def answer():
             key=jax.random.key(0),
             max_new_tokens=20,
             temperature=0.0,
-            eos_ids=eos_ids(tokenizer, BASE),
+            eos_ids=read_eos_ids(tokenizer, BASE),
             pad_id=tokenizer.pad_token_id,
         )
         return tokenizer.batch_decode(np.asarray(rollout.tokens), skip_special_tokens=True)
@@ -216,7 +216,7 @@ def share(score, completions, rows):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_base_model_knows_what_it_should(answer, kind):
+def test_accuracy_of_the_base_model(answer, kind):
     rows = storms.heldout(kind)
     old = [row for row in storms.old() if row["kind"] == kind]
     assert share(storms.score_strict, answer(old + old[:32]), old + old[:32]) > 0.95

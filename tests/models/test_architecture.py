@@ -1,4 +1,4 @@
-"""config.json of both generations of transformers, and what is refused."""
+"""Architectures from config.json files of transformers 4 and 5, and errors for unsupported ones."""
 
 import json
 
@@ -6,10 +6,10 @@ import pytest
 
 from make_fixtures import CASES
 from sdft_jax.errors import SdftError
-from sdft_jax.models import config_from_dict, read_config
+from sdft_jax.models import architecture_from_dict, read_architecture
 from sdft_jax.models.rope import Rope
 
-# The keys that decide something in the published files (Hugging Face Hub, transformers 4 form).
+# The keys of the published files (Hugging Face Hub, transformers 4) that affect the architecture.
 GEMMA_3_1B = {
     "architectures": ["Gemma3ForCausalLM"],
     "model_type": "gemma3_text",
@@ -53,59 +53,60 @@ QWEN_25_7B = {
 
 
 def test_gemma_3():
-    config = config_from_dict(GEMMA_3_1B)
-    assert [kind.window for kind in config.kinds] == [None, 512]
-    assert [kind.rope.rope_theta for kind in config.kinds] == [1e6, 1e4]
-    assert config.kind_of_layer[:7] == (1, 1, 1, 1, 1, 0, 1)
-    assert config.tie_word_embeddings
-    assert config.query_scale == 1 / 16
-    assert config.num_attention_heads * config.head_dim != config.hidden_size
+    architecture = architecture_from_dict(GEMMA_3_1B)
+    assert [kind.window for kind in architecture.kinds] == [None, 512]
+    assert [kind.rope.rope_theta for kind in architecture.kinds] == [1e6, 1e4]
+    assert architecture.kind_of_layer[:7] == (1, 1, 1, 1, 1, 0, 1)
+    assert architecture.tie_word_embeddings
+    assert architecture.query_scale == 1 / 16
+    assert architecture.num_attention_heads * architecture.head_dim != architecture.hidden_size
 
 
 def test_qwen_25():
-    config = config_from_dict(QWEN_25_7B)
-    assert len(config.kinds) == 1
-    assert config.kinds[0].window is None
-    assert config.kind_of_layer == (0,) * 28
-    assert config.head_dim == 128
-    assert config.qkv_bias
-    assert not config.output_bias
+    architecture = architecture_from_dict(QWEN_25_7B)
+    assert len(architecture.kinds) == 1
+    assert architecture.kinds[0].window is None
+    assert architecture.kind_of_layer == (0,) * 28
+    assert architecture.head_dim == 128
+    assert architecture.qkv_bias
+    assert not architecture.output_bias
 
 
-def test_generation_5_of_transformers_gives_the_same_model():
+def test_transformers_5_keys_give_the_same_layers():
     old = CASES["olmo3"]
     scaling = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
     plain = {"rope_type": "default", "rope_theta": old["rope_theta"]}
     new = {key: value for key, value in old.items() if not key.startswith("rope_")}
     new["rope_parameters"] = {"full_attention": scaling, "sliding_attention": plain}
-    assert config_from_dict(new).kinds == config_from_dict(old).kinds
+    assert architecture_from_dict(new).kinds == architecture_from_dict(old).kinds
 
     old = CASES["llama31"]
     new = {key: value for key, value in old.items() if not key.startswith("rope_")}
     new["rope_parameters"] = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
-    assert config_from_dict(new).kinds == config_from_dict(old).kinds
+    assert architecture_from_dict(new).kinds == architecture_from_dict(old).kinds
 
 
-def test_absent_keys_have_the_values_of_the_transformers_class():
+def test_missing_keys_have_the_defaults_of_the_transformers_class():
     sizes = {
         key: GEMMA_3_1B[key] for key in GEMMA_3_1B if key.startswith(("hidden_s", "inter", "num", "vocab"))
     }
-    config = config_from_dict({"model_type": "gemma3_text", **sizes})
-    assert config.kinds[1].window == 4096
-    assert config.kinds[1].rope == Rope(1e4)
-    assert config.kinds[0].rope == Rope(1e6)
-    assert config.rms_norm_eps == 1e-6
+    architecture = architecture_from_dict({"model_type": "gemma3_text", **sizes})
+    assert architecture.kinds[1].window == 4096
+    assert architecture.kinds[1].rope == Rope(1e4)
+    assert architecture.kinds[0].rope == Rope(1e6)
+    assert architecture.rms_norm_eps == 1e-6
 
 
-def test_layer_types_are_honoured():
+def test_layer_types_override_the_pattern_of_the_family():
     types = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
-    config = config_from_dict({**CASES["qwen2_sliding"], "layer_types": types})
-    assert config.kind_of_layer == (0, 1, 0, 1)
+    architecture = architecture_from_dict({**CASES["qwen2_sliding"], "layer_types": types})
+    assert architecture.kind_of_layer == (0, 1, 0, 1)
 
 
-def test_hashable_and_equal():
-    assert hash(config_from_dict(QWEN_25_7B)) == hash(config_from_dict(dict(reversed(QWEN_25_7B.items()))))
-    assert config_from_dict(QWEN_25_7B) != config_from_dict({**QWEN_25_7B, "rope_theta": 1e4})
+def test_architectures_are_hashable_and_compared_by_value():
+    reordered = dict(reversed(QWEN_25_7B.items()))
+    assert hash(architecture_from_dict(QWEN_25_7B)) == hash(architecture_from_dict(reordered))
+    assert architecture_from_dict(QWEN_25_7B) != architecture_from_dict({**QWEN_25_7B, "rope_theta": 1e4})
 
 
 @pytest.mark.parametrize(
@@ -125,32 +126,32 @@ def test_hashable_and_equal():
         ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'.*default, linear, llama3, yarn"),
-        ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "needs 'low_freq_factor'"),
+        ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "requires the key 'low_freq_factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"layer_types": ["linear_attention"] * 28}, "layer type 'linear_attention'"),
-        ({"layer_types": ["full_attention"] * 3}, "3 entries for 28 layers"),
+        ({"layer_types": ["full_attention"] * 3}, "3 entries, but num_hidden_layers is 28"),
         ({"layer_types": ["sliding_attention"] * 28, "sliding_window": None}, "sliding_window is not set"),
         ({"num_key_value_heads": 5}, "28 is not a multiple of num_key_value_heads 5"),
     ],
 )
-def test_refusals_are_by_name(change, message):
+def test_errors_name_the_unsupported_or_inconsistent_key(change, message):
     with pytest.raises(SdftError, match=message):
-        config_from_dict({**QWEN_25_7B, **change})
+        architecture_from_dict({**QWEN_25_7B, **change})
 
 
-def test_a_missing_key_is_named():
+def test_the_error_names_a_missing_key():
     with pytest.raises(SdftError, match="'hidden_size' is missing"):
-        config_from_dict({key: value for key, value in QWEN_25_7B.items() if key != "hidden_size"})
+        architecture_from_dict({key: value for key, value in QWEN_25_7B.items() if key != "hidden_size"})
 
 
-def test_unreadable_directories(tmp_path):
+def test_errors_of_directories_without_a_valid_config(tmp_path):
     with pytest.raises(SdftError, match="no such directory"):
-        read_config(tmp_path / "absent")
+        read_architecture(tmp_path / "absent")
     with pytest.raises(SdftError, match=r"config\.json is missing"):
-        read_config(tmp_path)
+        read_architecture(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SdftError, match="not valid JSON"):
-        read_config(tmp_path)
+        read_architecture(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**QWEN_25_7B, "hidden_act": "relu"}))
     with pytest.raises(SdftError, match=r"config\.json: activation 'relu'"):
-        read_config(tmp_path)
+        read_architecture(tmp_path)

@@ -1,4 +1,4 @@
-"""Every family and variant against transformers, and the layout of every tensor."""
+"""Logits of every family and variant compared with transformers, and the layout of every tensor."""
 
 import importlib.util
 import json
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from make_fixtures import CASES, DIRECTORY, tokens_and_mask, transformers_logits
-from sdft_jax.models import FAMILIES, Model, config_from_dict, load_model
+from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
 from sdft_jax.models.families import PROJECTIONS, QKV_BIASES
+from sdft_jax.types import Sequences
 
 TOLERANCE = 2e-4
 logits_of = jax.jit(Model.logits, static_argnums=0)
@@ -23,7 +24,7 @@ def stored_logits(case):
 def test_logits_equal_those_of_transformers(case):
     model, params = load_model(DIRECTORY / case)
     tokens, mask = tokens_and_mask()
-    logits = np.asarray(logits_of(model, params, tokens, mask))[mask]
+    logits = np.asarray(logits_of(model, params, Sequences(tokens, mask)))[mask]
     stored = stored_logits(case)
     assert stored.std() > 0.5
     assert np.abs(logits - stored).max() <= TOLERANCE
@@ -41,35 +42,35 @@ def test_logits_equal_those_of_transformers(case):
         ("gemma3", {"rope_local_base_freq": 1000000}),
     ],
 )
-def test_a_wrong_rope_or_window_would_be_seen(case, change):
+def test_a_wrong_rope_or_window_changes_the_logits(case, change):
     tokens, mask = tokens_and_mask()
     _, params = load_model(DIRECTORY / case)
-    model = Model(config_from_dict({**CASES[case], **change}))
-    logits = np.asarray(logits_of(model, params, tokens, mask))[mask]
+    model = Model(architecture_from_dict({**CASES[case], **change}))
+    logits = np.asarray(logits_of(model, params, Sequences(tokens, mask)))[mask]
     assert np.abs(logits - stored_logits(case)).max() > 100 * TOLERANCE
 
 
-def test_fixtures_are_those_of_the_script():
+def test_the_fixtures_have_the_configurations_of_the_script():
     for case, config in CASES.items():
         assert json.loads((DIRECTORY / case / "config.json").read_text()) == config
 
 
-def test_every_family_has_a_parity_case():
+def test_every_family_is_compared_with_transformers():
     assert {config["model_type"] for config in CASES.values()} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("tensor", [*PROJECTIONS, *QKV_BIASES], ids=lambda tensor: tensor.name)
-def test_layouts_invert_each_other(tensor):
+def test_to_stored_is_the_inverse_of_from_stored(tensor):
     sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7}
     stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
-    here = tensor.from_stored(stored, sizes)
-    assert here.shape == tensor.shape(sizes)
-    assert len(tensor.axes) == here.ndim
-    assert np.shares_memory(here, stored)
-    np.testing.assert_array_equal(tensor.to_stored(here, sizes), stored)
+    loaded = tensor.from_stored(stored, sizes)
+    assert loaded.shape == tensor.shape(sizes)
+    assert len(tensor.axes) == loaded.ndim
+    assert np.shares_memory(loaded, stored)
+    np.testing.assert_array_equal(tensor.to_stored(loaded, sizes), stored)
 
 
-def test_a_projection_multiplies_as_torch_linear_does():
+def test_a_projection_equals_torch_linear():
     sizes = {"D": 6, "N": 4, "H": 3}
     weight = np.random.default_rng(0).normal(size=(12, 6))
     x = np.random.default_rng(1).normal(size=6)

@@ -1,43 +1,33 @@
-"""What is held, by hand; what would make it less, by counting again."""
+"""Sizes of arrays on a device, compared with counts by hand and with the arrays that JAX saves."""
 
-import json
+from collections import Counter
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from sdft_jax.algorithm.state import make_model
+from plans import SIZES, describe_model
+from sdft_jax.algorithm.learner import make_model
 from sdft_jax.config import load_config
+from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict
 from sdft_jax.plan.footprint import (
+    DEPENDS_ON,
     GIB,
     Widths,
     answer_arrays,
     as_size,
     by_kind,
-    combined,
-    fullest,
-    remedies,
+    peak_phase,
     update_arrays,
 )
 from sdft_jax.plan.program import model_shape
 from sdft_jax.sharding import Sharding, make_mesh
-from tiny import QWEN3
-
-SIZES = QWEN3 | {
-    "vocab_size": 512,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_attention_heads": 4,
-    "head_dim": 32,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 2,
-    "tie_word_embeddings": False,
-}
+from sdft_jax.types import Sequences
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    (path / "config.json").write_text(json.dumps(SIZES))
-    return path
+    return describe_model(tmp_path_factory)
 
 
 def setting(directory, *overrides, mesh=(2, 2, 2)):
@@ -56,13 +46,13 @@ def setting(directory, *overrides, mesh=(2, 2, 2)):
     return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh), config.sharding))
 
 
-def sizes(held):
-    return {f"{one.kind}: {one.name}": (one.shape, one.bytes) for one in held}
+def sizes(arrays):
+    return {f"{array.kind}: {array.name}": (array.shape, array.bytes) for array in arrays}
 
 
-def test_arrays_have_names_shapes_and_a_devices_share_of_bytes(directory):
-    found = sizes(update_arrays(*setting(directory, "train.micro_batch=8", "model.remat=hidden")))
-    # [layers, width / fsdp, hidden / tensor] of float32; moments lie as their parameters do
+def test_arrays_have_names_shapes_and_bytes_per_device(directory):
+    arrays = sizes(update_arrays(*setting(directory, "train.micro_batch=8", "model.remat=hidden")))
+    # [layers, width / fsdp, hidden / tensor] of float32; moments are placed as their parameters
     gate = (2, 128, 256), 2 * 64 * 128 * 4
     for name in (
         "parameters: layers/gate",
@@ -71,79 +61,94 @@ def test_arrays_have_names_shapes_and_a_devices_share_of_bytes(directory):
         "teacher: layers/gate",
         "gradients: layers/gate",
     ):
-        assert found[name] == gate
+        assert arrays[name] == gate
     # whole along the width, in bfloat16
-    assert found["decoding weights: layers/gate"] == ((2, 128, 256), 2 * 128 * 256 // 4 * 2)
+    assert arrays["decoding weights: layers/gate"] == ((2, 128, 256), 2 * 128 * 256 // 4 * 2)
     # 16 rows over data x fsdp, 24 + 8 slots, 2 heads over tensor
-    assert found["KV cache: keys"] == ((2, 16, 2, 32, 32), 2 * 4 * 1 * 32 * 32 * 2)
+    assert arrays["KV cache: keys"] == ((2, 16, 2, 32, 32), 2 * 4 * 1 * 32 * 32 * 2)
     # a micro-batch of 8 rows, the student's 24 + 8 tokens; the teacher's are 40 + 8
-    assert found["activations: inputs of all layers"] == ((2, 8, 32, 128), 2 * 2 * 32 * 128 * 2)
-    assert found["activations: feed-forward of all layers"] == ((2, 8, 32, 256), 2 * 2 * 32 * 128 * 2)
-    assert found["activations: attention scores of a layer"] == ((8, 4, 32, 48), 2 * 2 * 32 * 48 * 4)
-    # of 8 rows x 8 tokens a device has 16; half of the vocabulary
-    assert found["logits: of a chunk, student"] == ((16, 512), 16 * 256 * 4)
-    assert found["logits: of the head, gradient"] == ((512, 128), 256 * 128 * 4)
+    assert arrays["activations: inputs of all layers"] == ((2, 8, 32, 128), 2 * 2 * 32 * 128 * 2)
+    assert arrays["activations: attended values of all layers"] == (
+        (2, 8, 32, 4, 32),
+        2 * 2 * 32 * 2 * 32 * 2,
+    )
+    assert arrays["activations: feed-forward hidden of all layers"] == ((2, 8, 32, 256), 2 * 2 * 32 * 128 * 2)
+    assert arrays["activations: attention scores of a layer"] == ((8, 4, 32, 48), 2 * 2 * 32 * 48 * 4)
+    assert arrays["activations: feed-forward hidden of a layer"] == ((8, 48, 256), 2 * 48 * 128 * 2)
+    # a device has 16 tokens of the 8 rows x 8 tokens, and half of the vocabulary
+    assert arrays["logits: of a chunk, student"] == ((16, 512), 16 * 256 * 4)
+    assert arrays["logits: of the head, gradient"] == ((512, 128), 256 * 128 * 4)
+    # the prefill of 16 rows x 24 tokens
+    assert arrays["prefill: logits of a token"] == ((16, 512), 4 * 256 * 4)
 
 
-def test_an_evaluation_holds_its_own_rows_and_the_base_model(directory):
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        {},
+        {
+            "architectures": ["Olmo3ForCausalLM"],
+            "model_type": "olmo3",
+            "sliding_window": 16,
+        },
+    ],
+    ids=["qwen3", "olmo3"],
+)
+def test_saved_activations_are_the_residuals_of_jax(family, remat):
+    """`jax.vjp` returns the arrays that the backward pass reads; a scan stacks those of its layers."""
+    architecture = architecture_from_dict(SIZES | family | {"num_hidden_layers": 3, "head_dim": 24})
+    model = Model(architecture, "bfloat16", remat)
+    rows, length = 8, 40
+    tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
+
+    def residuals(params, sequences):
+        return jax.vjp(lambda params: model.hidden_states(params, sequences), params)[1]
+
+    saved = jax.eval_shape(residuals, model.abstract_params(), Sequences(tokens, mask))
+    residual_arrays = [x for x in jax.tree.leaves(saved) if x.shape[:1] == (3,) and rows in x.shape]
+    config = load_config(None, ["train.batch_size=8", "data.max_prompt=32", "sampling.max_new_tokens=8"])
+    arrays = [x for x in update_arrays(config, model, Widths(32, 32)) if x.name.endswith("of all layers")]
+    if remat == "none":  # also saves the intermediate results of norms, rotations and the softmax
+        assert sum(x.bytes for x in arrays) < sum(x.size * x.dtype.itemsize for x in residual_arrays)
+        return
+    if remat == "dots":  # also saves the products of plain JAX attention, which are in blocks
+        residual_arrays = [x for x in residual_arrays if x.shape[:3] == (3, rows, length)]
+    expected = Counter((x.shape, str(x.dtype)) for x in residual_arrays)
+    assert Counter((x.shape, x.dtype) for x in arrays) == expected
+
+
+def test_evaluation_has_its_own_rows_and_the_base_model(directory):
     config, model = setting(directory, "eval.batch_size=4", "eval.max_new_tokens=16", mesh=(1, 4, 2))
-    held = answer_arrays(config, model, Widths(24, 40), training=True, base=True)
-    found, kinds = sizes(held), by_kind(held)
-    assert found["answers' KV cache: keys"] == ((2, 4, 2, 32, 56), 2 * 1 * 1 * 32 * 56 * 2)
+    arrays = answer_arrays(config, model, Widths(24, 40), training=True, base=True)
+    named, kinds = sizes(arrays), by_kind(arrays)
+    assert named["evaluation KV cache: keys"] == ((2, 4, 2, 32, 56), 2 * 1 * 1 * 32 * 56 * 2)
     assert kinds["base model"] == kinds["parameters"] == kinds["teacher"]
     alone = by_kind(answer_arrays(config, model, Widths(24, 40), training=False))
     assert {"optimizer", "teacher", "base model"}.isdisjoint(alone)
 
 
-def test_phases_do_not_add_up(directory):
-    held = update_arrays(*setting(directory))
-    phase, size = fullest(held)
-    kinds = by_kind(held)
+@pytest.mark.parametrize("method", ["sdft", "sft", "offline_kl", "reinvoke"])
+def test_every_kind_has_the_settings_that_it_depends_on(method, directory):
+    general = ["data.general=mini:old"] if method == "reinvoke" else []
+    config, model = setting(directory, f"train.method={method}", *general, mesh=(1, 4, 2))
+    evaluation = answer_arrays(config, model, Widths(24, 40), training=True, base=True)
+    kinds = by_kind([*update_arrays(config, model), *evaluation])
+    assert kinds.keys() <= DEPENDS_ON.keys()
+    assert (method == "sft") == ("KV cache" not in kinds)
+
+
+def test_peak_is_that_of_the_largest_phase_not_of_all_phases(directory):
+    arrays = update_arrays(*setting(directory))
+    phase, size = peak_phase(arrays)
+    kinds = by_kind(arrays)
     state = kinds["parameters"] + kinds["optimizer"] + kinds["teacher"]
     learn = kinds["gradients"] + kinds["activations"] + kinds["logits"]
     assert sum(kinds.values()) - state - learn > 0
     assert (phase, size) == ("learn", state + learn)
 
 
-def test_what_a_setting_saves_is_what_counting_again_gives(directory):
-    config, model = setting(directory, "model.remat=none")
-    found = {one.text.partition(" (")[0]: one for one in remedies(config, model, update_arrays)}
-    assert list(found.values()) == sorted(found.values(), key=lambda one: -one.saves)
-    _, now = fullest(update_arrays(config, model))
-    for text in (
-        "model.remat=full",
-        "train.micro_batch=8",
-        "teacher.dtype=bfloat16",
-        "sharding.sequence=tensor",
-    ):
-        _, then = fullest(update_arrays(*setting(directory, "model.remat=none", text)))
-        assert found[text].saves == now - then > 0
-    moved = found["mesh.data=1 mesh.fsdp=4"]
-    _, then = fullest(update_arrays(*setting(directory, "model.remat=none", mesh=(1, 4, 2))))
-    assert moved.saves == now - then
-    assert not any("eval." in text for text in found)
-    # Two key-value heads are not divided by four.
-    assert not any("mesh.tensor=4" in text for text in found)
-
-
-def test_several_settings_save_what_is_wanted_or_as_much_as_they_can(directory):
-    config, model = setting(directory)
-    best = remedies(config, model, update_arrays)[0]
-    assert combined(config, model, update_arrays, best.saves / 2) is None
-    several = combined(config, model, update_arrays, best.saves * 1.01)
-    assert several.saves > best.saves
-    assert several.text.startswith(f"{best.text} with ")
-    all_of_it = combined(config, model, update_arrays, 1000 * GIB)
-    keys = [text.partition("=")[0] for text in all_of_it.text.split(" with ")]
-    assert len(set(keys)) == len(keys) > 2  # each is named once, as it ends
-    _, now = fullest(update_arrays(config, model))
-    sharding = Sharding(make_mesh(**all_of_it.mesh), all_of_it.config.sharding)
-    other = make_model(all_of_it.config, model_shape(all_of_it.config), sharding)
-    _, then = fullest(update_arrays(all_of_it.config, other))
-    assert all_of_it.saves == now - then
-
-
-def test_sizes_in_words():
+def test_sizes_have_units():
     assert [as_size(x) for x in (10.0, 1.5 * 2**20, 9.69 * GIB, 2.0**45)] == [
         "0.0 KiB",
         "1.50 MiB",

@@ -1,4 +1,4 @@
-"""Bytes of a program as a GPU's compiler writes it, against what is counted by hand."""
+"""Memory traffic of a compiled GPU program, compared with counts by hand."""
 
 import pytest
 
@@ -20,13 +20,13 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
   ROOT %bc = bf16[4,8]{1,0} bitcast(%ds)
 }
 
-%fused_into (q0: bf16[10,4,8], q1: f32[4,8], q2: s32[]) -> bf16[10,4,8] {
+%fused_write (q0: bf16[10,4,8], q1: f32[4,8], q2: s32[]) -> bf16[10,4,8] {
   %q0 = bf16[10,4,8]{2,1,0} parameter(0)
   %q1 = f32[4,8]{1,0} parameter(1)
   %q2 = s32[] parameter(2)
   %zero.1 = s32[] constant(0)
-  %half = bf16[4,8]{1,0} convert(%q1)
-  %one = bf16[1,4,8]{2,1,0} bitcast(%half)
+  %narrow = bf16[4,8]{1,0} convert(%q1)
+  %one = bf16[1,4,8]{2,1,0} bitcast(%narrow)
   ROOT %dus = bf16[10,4,8]{2,1,0} dynamic-update-slice(%q0, %one, %q2, %zero.1, %zero.1)
 }
 
@@ -36,8 +36,8 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
   %x = bf16[10,4,8]{2,1,0} get-tuple-element(%t), index=1
   %read = bf16[4,8]{1,0} fusion(%x, %i), calls=%fused_slice, metadata={op_name="jit(f)/read"}
   %product = f32[4,8]{1,0} custom-call(%read, %read), metadata={op_name="jit(f)/dot"}
-  %into = bf16[10,4,8]{2,1,0} fusion(%x, %product, %i), calls=%fused_into, metadata={op_name="jit(f)/into"}
-  ROOT %next = (s32[], bf16[10,4,8]{2,1,0}) tuple(%i, %into)
+  %write = bf16[10,4,8]{2,1,0} fusion(%x, %product, %i), calls=%fused_write, metadata={op_name="jit(f)/write"}
+  ROOT %next = (s32[], bf16[10,4,8]{2,1,0}) tuple(%i, %write)
 }
 
 %condition (u: (s32[], bf16[10,4,8])) -> pred[] {
@@ -50,11 +50,11 @@ PROGRAM = """HloModule jit_f, is_scheduled=true
 ENTRY %main (start: bf16[10,4,8], v: f32[6,8]) -> f32[6] {
   %start = bf16[10,4,8]{2,1,0} parameter(0)
   %v = f32[6,8]{1,0} parameter(1)
-  %nought = f32[] constant(0)
+  %zero.2 = f32[] constant(0)
   %count = s32[] constant(0)
-  %made = (s32[], bf16[10,4,8]{2,1,0}) tuple(%count, %start)
-  %loop = (s32[], bf16[10,4,8]{2,1,0}) while(%made), condition=%condition, body=%body
-  ROOT %r = f32[6]{0} reduce(%v, %nought), dimensions={1}, to_apply=%sum, metadata={op_name="jit(f)/sum"}
+  %init = (s32[], bf16[10,4,8]{2,1,0}) tuple(%count, %start)
+  %loop = (s32[], bf16[10,4,8]{2,1,0}) while(%init), condition=%condition, body=%body
+  ROOT %r = f32[6]{0} reduce(%v, %zero.2), dimensions={1}, to_apply=%sum, metadata={op_name="jit(f)/sum"}
 }
 """
 
@@ -62,15 +62,15 @@ ENTRY %main (start: bf16[10,4,8], v: f32[6,8]) -> f32[6] {
 @pytest.mark.parametrize(
     ("scope", "expected"),
     [
-        ("jit(f)/read", 5 * (64 + 4 + 64)),  # a slice of x, its place; written as it is
+        ("jit(f)/read", 5 * (64 + 4 + 64)),  # reads a slice of x and its index, writes the slice
         ("jit(f)/dot", 5 * (64 + 64 + 128)),
-        ("jit(f)/into", 5 * (128 + 4 + 64)),  # x is written in place, but not read
-        ("jit(f)/sum", 6 * 8 * 4 + 4 + 6 * 4),  # not what is added inside
+        ("jit(f)/write", 5 * (128 + 4 + 64)),  # updates a slice of x in place, does not read x
+        ("jit(f)/sum", 6 * 8 * 4 + 4 + 6 * 4),  # the additions of the reduction do not count
     ],
 )
-def test_a_kernels_bytes_are_those_at_its_border_times_its_trips(scope, expected):
+def test_kernel_counts_its_operands_and_results_times_the_trip_count(scope, expected):
     assert memory_traffic(PROGRAM)[scope] == expected
 
 
-def test_nothing_else_is_a_kernel():
+def test_other_operations_are_not_kernels():
     assert len([scope for scope, count in memory_traffic(PROGRAM).items() if count]) == 4

@@ -1,6 +1,11 @@
-"""FLOPs, exchanges and cycles of compiled programs, against what is counted by hand."""
+"""FLOPs, collectives and cycles of compiled programs, compared with counts by hand."""
 
+import ast
+import doctest
 import functools
+import inspect
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +13,32 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from sdft_jax.plan import hlo
 from sdft_jax.plan.hlo import Collective, collectives, estimated_cycles, matmul_flops, matmul_flops_by_scope
 
 X, W = jnp.ones((4, 8)), jnp.ones((5, 8, 8))
 PRODUCT = 2 * 4 * 8 * 8
-"""Of X and one matrix of W: a multiplication and an addition for each of 4 x 8 x 8."""
+"""The FLOPs of X times one matrix of W: a multiplication and an addition for each of 4 x 8 x 8."""
+
+PATTERNS = [name for name, value in vars(hlo).items() if isinstance(value, re.Pattern)]
+DOCUMENTATION = {
+    statement.targets[0].id: string.value.value
+    for statement, string in itertools.pairwise(ast.parse(inspect.getsource(hlo)).body)
+    if isinstance(statement, ast.Assign) and isinstance(string, ast.Expr)
+}
+"""The string below each variable of the module."""
 
 
-def text_of(function, *arguments) -> str:
+@pytest.mark.parametrize("name", PATTERNS)
+def test_pattern_matches_the_examples_below_it(name):
+    examples = doctest.DocTestParser().get_doctest(DOCUMENTATION[name], vars(hlo), name, hlo.__file__, None)
+    report = []
+    results = doctest.DocTestRunner().run(examples, out=report.append)
+    assert results.attempted > 0
+    assert results.failed == 0, "".join(report)
+
+
+def compiled_text(function, *arguments) -> str:
     return jax.jit(function).lower(*arguments).compile().as_text()
 
 
@@ -27,79 +50,79 @@ def nested(x, w):
     return jax.lax.scan(lambda carry, _: (chain(carry, w), None), x, None, length=3)[0]
 
 
-def until(x, w, n):
+def dynamic_trip_count(x, w, n):
     body = lambda carry: (carry[0] + 1, jnp.tanh(carry[1] @ w[0]))  # noqa: E731
     return jax.lax.while_loop(lambda carry: carry[0] < n, body, (0, x))[1]
 
 
-def either(choice, x, w):
+def two_branches(choice, x, w):
     return jax.lax.cond(choice, lambda: x @ w[0] @ w[1], lambda: x @ w[2])
 
 
-def one_of(choice, x, w):
+def four_branches(choice, x, w):
     branches = [lambda: x @ w[0], lambda: x @ w[0] @ w[1] @ w[2], lambda: x @ w[3] @ w[4], lambda: x]
     return jax.lax.switch(choice, branches)
 
 
 COUNTS = {
-    "one product": (lambda x, w: x @ w[0], (X, W), PRODUCT),
-    "a matrix and a vector": (lambda x, v: x @ v, (X, X[0]), 2 * 4 * 8),
+    "one matrix product": (lambda x, w: x @ w[0], (X, W), PRODUCT),
+    "matrix times vector": (lambda x, v: x @ v, (X, X[0]), 2 * 4 * 8),
     "bfloat16": (lambda x, w: x.astype("bfloat16") @ w[0].astype("bfloat16"), (X, W), PRODUCT),
-    "a scan": (chain, (X, W), 5 * PRODUCT),
-    "a scan in a scan": (nested, (X, W), 3 * 5 * PRODUCT),
-    "a gradient": (jax.grad(lambda x, w: chain(x, w).sum(), argnums=(0, 1)), (X, W), 3 * 5 * PRODUCT),
-    "a batch": (
+    "scan": (chain, (X, W), 5 * PRODUCT),
+    "nested scan": (nested, (X, W), 3 * 5 * PRODUCT),
+    "gradient": (jax.grad(lambda x, w: chain(x, w).sum(), argnums=(0, 1)), (X, W), 3 * 5 * PRODUCT),
+    "batched product": (
         lambda a, b: jnp.einsum("bij,bkj->bik", a, b),
         (jnp.ones((3, 4, 5)), jnp.ones((3, 6, 5))),
         2 * 3 * 4 * 6 * 5,
     ),
-    "two axes contracted": (
+    "two contracted axes": (
         lambda a, b: jnp.einsum("ijk,jkl->il", a, b),
         (jnp.ones((3, 4, 5)), jnp.ones((4, 5, 7))),
         2 * 3 * 7 * 4 * 5,
     ),
-    "no product": (lambda x, w: jnp.tanh(x) + 1, (X, W), 0),
-    "the costlier of two branches": (either, (True, X, W), 2 * PRODUCT),
-    "the costliest of four branches": (one_of, (1, X, W), 3 * PRODUCT),
+    "no matrix product": (lambda x, w: jnp.tanh(x) + 1, (X, W), 0),
+    "more expensive of two branches": (two_branches, (True, X, W), 2 * PRODUCT),
+    "most expensive of four branches": (four_branches, (1, X, W), 3 * PRODUCT),
 }
 
 
-@pytest.mark.parametrize("what", COUNTS)
-def test_flops_are_those_counted_by_hand(what):
-    function, arguments, flops = COUNTS[what]
-    assert matmul_flops(text_of(function, *arguments)) == flops
+@pytest.mark.parametrize("name", COUNTS)
+def test_flops_equal_the_count_by_hand(name):
+    function, arguments, flops = COUNTS[name]
+    assert matmul_flops(compiled_text(function, *arguments)) == flops
 
 
-def test_a_loop_whose_trips_nothing_tells_is_one_trip():
+def test_while_loop_without_a_known_trip_count_counts_once():
     def both(x, w, n):
-        return chain(until(x, w, n), w)
+        return chain(dynamic_trip_count(x, w, n), w)
 
-    assert matmul_flops(text_of(until, X, W, 3)) == PRODUCT
-    assert matmul_flops(text_of(both, X, W, 3)) == (1 + 5) * PRODUCT
+    assert matmul_flops(compiled_text(dynamic_trip_count, X, W, 3)) == PRODUCT
+    assert matmul_flops(compiled_text(both, X, W, 3)) == (1 + 5) * PRODUCT
 
 
-def test_a_bound_in_the_condition_is_a_number_of_trips():
-    """As TPU programs and lowered ones have it, whose loops do not tell their trips."""
+def test_trip_count_is_the_bound_in_the_condition():
+    """Lowered programs and TPU programs have no `known_trip_count`."""
     lowered = jax.jit(lambda x, w: nested(x, w)).lower(X, W).compiler_ir(dialect="hlo").as_hlo_text()
     assert "known_trip_count" not in lowered
     assert matmul_flops(lowered) == 3 * 5 * PRODUCT
 
 
-def test_of_a_loop_that_may_end_before_its_bound_the_bound_counts():
-    """As in decoding: compiled for a CPU, the comparison stands in a fusion."""
+def test_trip_count_of_a_loop_with_early_exit_is_its_bound():
+    """The decode loop is such a loop. The CPU compiler puts the comparison in a fusion."""
 
-    def early(x, w):
+    def early_exit(x, w):
         def body(carry):
             return carry[0] + 1, jnp.tanh(carry[1] @ w[0])
 
         return jax.lax.while_loop(lambda carry: (carry[0] < 6) & ~jnp.all(carry[1] > 2), body, (0, x))[1]
 
-    assert matmul_flops(text_of(early, X, W)) == 6 * PRODUCT
+    assert matmul_flops(compiled_text(early_exit, X, W)) == 6 * PRODUCT
 
 
 SIZE = 16 * 4
-"""Bytes of what is exchanged below."""
-EXCHANGES = {
+"""The bytes of the array that the collectives below receive as operand or return."""
+COLLECTIVES = {
     "all-reduce": (lambda x: jax.lax.psum(x, "i"), PartitionSpec(), 2 * SIZE * 7 / 8),
     "all-gather": (lambda x: jax.lax.all_gather(x, "i", tiled=True), PartitionSpec("i"), SIZE * 7 / 8),
     "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "i", tiled=True), PartitionSpec(), SIZE * 7 / 8),
@@ -116,25 +139,25 @@ EXCHANGES = {
 }
 
 
-@pytest.mark.parametrize("kind", EXCHANGES)
-def test_bytes_that_a_device_receives(kind):
-    exchange, spec, received = EXCHANGES[kind]
+@pytest.mark.parametrize("kind", COLLECTIVES)
+def test_collective_counts_the_bytes_that_a_device_receives(kind):
+    collective, spec, received = COLLECTIVES[kind]
     mesh = Mesh(np.asarray(jax.devices()), "i")
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=PartitionSpec(), check_vma=False)
-    def thrice(x):
+    def three_times(x):
         def body(carry, _):
             with jax.named_scope("here"):
-                return carry + jnp.sum(exchange(x * carry)), None
+                return carry + jnp.sum(collective(x * carry)), None
 
         return jax.lax.scan(body, 1.0, None, length=3)[0]
 
-    found = [x for x in collectives(text_of(thrice, jnp.ones(16))) if x.kind == kind]
-    assert [(x.times, x.bytes) for x in found] == [(3, 3 * received)]
-    assert "here" in found[0].scope
+    counted = [x for x in collectives(compiled_text(three_times, jnp.ones(16))) if x.kind == kind]
+    assert [(x.times, x.bytes) for x in counted] == [(3, 3 * received)]
+    assert "here" in counted[0].scope
 
 
-TPU = """\
+TPU_PROGRAM = """\
 HloModule jit_update
 
 %condition (c: (s32[], bf16[4])) -> pred[] {
@@ -148,7 +171,7 @@ HloModule jit_update
   ROOT %and = pred[]{:T(512)} and(%lt, %live)
 }
 
-%begun (p: bf16[8]) -> bf16[32] {
+%started (p: bf16[8]) -> bf16[32] {
   ROOT %g = bf16[32]{0} all-gather(%p), channel_id=5, replica_groups=mesh['a'=2,'b'=4] {'b'}, metadata={op_name="jit(f)/decode/dot"}
 }
 
@@ -167,7 +190,7 @@ HloModule jit_update
 
 %body (b: (s32[], bf16[4])) -> (s32[], bf16[4]) {
   %b = (s32[]{:T(128)}, bf16[4]) parameter(0)
-  %async-collective-start.5 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%begun
+  %async-collective-start.5 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%started
   %fusion.1 = bf16[32]{0} fusion(%b), kind=kCustom, calls=%async_collective_fusion.1, metadata={op_name="jit(f)/decode/mul"}, backend_config={"window_config":{"estimated_cycles":"100"}}
   %async-collective-done.5 = bf16[32]{0} fusion(%fusion.1), kind=kCustom, calls=%ended
   %fusion.2 = (bf16[2,8]{1,0}, bf16[2]{0}) fusion(%b, %b), kind=kCustom, calls=%all-reduce-scatter.3.clone.1, metadata={op_name="jit(f)/decode/sum"}
@@ -183,20 +206,20 @@ ENTRY %main (x: bf16[4]) -> bf16[4] {
 """  # noqa: E501
 
 
-def test_an_exchange_beside_computations_counts_once_and_a_fused_one_for_what_it_does():
-    assert set(collectives(TPU)) == {
+def test_asynchronous_collective_counts_once_and_a_fused_all_reduce_as_reduce_scatter():
+    assert set(collectives(TPU_PROGRAM)) == {
         Collective("all-gather", "jit(f)/decode/dot", 11, 11 * 64 * 3 / 4),
         Collective("collective-permute", "jit(f)/shift", 1, 16),
         Collective("reduce-scatter", "jit(f)/decode/sum", 11, 11 * (16 + 2) * 2 * 3),
     }
 
 
-def test_cycles_are_the_compilers_times_the_trips():
-    assert estimated_cycles(TPU) == {"jit(f)/decode/mul": 11 * 100, "jit(f)/end": 7}
+def test_cycles_are_the_compilers_estimates_times_the_trip_count():
+    assert estimated_cycles(TPU_PROGRAM) == {"jit(f)/decode/mul": 11 * 100, "jit(f)/end": 7}
 
 
-def test_scopes_before_compilation_are_told_in_whole():
-    """Loops and calls stand in computations of their own, which know only their part of the scope."""
+def test_scopes_of_a_lowered_program_are_complete():
+    """In a lowered program, the computation of a loop or a call has only its own part of the scope."""
 
     def outer(x, w):
         with jax.named_scope("first"):
@@ -205,7 +228,7 @@ def test_scopes_before_compilation_are_told_in_whole():
             return jax.checkpoint(nested)(x, w)
 
     lowered = jax.jit(outer).lower(X, W)
-    found = matmul_flops_by_scope(lowered.as_text(dialect="hlo", debug_info=True))
-    assert sum(count for scope, count in found.items() if "/first/" in scope) == 5 * PRODUCT
-    assert sum(count for scope, count in found.items() if "/second/" in scope) == 15 * PRODUCT
-    assert sum(found.values()) == 20 * PRODUCT
+    flops = matmul_flops_by_scope(lowered.as_text(dialect="hlo", debug_info=True))
+    assert sum(count for scope, count in flops.items() if "/first/" in scope) == 5 * PRODUCT
+    assert sum(count for scope, count in flops.items() if "/second/" in scope) == 15 * PRODUCT
+    assert sum(flops.values()) == 20 * PRODUCT

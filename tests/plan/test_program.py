@@ -1,24 +1,23 @@
-"""What is lowered is what training runs, and what is counted exactly is what training allocates."""
+"""The lowered update is the one that training runs, and counted arrays are those that it allocates."""
 
-import dataclasses
 import json
 
 import jax
-import numpy as np
 import pytest
 
 from runs import config_of
-from sdft_jax.algorithm.optimizer import make_optimizer
-from sdft_jax.algorithm.state import init_state, make_model
+from sdft_jax.algorithm.learner import make_learner, make_model
+from sdft_jax.algorithm.state import init_state
 from sdft_jax.config import load_config
 from sdft_jax.data import make_batches
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model
 from sdft_jax.plan.footprint import by_kind, update_arrays
-from sdft_jax.plan.program import abstract_batch, mesh_sizes, model_shape
+from sdft_jax.plan.program import abstract_batch, lower_update, matmul_work, model_shape, planned_learner
 from sdft_jax.sampling.layout import lay_out_for_decoding
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.training.inputs import prepare
+from sdft_jax.training.inputs import load_inputs
+from sdft_jax.types import NO_STOP
 from tiny import QWEN3
 
 # Parameters without the embedding and with it, as the model cards give them.
@@ -34,64 +33,46 @@ CARDS = {
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_known_shapes_have_the_parameters_of_their_cards(name):
-    shape = model_shape(load_config(None, [f"model.path=Qwen/{name}-Instruct"]))
-    params = Model(shape).abstract_params()
+def test_known_models_have_the_number_of_parameters_on_their_cards(name):
+    architecture = model_shape(load_config(None, [f"model.path=Qwen/{name}-Instruct"]))
+    params = Model(architecture).abstract_params()
     assert sum(x.size for x in jax.tree.leaves(params)) == CARDS[name]
 
 
-def test_a_directory_needs_no_weights(tmp_path):
+def test_directory_needs_no_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN3))
-    shape = model_shape(load_config(None, [f"model.path={tmp_path}"]))
-    assert shape.hidden_size == QWEN3["hidden_size"]
+    architecture = model_shape(load_config(None, [f"model.path={tmp_path}"]))
+    assert architecture.hidden_size == QWEN3["hidden_size"]
 
 
-def test_an_unknown_model_is_refused_with_those_that_are_known():
+def test_error_for_an_unknown_model_lists_the_known_ones():
     with pytest.raises(
         SdftError, match=r"model\.path=a/b: planning needs the model's config\.json.*Qwen2\.5-7B"
     ):
         model_shape(load_config(None, ["model.path=a/b"]))
 
 
-def test_meshes_are_all_factorisations():
-    assert [tuple(mesh.values()) for mesh in mesh_sizes(4)] == [
-        (1, 1, 4),
-        (1, 2, 2),
-        (1, 4, 1),
-        (2, 1, 2),
-        (2, 2, 1),
-        (4, 1, 1),
-    ]
-    assert all(np.prod(list(mesh.values())) == 12 for mesh in mesh_sizes(12))
-
-
-@pytest.mark.parametrize("method", ["sdft", "sft", "offline_kl"])
-def test_the_batch_has_the_parts_of_a_real_one(method, tiny_directory):
-    config = config_of(tiny_directory, "unused", f"train.method={method}")
-    prepared = prepare(config, active=False)
-    real = next(
-        make_batches(
-            prepared.train,
-            config.data,
-            batch_size=8,
-            seed=0,
-            pad_id=prepared.pad_id,
-            process_index=0,
-            process_count=1,
-        )
-    )
+@pytest.mark.parametrize("method", ["sdft", "sft", "offline_kl", "cpt"])
+def test_abstract_batch_has_the_arrays_of_a_real_one(method, tiny_directory):
+    field = ["data.text=prompt"] if method == "cpt" else []
+    config = config_of(tiny_directory, "unused", f"train.method={method}", *field)
+    inputs = load_inputs(config)
+    real = next(make_batches(inputs.train, config, inputs.stop.pad_id))
     planned = abstract_batch(config, Sharding(make_mesh(1, 8, 1)))
-    for field in dataclasses.fields(real):
-        here, there = getattr(planned, field.name), getattr(real, field.name)
-        assert here.dtype == there.dtype, field.name
-        assert here.shape[0] == there.shape[0], field.name
-        if here.ndim > 1:  # the longest that the limits allow, where the real one fits its rows
-            assert (here.shape[1] > 0) == (there.shape[1] > 0), field.name
-            assert here.shape[1] >= there.shape[1], field.name
+    assert jax.tree.structure(planned) == jax.tree.structure(real)
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(planned), jax.tree.leaves(real), strict=True
+    ):
+        name = jax.tree_util.keystr(path)
+        assert ours.dtype == theirs.dtype, name
+        assert ours.shape[0] == theirs.shape[0], name
+        if ours.ndim > 1:  # maximum lengths, while the real batch fits its rows
+            assert (ours.shape[1] > 0) == (theirs.shape[1] > 0), name
+            assert ours.shape[1] >= theirs.shape[1], name
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
-def test_bytes_of_known_shapes_are_those_that_training_allocates(mesh, tmp_path):
+def test_counted_bytes_are_those_that_training_allocates(mesh, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(QWEN3))
     config = load_config(
         None,
@@ -103,11 +84,10 @@ def test_bytes_of_known_shapes_are_those_that_training_allocates(mesh, tmp_path)
             "model.compute_dtype=float32",
         ],
     )
-    sharding = Sharding(make_mesh(*mesh))
-    model = make_model(config, model_shape(config), sharding)
+    model = make_model(config, model_shape(config), Sharding(make_mesh(*mesh)))
     parts = by_kind(update_arrays(config, model))
-    optimizer = make_optimizer(config.optimizer, 10)
-    state = init_state(model, model.init(jax.random.key(0)), optimizer, config)
+    learner = make_learner(config, model, 10, NO_STOP)
+    state = init_state(learner, model.init(jax.random.key(0)))
 
     def on_first(tree):
         return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -120,3 +100,26 @@ def test_bytes_of_known_shapes_are_those_that_training_allocates(mesh, tmp_path)
     # prompts are padded to a multiple of 8
     cache = jax.jit(lambda: model.init_cache(8, 8 + 5))()
     assert parts["KV cache"] == on_first((cache.keys, cache.values))
+
+
+def test_work_of_a_method_without_sampling_is_learning(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    settings = [
+        f"model.path={tmp_path}",
+        "train.batch_size=2",
+        "data.max_prompt=8",
+        "sampling.max_new_tokens=8",
+    ]
+    sdft, sft = (load_config(None, [*settings, f"train.method={name}"]) for name in ("sdft", "sft"))
+    work = matmul_work(sft, model_shape(sft))
+    assert (work.rollout, work.learn > work.attention > 0) == (0, True)
+    assert matmul_work(sdft, model_shape(sdft)).rollout > 0
+
+
+def test_method_that_does_not_train_has_no_update(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3))
+    config = load_config(None, [f"model.path={tmp_path}", "train.method=oracle"])
+    with pytest.raises(SdftError, match=r"train\.method=oracle does not train"):
+        lower_update(
+            planned_learner(config, make_model(config, model_shape(config), Sharding(make_mesh(1, 8, 1))))
+        )

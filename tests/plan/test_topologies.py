@@ -1,4 +1,4 @@
-"""Names of topologies, and what is said of unknown ones."""
+"""Names of topologies, and error messages for unknown names."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from sdft_jax.errors import SdftError
 from sdft_jax.plan.topologies import all_names, parse_topology, topology_devices
 
-# Google's own tables of slices: product name, topology, chips, JAX devices.
+# From Google's tables of slices. Product name: (topology, chips, JAX devices).
 PRODUCTS = {
     "v5e-1": ("v5e:1x1", 1, 1),
     "v5e-16": ("v5e:4x4", 16, 16),
@@ -24,38 +24,38 @@ PRODUCTS = {
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_product_names_mean_topologies(product):
-    found = parse_topology(product)
-    assert (found.name, found.chips, found.size) == PRODUCTS[product]
+def test_product_name_gives_the_topology(product):
+    topology = parse_topology(product)
+    assert (topology.name, topology.chips, topology.size) == PRODUCTS[product]
 
 
 def slices():
-    """What the launchers know: (product name, topology, hosts, chips of a host)."""
+    """Return the slices of the launch scripts: (product name, topology, hosts, chips per host)."""
     lines = (Path(__file__).parents[2] / "launch_tpu" / "accelerators.txt").read_text().splitlines()
     rows = [line.split()[:4] for line in lines if not line.startswith("#")]
     return [(name, topology, int(hosts), int(chips)) for name, topology, hosts, chips in rows]
 
 
 @pytest.mark.parametrize(("name", "shape", "hosts", "chips"), slices())
-def test_what_can_be_launched_can_be_planned(name, shape, hosts, chips):
-    found = parse_topology(name)
-    assert (found.shape, found.chips) == (shape, hosts * chips)
-    assert parse_topology(f"{name.partition('-')[0]}-{shape}") == found
+def test_slice_of_the_launch_scripts_has_a_topology(name, shape, hosts, chips):
+    topology = parse_topology(name)
+    assert (topology.shape, topology.chips) == (shape, hosts * chips)
+    assert parse_topology(f"{name.partition('-')[0]}-{shape}") == topology
 
 
-def test_the_compiler_sees_the_hosts_that_are_launched():
+def test_compiler_devices_have_as_many_hosts_as_the_launch_scripts_start():
     pytest.importorskip("libtpu")
     for name, _, hosts, _ in slices():
         assert len({device.process_index for device in topology_devices(parse_topology(name))}) == hosts, name
 
 
 @pytest.mark.parametrize("name", all_names())
-def test_every_topology_is_its_own_name(name):
+def test_topology_name_is_unchanged_by_parsing(name):
     assert parse_topology(name).name == name
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"),
+    ("name", "similar"),
     [
         ("v5e:4x5", "v5e:4x4"),
         ("v5e-15", "v5e:"),
@@ -64,15 +64,15 @@ def test_every_topology_is_its_own_name(name):
         ("gpu", "v"),
     ],
 )
-def test_an_unknown_name_is_refused_with_the_nearest(name, nearest):
-    with pytest.raises(SdftError) as caught:
+def test_error_for_an_unknown_name_lists_similar_names(name, similar):
+    with pytest.raises(SdftError) as error:
         parse_topology(name)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(f"--topology {name}: there is no such TPU topology; the nearest are ")
-    assert nearest in message
+    assert similar in message
 
 
-def test_devices_are_those_of_the_compiler():
+def test_compiler_returns_every_device_of_the_topology():
     pytest.importorskip("libtpu")
     for name in ("v5e:2x2", "v5e:1x1", "v5p:2x2x1", "v4:2x2x1"):
         topology = parse_topology(name)

@@ -1,13 +1,15 @@
-"""Pictures are written, and hold the lines, bars, marks and words that they should."""
+"""Figures contain the expected lines, bars, markers, labels and legends, and nothing overlaps."""
 
 import itertools
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.charts import (
+    Axes,
     Bar,
     Line,
     Point,
@@ -35,7 +37,7 @@ CAPTION = "Where and how this was measured. " * 5
 
 @pytest.fixture
 def written(monkeypatch, tmp_path):
-    """Runs a plot and gives its figure, laid out as in the file."""
+    """Run a plot and return its figure, with the same layout as in the file."""
     figures = []
     save = Figure.savefig
     monkeypatch.setattr(
@@ -52,36 +54,42 @@ def written(monkeypatch, tmp_path):
     return run
 
 
+def entries(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def main_legend(figure):
+    (legend,) = [legend for legend in figure.legends if not legend.get_title().get_text()]
+    return legend
+
+
 def legend(figure):
-    """Its entries in reading order."""
-    boxes = [(text.get_window_extent(), text.get_text()) for text in figure.legends[0].get_texts()]
-    return [text for box, text in sorted(boxes, key=lambda pair: (-round(pair[0].y0, -1), pair[0].x0))]
+    """The entries of the main legend, in order."""
+    return entries(main_legend(figure))
 
 
 def named(axis):
-    """The lines that the legend knows, by their labels."""
+    """The lines in the legend, by label."""
     return {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
 
 
-def words(axis):
-    return [text.get_text() for text in axis.texts]
-
-
-def overlapping(texts):
-    boxes = [text.get_window_extent() for text in texts]
-    return [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+def stage_labels(axis):
+    """The names of the stages above a panel."""
+    (top,) = axis.child_axes
+    return top.get_xticklabels()
 
 
 @pytest.mark.parametrize(
     ("panels", "titles", "lines"), [("method", METHODS, TASKS), ("task", TASKS, METHODS)]
 )
-def test_sequence_has_a_panel_each_and_a_line_each(written, panels, titles, lines):
+def test_sequence_has_a_panel_per_title_and_a_line_per_label(written, panels, titles, lines):
     figure = written(plot_sequence, CURVES, stages=STAGES, panels=panels)
     assert [axis.get_title("left") for axis in figure.axes] == titles
     assert legend(figure) == lines
     for axis in figure.axes:
         assert list(named(axis)) == lines
-        assert words(axis) == TASKS
+        assert [label.get_text() for label in stage_labels(axis)] == TASKS
+        assert [label.get_position()[0] for label in stage_labels(axis)] == [0, 30, 60]
         starts = [line.get_xdata() for line in axis.lines if line.get_linestyle() == ":"]
         np.testing.assert_array_equal(starts, [[0, 0], [30, 30], [60, 60]])
 
@@ -96,24 +104,33 @@ def test_sequence_draws_mean_and_interval_over_seeds(written):
         assert (ends.min(), ends.max()) == pytest.approx((mean - half, mean + half))
 
 
-def test_one_seed_has_no_band_and_methods_their_own_stages(written):
+def test_one_seed_has_no_band_and_stages_may_differ_between_panels(written):
     single = [TaskCurve(c.method, c.task, c.steps, c.values[:1]) for c in CURVES]
     figure = written(plot_sequence, single, stages={"sdft": STAGES, "sft": STAGES[:2]})
     assert [len(axis.collections) for axis in figure.axes] == [0, 0]
-    assert [len(words(axis)) for axis in figure.axes] == [3, 2]
+    assert [len(stage_labels(axis)) for axis in figure.axes] == [3, 2]
 
 
 def test_long_names_of_stages_do_not_overlap(written):
     stages = [(20 * i, f"a rather long name of stage {i}") for i in range(5)]
-    axis = written(plot_sequence, CURVES[:1], stages=stages).axes[0]
-    title = axis.get_tightbbox().y1 - axis.title.get_fontsize()
-    assert not overlapping(axis.texts)
-    assert max(name.get_window_extent().y1 for name in axis.texts) < title
-    assert max(name.get_window_extent().x1 for name in axis.texts) < axis.bbox.x1
+    figure = written(plot_sequence, CURVES[:1], stages=stages)
+    (axis,) = figure.axes
+    (title,) = axis.findobj(lambda artist: isinstance(artist, Text) and artist.get_text() == "sdft")
+    labels = stage_labels(axis)
+    boxes = [label.get_window_extent() for label in labels]
+    # The labels are parallel: compare the distance between their baselines with the height of a line.
+    angle = np.radians(labels[0].get_rotation())
+    distances = np.diff([box.x0 for box in boxes]) * np.sin(angle)
+    line_height = 1.2 * labels[0].get_fontsize() * figure.dpi / 72
+    assert {label.get_rotation() for label in labels} == {labels[0].get_rotation()}
+    assert min(distances) > line_height
+    assert min(box.y0 for box in boxes) > axis.bbox.y1
+    assert max(box.y1 for box in boxes) <= title.get_window_extent().y0
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
 
 
-def test_pareto_has_a_line_a_method_and_a_label_a_rate(written):
-    figure = written(plot_pareto, POINTS, base=(0.65, 0.3), teacher=0.7, new="science")
+def test_pareto_has_a_line_per_method_and_a_marker_per_learning_rate(written):
+    figure = written(plot_pareto, POINTS, base=Point("base model", prior=0.65, new=0.3), teacher=0.7)
     (axis,) = figure.axes
     lines = named(axis)
     assert legend(figure) == [*METHODS, "base model", "demonstration in context"]
@@ -121,20 +138,32 @@ def test_pareto_has_a_line_a_method_and_a_label_a_rate(written):
     np.testing.assert_allclose(lines["base model"].get_xydata(), [[65, 30]])
     np.testing.assert_allclose(lines["demonstration in context"].get_ydata(), [70, 70])
     assert lines["demonstration in context"].get_linestyle() == "--"
-    assert sorted(words(axis)) == sorted(point.label for point in POINTS)
-    assert not overlapping(axis.texts)
+    (rates,) = [legend for legend in figure.legends if legend.get_title().get_text() == "learning rate"]
+    assert entries(rates) == ["5e-6", "1e-5", "5e-5"]
+    box = rates.get_window_extent()
+    assert axis.get_tightbbox().x1 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert box.y1 <= main_legend(figure).get_window_extent().y0
+    shapes = [handle.get_marker() for handle in rates.legend_handles]
+    assert len(set(shapes)) == 3
+    single = [line for line in axis.lines if line.get_label().startswith("_") and len(line.get_xdata()) == 1]
+    assert [line.get_marker() for line in single] == shapes * 2
+    np.testing.assert_allclose(
+        [line.get_xydata()[0] for line in single], [[100 * point.prior, 100 * point.new] for point in POINTS]
+    )
     large = [line for line in axis.lines if line.get_markersize() == 15]
     np.testing.assert_allclose([line.get_xydata()[0] for line in large], [[65, 40], [55, 40]])
-    assert axis.get_ylabel() == "science, accuracy (%)"
+    assert axis.get_xlabel() == "prior skills, accuracy (%)"
+    assert axis.get_ylabel() == "new skill, accuracy (%)"
 
 
-def test_pareto_without_base_intervals_and_labels(written):
+def test_pareto_without_base_intervals_and_learning_rates(written):
     figure = written(plot_pareto, [Point("sdft", 0.6, 1.0)])
     assert legend(figure) == ["sdft"]
+    assert len(figure.legends) == 1
     assert figure.axes[0].get_ylim()[1] <= 104
 
 
-def test_bars_stand_in_groups_with_the_papers_values_beside_them(written):
+def test_bars_are_grouped_and_have_diamonds_for_the_values_of_the_paper(written):
     bars = [
         Bar(group, method, 10.0 * i + j, 1.5 if j else None, paper=50.0 if group == "prior" and j else None)
         for i, group in enumerate(["new", "prior"])
@@ -160,8 +189,8 @@ def test_lines_with_bands_references_and_a_logarithmic_axis(written):
         Line("sdft", ks, [0.5, 0.6, 0.7, 0.8], np.array([0.1] * 4)),
         Line("sft", ks, [0.4, 0.5, 0.6, 0.7], [None] * 4),
     ]
-    options = {"x_label": "k", "y_label": "pass@k", "references": {"base": 0.3}}
-    figure = written(plot_lines, lines, log_x=True, **options)
+    axes = Axes("k", "pass@k", log_x=True)
+    figure = written(plot_lines, lines, axes=axes, references={"base": 0.3})
     (axis,) = figure.axes
     assert legend(figure) == ["sdft", "sft", "base"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "4", "8"]
@@ -170,9 +199,9 @@ def test_lines_with_bands_references_and_a_logarithmic_axis(written):
     assert len(axis.collections) == 1
 
 
-def test_a_label_looks_the_same_in_every_panel_and_no_two_look_alike(written):
+def test_a_label_has_the_same_look_in_all_panels_and_looks_differ(written):
     lines = [Line(f"line {i}", [0, 1], [i, i], panel=f"panel {p}") for p in range(2) for i in range(p, 14)]
-    figure = written(plot_lines, lines, x_label="x", y_label="y")
+    figure = written(plot_lines, lines, axes=Axes("x", "y"))
     looks = {
         (label, line.get_color(), line.get_marker(), line.get_linestyle())
         for axis in figure.axes
@@ -183,32 +212,34 @@ def test_a_label_looks_the_same_in_every_panel_and_no_two_look_alike(written):
 
 
 @pytest.mark.parametrize("panels", [1, 5])
-def test_nothing_overlaps_or_is_cut_off(written, panels):
+def test_nothing_overlaps_or_is_clipped(written, panels):
     lines = [Line(f"line number {i}", [0, 1], [i, i], panel=f"p{p}") for p in range(panels) for i in range(9)]
-    figure = written(plot_lines, lines, x_label="x", y_label="y")
-    caption, outside = figure.texts[0].get_window_extent(), figure.legends[0].get_window_extent()
+    figure = written(plot_lines, lines, axes=Axes("x", "y"))
+    caption, legend_box = figure.texts[0].get_window_extent(), main_legend(figure).get_window_extent()
     lowest = min(axis.get_tightbbox().y0 for axis in figure.axes)
-    assert 0 <= caption.y0 < caption.y1 <= outside.y0 < outside.y1 <= lowest
-    for box in (caption, outside, *(axis.get_tightbbox() for axis in figure.axes)):
+    highest = max(axis.get_tightbbox().y1 for axis in figure.axes)
+    assert 0 <= caption.y0 < caption.y1 <= lowest
+    assert highest <= legend_box.y0 < legend_box.y1
+    for box in (caption, legend_box, *(axis.get_tightbbox() for axis in figure.axes)):
         assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
         assert box.y1 <= figure.bbox.y1
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda out: plot_sequence([], out), "nothing to draw"),
         (lambda out: plot_pareto([], out), "nothing to draw"),
         (lambda out: plot_bars([], out), "nothing to draw"),
-        (lambda out: plot_lines([], out, x_label="", y_label=""), "nothing to draw"),
+        (lambda out: plot_lines([], out, axes=Axes("", "")), "nothing to draw"),
         (lambda out: plot_bars([Bar("a", "b", 1), Bar("a", "b", 2)], out), "same group and method"),
         (
-            lambda out: plot_lines([Line("a", [0, 1], [1, 1])], out, x_label="", y_label="", log_x=True),
-            "x=0 has no place",
+            lambda out: plot_lines([Line("a", [0, 1], [1, 1])], out, axes=Axes("", "", log_x=True)),
+            "x=0 cannot be drawn",
         ),
     ],
 )
-def test_mistakes_are_named(call, says, tmp_path):
-    with pytest.raises(SdftError, match=says):
+def test_invalid_arguments_raise(call, message, tmp_path):
+    with pytest.raises(SdftError, match=message):
         call(tmp_path / "out.png")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Parts of arrays and the devices that hold them, worked out by hand for eight devices."""
+"""Shards of arrays and the devices that store them, worked out by hand for eight devices."""
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from sdft_jax.sharding import Sharding, make_mesh
 SHARDING = Sharding(make_mesh(2, 2, 2))
 
 
-def lying(*axes, shape, dtype=jnp.float32):
+def sharded(*axes, shape, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=SHARDING.named(*axes))
 
 
-# Device 4 d + 2 f + t stands at place (d, f, t) of the mesh.
+# Device 4 d + 2 f + t is at index (d, f, t) of the mesh.
 @pytest.mark.parametrize(
     ("axes", "shape", "split", "devices"),
     [
@@ -28,30 +28,30 @@ def lying(*axes, shape, dtype=jnp.float32):
     ],
     ids=str,
 )
-def test_parts_and_the_devices_that_hold_them(axes, shape, split, devices):
-    found = placement(lying(*axes, shape=shape))
-    assert found.split == split
-    np.testing.assert_array_equal(found.devices, devices)
-    assert found.bytes == 4 * np.prod(shape)
-    assert found.local_bytes == found.bytes * found.devices.shape[-1] / 8
+def test_shards_and_the_devices_that_store_them(axes, shape, split, devices):
+    result = placement(sharded(*axes, shape=shape))
+    assert result.split == split
+    np.testing.assert_array_equal(result.devices, devices)
+    assert result.bytes == 4 * np.prod(shape)
+    assert result.local_bytes == result.bytes * result.devices.shape[-1] / 8
 
 
-def test_an_array_that_exists_lies_where_its_shape_says():
+def test_placement_of_an_array_matches_its_addressable_shards():
     array = jax.device_put(jnp.zeros((8, 4), jnp.bfloat16), SHARDING.named("batch", "mlp"))
-    found = placement(array)
+    result = placement(array)
     for shard in array.addressable_shards:
         row, column = (cut.start // size for cut, size in zip(shard.index, shard.data.shape, strict=True))
-        assert found.devices[row, column].tolist() == [shard.device.id]
-        assert found.local_bytes == shard.data.nbytes
+        assert result.devices[row, column].tolist() == [shard.device.id]
+        assert result.local_bytes == shard.data.nbytes
 
 
-def test_a_picture_has_a_panel_for_each_array(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.append(figure))
-    arrays = {"head": lying("vocab", "embed", shape=(4, 2)), "step": lying(shape=())}
+def test_plot_has_a_panel_per_array(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: figures.append(figure))
+    arrays = {"head": sharded("vocab", "embed", shape=(4, 2)), "step": sharded(shape=())}
     plot_placement(arrays, tmp_path / "out.png", "caption", dimensions={"head": ("vocab", None)})
-    head, step = drawn[0].axes
-    assert [text.get_text() for text in head.texts] == [*"04261537", "float32[4, 2]\n8 B of 32 B on a device"]
+    head, step = figures[0].axes
+    assert [text.get_text() for text in head.texts] == [*"04261537", "float32[4, 2]\n8 B of 32 B per device"]
     assert (head.get_title("left"), head.get_ylabel(), head.get_xlabel()) == (
         "head",
         "vocab 4",
@@ -60,8 +60,8 @@ def test_a_picture_has_a_panel_for_each_array(tmp_path, monkeypatch):
     assert len(step.texts) == 9
 
 
-def test_pictures_are_written_and_nothing_is_refused(tmp_path):
-    plot_placement({"x": lying("batch", shape=(4,))}, tmp_path / "out.png")
+def test_plot_is_written_and_no_arrays_raise(tmp_path):
+    plot_placement({"x": sharded("batch", shape=(4,))}, tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(SdftError, match="nothing to draw"):
         plot_placement({}, tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""Meshes, rules and their mistakes; all of it on the host."""
+"""Rules applied to arrays: partition specs, sizes that do not divide, and the placement of decoding."""
 
 import dataclasses
 
@@ -12,48 +12,15 @@ from sdft_jax.errors import SdftError
 from sdft_jax.sharding import (
     Rules,
     Sharding,
+    check_divisible,
     constrain,
-    for_decoding,
-    give_way,
+    decoding_sharding,
     make_mesh,
     partition_spec,
+    release_axes,
     single_device,
     tree_shardings,
 )
-
-
-@pytest.mark.parametrize(
-    ("axes", "shape"),
-    [
-        (dict(), (1, 1, 1)),
-        (dict(data=2, fsdp=2, tensor=2), (2, 2, 2)),
-        (dict(fsdp=-1), (1, 8, 1)),
-        (dict(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-        (dict(data=8, tensor=-1), (8, 1, 1)),
-        (dict(data=2), (2, 1, 1)),
-    ],
-)
-def test_mesh_shapes(axes, shape):
-    mesh = make_mesh(**axes)
-    assert mesh.axis_names == ("data", "fsdp", "tensor")
-    assert mesh.devices.shape == shape
-    assert len(set(mesh.devices.flat)) == np.prod(shape)
-
-
-@pytest.mark.parametrize(
-    ("axes", "message"),
-    [
-        (dict(data=3, fsdp=-1), r"mesh\.fsdp=-1: 8 devices are not divisible by the other axes \(3\)"),
-        (dict(data=16, fsdp=-1), r"mesh\.fsdp=-1: 8 devices are not divisible"),
-        (dict(data=4, fsdp=4), r"mesh 4x4x1 needs 16 devices and there are 8"),
-        (dict(data=-1, fsdp=-1), r"at most one of them is -1"),
-        (dict(tensor=0), r"each axis is a positive number"),
-        (dict(tensor=-2), r"each axis is a positive number"),
-    ],
-)
-def test_mesh_mistakes(axes, message):
-    with pytest.raises(SdftError, match=message):
-        make_mesh(**axes)
 
 
 def test_partition_specs_of_the_default_rules():
@@ -70,14 +37,15 @@ def test_a_mesh_axis_splits_one_dimension_only():
         partition_spec(Rules(embed="tensor"), ("vocab", "embed"))
 
 
-def test_rules_name_mesh_axes():
-    with pytest.raises(SdftError, match=r"sharding\.mlp: there is no mesh axis 'model'"):
-        Rules(mlp="model")
-
-
-def test_sizes():
+def test_number_of_parts_of_a_logical_axis():
     sharding = Sharding(make_mesh(2, 2, 2))
     assert (sharding.size("batch"), sharding.size("embed"), sharding.size("sequence")) == (4, 2, 1)
+
+
+def test_mesh_axes_of_one_device_do_not_split():
+    sharding = Sharding(make_mesh(2, 1, 2))
+    assert sharding.split("batch", "vocab", "sequence") == ("data", "tensor")
+    assert sharding.split("embed") == ()
 
 
 def shape(*sizes):
@@ -87,12 +55,12 @@ def shape(*sizes):
 def test_tree_shardings():
     sharding = Sharding(make_mesh(2, 2, 2))
     axes = {"embed": ("vocab", "embed"), "layers": {"q": (None, "embed", "heads", None)}}
-    found = tree_shardings(sharding, axes, {"embed": shape(8, 4), "layers": {"q": shape(2, 4, 2, 3)}})
-    assert found["embed"].spec == P("tensor", "fsdp")
-    assert found["layers"]["q"].spec == P(None, "fsdp", "tensor", None)
+    shardings = tree_shardings(sharding, axes, {"embed": shape(8, 4), "layers": {"q": shape(2, 4, 2, 3)}})
+    assert shardings["embed"].spec == P("tensor", "fsdp")
+    assert shardings["layers"]["q"].spec == P(None, "fsdp", "tensor", None)
 
 
-def test_sizes_that_do_not_divide_name_parameter_and_axis():
+def test_a_size_that_the_mesh_does_not_divide_is_reported_with_parameter_and_axis():
     sharding = Sharding(make_mesh(1, 1, 8))
     with pytest.raises(
         SdftError, match=r"layers\.q: axis 'heads' of size 6 .* the 8 parts of mesh axis tensor"
@@ -102,51 +70,63 @@ def test_sizes_that_do_not_divide_name_parameter_and_axis():
         tree_shardings(Sharding(make_mesh(2, 2, 2)), {"x": ("batch",)}, {"x": shape(6)})
 
 
-def test_a_study_is_one_replace():
+def test_check_divisible_skips_axes_without_a_rule():
+    sharding = Sharding(make_mesh(2, 2, 2))
+    check_divisible(sharding, "x", (None, "sequence", "batch"), (7, 7, 8))
+    with pytest.raises(SdftError, match=r"x: axis 'embed' of size 7 .* or set sharding\.embed=null"):
+        check_divisible(sharding, "x", (None, "embed"), (7, 7))
+
+
+def test_changed_rules_change_only_their_own_axes():
     rules = dataclasses.replace(Rules(), mlp=None, vocab=("fsdp", "tensor"), embed=None)
     assert partition_spec(rules, ("embed", "mlp")) == P(None, None)
     assert partition_spec(rules, ("vocab", "embed")) == P(("fsdp", "tensor"), None)
     assert partition_spec(rules, ("heads",)) == partition_spec(Rules(), ("heads",))
 
 
-def test_decoding_keeps_the_width_whole_and_splits_what_it_divides_further():
+def test_decoding_keeps_the_width_whole_and_splits_further_the_axes_that_divide():
     training = Sharding(make_mesh(1, 4, 2), Rules(sequence="tensor"))
-    rules = for_decoding(training, {"mlp": 24, "vocab": 100}).rules  # 8 parts divide 24, and not 100
+    rules = decoding_sharding(training, {"mlp": 24, "vocab": 100}).rules  # 8 parts divide 24 but not 100
     assert partition_spec(rules, ("embed", "mlp")) == P(None, ("tensor", "fsdp"))
     assert partition_spec(rules, ("vocab", "embed")) == P("tensor", None)
     changed = {"embed": None, "sequence": None, "mlp": ("tensor", "fsdp")}
     assert rules == dataclasses.replace(training.rules, **changed)
 
 
-def test_an_axis_gives_way_to_another_where_both_want_the_same_part_of_the_mesh():
+def test_axes_release_the_mesh_axes_that_another_axis_uses():
     sharding = Sharding(make_mesh(2, 2, 2), Rules(sequence="tensor", batch=("data", "fsdp")))
-    inner = give_way(sharding, "heads", "sequence")
+    inner = release_axes(sharding, "heads", "sequence")
     assert inner.mesh == sharding.mesh
     assert partition_spec(inner.rules, ("batch", "sequence", "heads")) == P(("data", "fsdp"), None, "tensor")
-    assert give_way(sharding, "embed", "batch", "sequence").rules == Rules(
+    assert release_axes(sharding, "embed", "batch", "sequence").rules == Rules(
         sequence=("tensor",), batch=("data",)
     )
-    kept = dataclasses.replace(sharding, rules=Rules(sequence=("tensor",), heads=None))
-    assert give_way(kept, "heads", "sequence") == kept
+    unchanged = dataclasses.replace(sharding, rules=Rules(sequence=("tensor",), heads=None))
+    assert release_axes(unchanged, "heads", "sequence") == unchanged
 
 
-def test_shardings_are_static_arguments():
+def test_shardings_are_hashable():
     assert hash(Sharding(make_mesh(2, 2, 2))) == hash(Sharding(make_mesh(2, 2, 2)))
     assert Sharding(make_mesh(2, 2, 2)) != Sharding(make_mesh(8))
 
 
-def test_constrain():
+def test_constrain_places_an_array_and_changes_no_value():
     x = jnp.arange(16.0).reshape(8, 2)
-    assert constrain(x, None, "batch", None) is x
     placed = constrain(x, Sharding(make_mesh(2, 2, 2)), "batch", None)
     assert placed.sharding.spec == P(("data", "fsdp"), None)
     np.testing.assert_array_equal(placed, x)
+    with pytest.raises(SdftError, match=r"activations: axis 'batch' of size 6 .* 4 parts"):
+        constrain(x[:6], Sharding(make_mesh(2, 2, 2)), "batch", None)
 
 
 def test_single_device():
     assert single_device().replicated.device_set == {jax.devices()[0]}
+    assert single_device().device == jax.devices()[0]
 
 
 def test_a_mesh_with_other_axes_is_refused():
-    with pytest.raises(SdftError, match=r"axes x: make one with sdft_jax\.make_mesh"):
+    with pytest.raises(
+        SdftError,
+        match=r"the mesh has axes x, and the rules use data, fsdp, tensor: make .* with sdft_jax\.make_mesh",
+    ):
         Sharding(jax.make_mesh((4,), ("x",)))

@@ -1,101 +1,82 @@
-"""A run's files in a bucket and back, on a server that speaks Cloud Storage's protocol."""
+"""Copies between a local directory and a bucket, on a server with the protocol of Cloud Storage."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from sdft_jax.training.bucket import is_remote
+
+
+@pytest.mark.parametrize(
+    ("output", "remote"),
+    [("gs://bucket/runs/a", True), ("s3://bucket/a", True), ("runs/a", False), ("/runs/gs:/a", False)],
+)
+def test_a_bucket_is_recognized_by_its_scheme(output, remote):
+    assert is_remote(output) is remote
+
+
+COPIES = """
+import os, sys
+from pathlib import Path
 from etils import epath
+from sdft_jax.training.bucket import download, upload
 
-from runs import write_config
-from sdft_jax import cli
-from sdft_jax.training import bucket
+here, there, remote = Path(sys.argv[1]), Path(sys.argv[2]), "gs://bucket/copies/a"
+bucket = epath.Path(remote)
 
+def write(name, text, seconds):
+    file = here / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    os.utime(file, (seconds, seconds))
 
-def test_local_outputs_are_where_they_are(tmp_path):
-    assert bucket.local("runs/a") == Path("runs/a")
-    bucket.push(str(tmp_path / "a"))
-    bucket.pull(str(tmp_path / "a"), resumed=False)
-    assert not (tmp_path / "a").exists()
+write("metrics.jsonl", "1", 100)
+write("rollouts/000001.txt", "a", 100)
+write("rollouts/deep/er.txt", "b", 90)
+write("checkpoints/1/array", "x", 100)
+write("nested/checkpoints", "copied", 100)
+write("half.tmp", "x", 100)
+upload(here, remote, exclude="checkpoints")
+assert (bucket / "metrics.jsonl").read_text() == "1"
+assert (bucket / "rollouts/000001.txt").read_text() == "a"
+assert (bucket / "rollouts/deep/er.txt").read_text() == "b"
+assert (bucket / "nested/checkpoints").read_text() == "copied"
+assert not (bucket / "checkpoints").exists()
+assert not (bucket / "half.tmp").exists()
+assert not (bucket / ".pushed").exists()
 
+# Only new and changed files are copied again.
+(bucket / "rollouts/000001.txt").write_text("a of the bucket")
+write("metrics.jsonl", "1 2", 101)
+write("rollouts/000002.txt", "c", 101)
+upload(here, remote, exclude="checkpoints")
+assert (bucket / "metrics.jsonl").read_text() == "1 2"
+assert (bucket / "rollouts/000002.txt").read_text() == "c"
+assert (bucket / "rollouts/000001.txt").read_text() == "a of the bucket"
 
-def test_remote_ones_have_a_directory_of_their_own_here(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert bucket.is_remote("gs://bucket/runs/a")
-    assert bucket.local("gs://bucket/runs/a") == Path("/cache/sdft_jax/mirror/gs/bucket/runs/a")
+# A download leaves the files alone that exist.
+(bucket / "checkpoints/1").mkdir(parents=True)
+(bucket / "checkpoints/1/array").write_text("x")
+there.mkdir()
+(there / "metrics.jsonl").write_text("local")
+download(remote, there, exclude="checkpoints")
+files = {str(path.relative_to(there)): path.read_text() for path in there.rglob("*") if path.is_file()}
+assert files == {
+    "metrics.jsonl": "local",
+    "nested/checkpoints": "copied",
+    "rollouts/000001.txt": "a of the bucket",
+    "rollouts/000002.txt": "c",
+    "rollouts/deep/er.txt": "b",
+}, files
 
-
-@pytest.fixture(scope="module")
-def server():
-    """URL of a server with one bucket, in memory."""
-    pytest.importorskip("gcsfs")
-    server = pytest.importorskip("gcp_storage_emulator.server").create_server(
-        "127.0.0.1", 0, in_memory=True, default_bucket="bucket"
-    )
-    server.start()
-    host, port = server._api._httpd.socket.getsockname()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-STEPS = {
-    "write": """
-here.mkdir(parents=True)
-(here / "metrics.jsonl").write_text("1")
-(here / "rollouts").mkdir()
-(here / "rollouts" / "000001.txt").write_text("a")
-(here / "checkpoints").mkdir()
-(here / "checkpoints" / "not mirrored").write_text("x")
-bucket.push(OUTPUT)
-""",
-    "add": """
-before = (epath.Path(OUTPUT) / "rollouts" / "000001.txt").stat().mtime
-(here / "metrics.jsonl").write_text("1 2")
-bucket.push(OUTPUT)
-assert (epath.Path(OUTPUT) / "rollouts" / "000001.txt").stat().mtime == before  # copied once
-assert not (epath.Path(OUTPUT) / "checkpoints").exists()
-""",
-    "go on": """
-bucket.pull(OUTPUT, resumed=True)
-assert (here / "metrics.jsonl").read_text() == "1 2"
-assert (here / "rollouts" / "000001.txt").read_text() == "a"
-""",
-    "begin anew": """
-bucket.pull(OUTPUT.replace("runs/a", "runs/b"), resumed=False)
-(here / "stale").write_text("x")
-(epath.Path(OUTPUT) / "metrics.jsonl").unlink()
-bucket.pull(OUTPUT, resumed=False)
-assert sorted(path.name for path in here.iterdir()) == ["rollouts"]
-""",
-}
-
-
-def test_what_one_machine_has_written_another_goes_on_with(server, tmp_path):
-    def run(step: str, home: str):
-        code = f"""
-from etils import epath
-from sdft_jax.training import bucket
-OUTPUT = "gs://bucket/runs/a"
-here = bucket.local(OUTPUT)
-{STEPS[step]}
+# A bucket without the directory is empty.
+download("gs://bucket/copies/none", there / "none", exclude="checkpoints")
+assert list((there / "none").iterdir()) == []
 """
-        environment = os.environ | {
-            "STORAGE_EMULATOR_HOST": server,
-            "NO_GCE_CHECK": "true",
-            "XDG_CACHE_HOME": str(tmp_path / home),
-        }
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    run("write", "one")
-    run("add", "one")
-    run("go on", "two")
-    run("begin anew", "two")
 
 
-def test_stages_are_not_handed_on_through_a_bucket(half_directory, tmp_path, capsys):
-    config = write_config(tmp_path / "run.yaml", half_directory, tmp_path / "unused")
-    assert cli.main(["continual", config, "output=gs://bucket/runs/b"]) == 2
-    assert "stages hand models on through a local disk" in capsys.readouterr().err
-    assert not epath.Path("gs:").exists()
+def test_new_and_changed_files_are_copied(bucket_environment, tmp_path):
+    command = [sys.executable, "-c", COPIES, str(tmp_path / "here"), str(tmp_path / "there")]
+    done = subprocess.run(command, env=bucket_environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

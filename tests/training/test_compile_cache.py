@@ -1,4 +1,4 @@
-"""Compiled programs go where the environment says, and otherwise below the user's cache directory."""
+"""Compiled programs are cached below the user's cache directory, unless another cache is configured."""
 
 import platform
 
@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from sdft_jax.training.compile_cache import cache_compilations
+from sdft_jax.training.compile_cache import enable_compile_cache
 
 EAGER = {"jax_persistent_cache_min_compile_time_secs": 0, "jax_persistent_cache_min_entry_size_bytes": -1}
 
 
 @pytest.fixture(autouse=True)
 def no_cache_yet(monkeypatch):
-    """JAX's settings are put back afterwards."""
+    """Disable the cache before a test, and restore JAX's settings after it."""
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", *EAGER)}
     jax.config.update("jax_compilation_cache_dir", None)
@@ -24,11 +24,11 @@ def no_cache_yet(monkeypatch):
     jax_cache.reset_cache()
 
 
-def test_programs_are_written_below_the_cache_directory_for_this_host(tmp_path, monkeypatch):
+def test_programs_are_written_to_a_directory_of_this_host(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for name, value in EAGER.items():
         jax.config.update(name, value)
-    cache_compilations()
+    enable_compile_cache()
     jax_cache.reset_cache()
     jax.jit(lambda x: x * 3 + 0.12345)(jnp.ones(7)).block_until_ready()
     programs = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -36,21 +36,21 @@ def test_programs_are_written_below_the_cache_directory_for_this_host(tmp_path, 
     assert all(path.parent == tmp_path / "sdft_jax" / platform.node() for path in programs)
 
 
-def test_without_a_cache_directory_it_is_in_the_home(tmp_path, monkeypatch):
+def test_cache_is_in_the_home_directory_by_default(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    cache_compilations()
+    enable_compile_cache()
     assert jax.config.jax_compilation_cache_dir == f"{tmp_path}/.cache/sdft_jax/{platform.node()}"
 
 
-@pytest.mark.parametrize("chosen", ["", "/somewhere"])
-def test_what_the_environment_says_stands(chosen, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", chosen)
-    cache_compilations()
+@pytest.mark.parametrize("directory", ["", "/somewhere"])
+def test_setting_of_the_environment_is_not_changed(directory, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", directory)
+    enable_compile_cache()
     assert jax.config.jax_compilation_cache_dir is None
 
 
-def test_what_a_program_has_set_stands(tmp_path):
+def test_setting_of_the_program_is_not_changed(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    cache_compilations()
+    enable_compile_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)

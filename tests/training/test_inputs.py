@@ -7,7 +7,7 @@ import pytest
 from runs import config_of
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import prepare_eval
-from sdft_jax.models.hf.tokenizer import eos_ids, load_tokenizer
+from sdft_jax.models.hf.tokenizer import read_eos_ids, load_tokenizer
 from sdft_jax.training.inputs import prepare
 
 
@@ -118,7 +118,7 @@ def test_sft_also_needs_the_demonstrations_as_completions(tiny_directory):
 def test_examples_stay_beside_their_tokens_when_rows_are_dropped(tiny_directory):
     config = config_of(tiny_directory, "unused", "data.max_prompt=13", "eval.limit=24")
     tokenizer = load_tokenizer(str(tiny_directory))
-    rows = prepare_eval(config.eval.path, config, tokenizer, eos_ids(tokenizer, tiny_directory), False)
+    rows = prepare_eval(config.eval.path, config, tokenizer, read_eos_ids(tokenizer, tiny_directory), False)
     assert 0 < rows.dropped.total < 24
     for example, encoded in zip(rows.examples, rows.encoded, strict=True):
         assert example.row == encoded.row

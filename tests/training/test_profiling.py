@@ -1,4 +1,4 @@
-"""The trace that a run writes when it is asked for one."""
+"""The trace of a few steps: named phases on the device, named work on the host."""
 
 import pytest
 from jax.profiler import ProfileData
@@ -11,35 +11,35 @@ from sdft_jax.training.loop import train
 from sdft_jax.training.profiling import open_profile
 
 
-def traces(output):
-    return sorted(output.glob("profile/plugins/profile/*/*.xplane.pb"))
+def traces(directory):
+    return sorted(directory.glob("plugins/profile/*/*.xplane.pb"))
 
 
 @pytest.fixture(scope="module")
 def trace(half_directory, tmp_path_factory, shared_compilations):
-    """Of steps 2 and 3 of a run."""
+    """The trace of steps 2 and 3 of a run."""
     output = tmp_path_factory.mktemp("profiled") / "run"
-    asked = (
+    settings = (
         "profile.steps=2:3",
         "eval.path=null",
         "eval.prior=null",
         "train.steps=4",
         "train.eval_every=0",
     )
-    train(config_of(half_directory, output, *asked), active=False)
-    (trace,) = traces(output)
+    train(config_of(half_directory, output, *settings))
+    (trace,) = traces(output / "profile")
     return trace
 
 
-def test_a_run_traces_the_steps_asked_for_with_the_phases_by_name(trace):
+def test_run_traces_the_configured_steps_with_named_phases(trace):
     content = trace.read_bytes()
     assert content.count(b"step_num") >= 1
     for scope in (b"rollout", b"prefill", b"decode", b"teacher", b"student", b"optimizer"):
         assert scope in content, scope
 
 
-def test_between_updates_the_host_starts_no_program(trace):
-    """On an accelerator it would wait in line behind the next update, and the host for it."""
+def test_host_starts_no_program_between_updates(trace):
+    """On an accelerator it would be queued behind the next update, and the host would wait for both."""
     planes = ProfileData.from_file(str(trace)).planes
     lines = [list(line.events) for plane in planes for line in plane.lines]
     (host,) = (events for events in lines if "train" in {event.name for event in events})
@@ -55,21 +55,21 @@ def test_between_updates_the_host_starts_no_program(trace):
     assert others == []
 
 
-def test_without_being_asked_there_is_none(tmp_path):
-    with open_profile(ProfileConfig(), tmp_path) as before:
+def test_no_trace_by_default(tmp_path):
+    with open_profile(ProfileConfig(), tmp_path) as before_step:
         for step in range(1, 4):
-            before(step)
+            before_step(step)
     assert traces(tmp_path) == []
 
 
-def test_a_run_that_stops_in_between_keeps_what_it_has(tmp_path):
-    with open_profile(ProfileConfig(steps="1:9"), tmp_path) as before:
-        before(1)
-        before(2)
+def test_run_that_ends_between_the_steps_keeps_its_trace(tmp_path):
+    with open_profile(ProfileConfig(steps="1:9"), tmp_path) as before_step:
+        before_step(1)
+        before_step(2)
     assert len(traces(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("steps", ["0:3", "4:3", "3", "a:b", "1:2:3"])
-def test_what_is_no_range_of_steps_is_refused(steps):
+def test_invalid_range_of_steps_is_refused(steps):
     with pytest.raises(SdftError, match=r"profile\.steps"):
         load_config(None, [f"profile.steps={steps}"])

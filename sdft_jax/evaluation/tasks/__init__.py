@@ -1,4 +1,4 @@
-"""Tasks: how a completion is scored, and what a row must bring for it."""
+"""Tasks: the scorer of a completion, and the check of a reference answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Scorer = Callable[[str, Example], bool]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A scorer, and the complaint about an answer that it cannot use (None when it can)."""
+    """A scorer, and the check of a reference answer: an error message, or None if the scorer can use it."""
 
     score: Scorer
-    complaint: Callable[[object], str | None]
+    problem: Callable[[object], str | None]
 
 
 def _score_embedded(module: str, function: str) -> Scorer:
-    """A scorer of an embedded world, which is imported when it is first used."""
+    """Return a scorer of an embedded world, whose module is imported at the first use."""
 
     def score(completion: str, example: Example) -> bool:
         return getattr(importlib.import_module(module), function)(completion, {"answer": example.answer})
@@ -31,31 +31,30 @@ def _score_embedded(module: str, function: str) -> Scorer:
 
 
 TASKS: dict[str, Task] = {
-    "exact": Task(text.score_exact, text.complaint),
-    "contains": Task(text.score_contains, text.complaint),
-    "choice": Task(text.score_choice, text.complaint),
-    "tooluse": Task(tooluse.score, tooluse.complaint),
-    "mini": Task(_score_embedded("sdft_jax.mini.lists", "score"), text.complaint),
-    "storms": Task(_score_embedded("sdft_jax.mini.storms", "score_strict"), text.complaint),
+    "exact": Task(text.score_exact, text.problem),
+    "contains": Task(text.score_contains, text.problem),
+    "choice": Task(text.score_choice, text.problem),
+    "tooluse": Task(tooluse.score, tooluse.problem),
+    "mini": Task(_score_embedded("sdft_jax.mini.lists", "score"), text.problem),
+    "storms": Task(_score_embedded("sdft_jax.mini.storms", "score_strict"), text.problem),
 }
 
 
 def get_scorer(name: str) -> Scorer:
-    """The scorer `(completion, example) -> right?` of a task; SdftError with the names if there is none."""
+    """Return the scorer `(completion, example) -> correct` of a task. Raises SdftError for an unknown
+    name."""
     return _task(name).score
 
 
 def validate(name: str, examples: Iterable[Example]) -> None:
-    """Raises SdftError naming the first example whose answer the task's scorer cannot use."""
+    """Raise SdftError for the first example whose answer the task's scorer cannot use."""
     task = _task(name)
     for example in examples:
-        if complaint := task.complaint(example.answer):
-            raise SdftError(
-                f"{example.where}: eval.task={name} needs another answer than this row's: {complaint}"
-            )
+        if problem := task.problem(example.answer):
+            raise SdftError(f"{example.location}: eval.task={name} cannot use this row's answer: {problem}")
 
 
 def _task(name: str) -> Task:
     if name not in TASKS:
-        raise SdftError(f"eval.task={name!r}: there is no such scorer; choose one of {', '.join(TASKS)}.")
+        raise SdftError(f"eval.task={name!r} does not exist: use one of {', '.join(TASKS)}.")
     return TASKS[name]

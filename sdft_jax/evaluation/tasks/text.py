@@ -1,31 +1,31 @@
-"""Scorers against an answer that is a short text."""
+"""Scorers that compare a completion with a short text."""
 
 from __future__ import annotations
 
 from sdft_jax.data.examples import Example
 
 
-def complaint(answer: object) -> str | None:
-    """An answer must be a non-empty text or a number."""
+def problem(answer: object) -> str | None:
+    """Return what is wrong with an answer that is not a non-empty text or a number, or None."""
     if answer is None:
-        return "it has none; add the field, or name the right one as data.answer=FIELD."
+        return "it is missing; add the field, or set data.answer to the name of another one."
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         return f"it is {answer!r}; give a non-empty string or a number."
     return None
 
 
 def score_exact(completion: str, example: Example) -> bool:
-    """Equality, white space around either aside. Source: exact match, as SQuAD-style tasks use it."""
+    """Return True if both are equal after stripping whitespace (exact match, as in SQuAD-style tasks)."""
     return completion.strip() == str(example.answer).strip()
 
 
 def score_contains(completion: str, example: Example) -> bool:
-    """The answer occurs in the completion, as it is written. Source: containment, as in knowledge tasks."""
+    """Return True if the answer occurs in the completion verbatim (containment, as in knowledge tasks)."""
     return str(example.answer).strip() in completion
 
 
 def score_choice(completion: str, example: Example) -> bool:
-    """What the last <answer> holds, stripped, is exactly the letter.
+    """Return True if the content of the last <answer> tag, stripped, is exactly the answer.
 
     Source: evaluation of the science task (SciKnowEval chemistry) of the SDFT paper's released code.
     """

@@ -1,10 +1,9 @@
 """Scorer of the tool-use task (ToolAlpaca, in ReAct form).
 
-Source: the rule of the SDFT paper's released evaluation: the multiset of action names equals the golden
-one, and all action inputs merged (a later key wins) equal the golden ones merged. Two faults of it are
-mended: inputs are read as JSON, where its expression `{.*?}` ends at the first closing brace and misses
-nested objects (copying the golden answer then tops out at 96.7 %); and drafts inside <think> do not count.
-"""
+Source: the SDFT paper's released evaluation: the multiset of action names equals the reference's, and all
+action inputs merged (a later key wins) equal the reference's merged. Two faults of it are fixed: inputs are
+read as JSON, where its regular expression `{.*?}` ends at the first closing brace and misses nested objects
+(a copy of the reference answer then scores at most 96.7 %); and drafts inside <think> do not count."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ _DECODER = json.JSONDecoder()
 
 
 def score(completion: str, example: Example) -> bool:
-    """Whether the right tools are called with the right inputs; their order is free."""
+    """Return True if the reference's tools are called with its inputs, in any order."""
     reply = _without_thoughts(completion)
     names = Counter(re.findall(r"\bAction:\s*(\S+)", reply))
     inputs: dict[str, Any] = {}
@@ -31,21 +30,22 @@ def score(completion: str, example: Example) -> bool:
     return names == Counter(action["Action"] for action in example.answer) and inputs == golden
 
 
-def complaint(answer: object) -> str | None:
-    """An answer must be a list of {"Action": name, "Action_Input": JSON object or its text}."""
+def problem(answer: object) -> str | None:
+    """Return what is wrong with an answer that is not a list of {"Action": ..., "Action_Input": ...}, or
+    None."""
     if isinstance(answer, list) and answer and all(_is_action(action) for action in answer):
         return None
     return 'give a list of {"Action": name, "Action_Input": JSON object}, as data.answer=golden_answer does.'
 
 
 def _without_thoughts(completion: str) -> str:
-    """The reply itself; a thought may be opened by the prompt, or cut off by the length limit."""
+    """Return the reply without thoughts, which the prompt may open, and the length limit may leave open."""
     closed = re.sub(r"<think>.*?(</think>|\Z)", "", completion, flags=re.DOTALL)
     return closed.rpartition("</think>")[2]
 
 
 def _leading_object(text: str) -> dict[str, Any]:
-    """The JSON object that `text` starts with; one that cannot be read contributes nothing."""
+    """Return the JSON object that `text` starts with, or an empty one if it is not valid JSON."""
     try:
         return _DECODER.raw_decode(text)[0]
     except ValueError:

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints and tokenizers in and out."""
+"""Reading and writing of Hugging Face checkpoints and tokenizers."""

@@ -1,4 +1,4 @@
-"""Where a model's files are: a directory, the embedded mini model, or a name on the Hugging Face Hub."""
+"""The directory of a model: a local one, an embedded model, or a download from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from sdft_jax.errors import SdftError, reason
 
 EMBEDDED = {"mini": "sdft_jax.mini"}
-"""Prefix of `model.path` -> the package whose `model_directories()` maps names to directories."""
+"""Prefix of `model.path` -> package whose function `model_directories()` maps names to directories."""
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 
 
 def model_directory(path: str, key: str = "model.path") -> str:
-    """Local directory of a model; a Hub name (`owner/name`) is downloaded, weights as safetensors only.
+    """Return the local directory of a model; download a Hub model (`owner/name`), without pickled weights.
 
-    Raises SdftError, which names the setting `key`, when there is nothing by that name.
+    Raises:
+        SdftError: there is no such model; the message begins with the setting `key`.
     """
     prefix, colon, name = path.partition(":")
     if prefix in EMBEDDED:
@@ -32,18 +33,19 @@ def model_directory(path: str, key: str = "model.path") -> str:
 
     try:
         return snapshot_download(path, allow_patterns=_FILES)
-    except Exception as error:  # the hub raises a dozen kinds, all of them meaning "not to be had"
+    except Exception as error:  # the Hub client raises many types of exceptions for an unavailable model
         raise SdftError(
-            f"{key}={path}: no such directory, and not to be had from the Hub ({reason(error)}): "
-            "check the name, or download it and give the directory."
+            f"{key}={path}: no such directory, and not available from the Hub ({reason(error)}): "
+            "check the name, or download the model and give its directory."
         ) from error
 
 
 def _embedded(prefix: str, name: str | None, key: str) -> str:
-    known = importlib.import_module(EMBEDDED[prefix]).model_directories()
-    if name not in known:
+    """Return the directory of the embedded model `prefix:name`, or of `prefix` if `name` is None."""
+    directories = importlib.import_module(EMBEDDED[prefix]).model_directories()
+    if name not in directories:
         raise SdftError(
             f"{key}={prefix}:{name}: there is no such embedded model; use {prefix} or one of "
-            f"{', '.join(f'{prefix}:{other}' for other in known if other)}."
+            f"{', '.join(f'{prefix}:{other}' for other in directories if other)}."
         )
-    return str(known[name])
+    return str(directories[name])

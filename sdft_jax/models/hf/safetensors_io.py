@@ -1,8 +1,8 @@
-"""safetensors files as memory maps, and written one tensor at a time.
+"""Reading of safetensors files as memory maps, and writing of them one tensor at a time.
 
-The format is eight bytes with the length of a JSON header, the header, and the tensors' bytes
-(https://github.com/huggingface/safetensors#format). Memory maps let every device read only its slice of
-a tensor, and a header that is known beforehand lets a file be written without holding it.
+A file is eight bytes with the length of a JSON header, the header, and the tensors' bytes
+(https://github.com/huggingface/safetensors#format). With memory maps every device reads only its slice of a
+tensor. The header is known before the tensors are, so a file is written without all of it in memory.
 """
 
 from __future__ import annotations
@@ -40,25 +40,27 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies in a file."""
+    """The location of one tensor in a file."""
 
     file: Path
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
+    """The position of its first byte in the file."""
 
     def map(self) -> np.ndarray:
-        """The tensor as a read-only memory map; bytes are read when they are used."""
+        """Return the tensor as a read-only memory map, whose bytes are read when they are used."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """Tensors of one safetensors file.
+    """Return the tensors of one safetensors file by name.
 
     Raises:
-        SdftError: no file, no valid header, or fewer or more bytes than the header announces.
+        SdftError: the file is missing, its header is invalid, or its size is not the one that the header
+            declares.
     """
     try:
         with file.open("rb") as stream:
@@ -71,20 +73,21 @@ def read_header(file: Path) -> dict[str, Stored]:
         start = _LENGTH.size + length
         tensors = {name: _entry(file, entry, start) for name, entry in header.items()}
     except FileNotFoundError:
-        raise SdftError(f"{file} is missing; download the checkpoint again.") from None
+        raise SdftError(f"{file} is missing: download the checkpoint again.") from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise SdftError(f"{file} has no valid safetensors header ({error}); download it again.") from None
+        raise SdftError(f"{file} has no valid safetensors header ({error}): download it again.") from None
     ends = [entry["data_offsets"][1] for entry in header.values()]
     expected = start + max(ends, default=0)
     if size != expected:
         raise SdftError(
-            f"{file} has {size:,} bytes and its header announces {expected:,}; it is truncated or corrupt: "
+            f"{file} has {size:,} bytes, but its header declares {expected:,}; it is truncated or corrupt: "
             "download it again."
         )
     return tensors
 
 
 def _entry(file: Path, entry: Mapping[str, Any], start: int) -> Stored:
+    """Return one tensor of a header whose tensor bytes begin at `start`."""
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"unknown dtype {entry['dtype']}")
     begin, end = entry["data_offsets"]
@@ -97,12 +100,12 @@ def _entry(file: Path, entry: Mapping[str, Any], start: int) -> Stored:
 def write_file(
     file: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]
 ) -> None:
-    """Write tensors, in the order of `layout`, as they come.
+    """Write tensors one by one, in the order of `layout`.
 
     Args:
-        file: file to create.
-        layout: dtype and shape of each tensor by name.
-        tensors: the arrays in the same order; each may be freed when the next is asked for.
+        file: the file to create.
+        layout: the dtype and shape of each tensor by name.
+        tensors: the arrays in the same order; each may be freed when the next one is requested.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -111,10 +114,10 @@ def write_file(
         header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors start aligned
+    text += b" " * (-len(text) % 8)  # aligns the tensors to 8 bytes
     with file.open("xb") as stream:
         stream.write(_LENGTH.pack(len(text)) + text)
         for tensor, (dtype, shape) in zip(tensors, layout.values(), strict=True):
             assert (tensor.dtype, tensor.shape) == (dtype, shape)
-            # Not tofile: its error on a full disk does not say that the disk is full.
+            # Not tofile: its error on a full disk does not mention the disk.
             stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face checkpoints, and the tokens that end a completion."""
+"""The tokenizer of a Hugging Face checkpoint and the tokens that end a completion."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Tokenizer of a Hugging Face directory (never from the net) or name, checked.
+    """Return the checked tokenizer of a Hugging Face directory or Hub name.
 
-    Raises SdftError when the files are missing or broken, or `check_tokenizer` refuses it.
+    A directory is read without network access.
+
+    Raises:
+        SdftError: the files are missing or invalid, or the tokenizer fails `check_tokenizer`.
     """
     from transformers import AutoTokenizer
 
@@ -23,8 +26,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if is_directory and not any((Path(path) / name).is_file() for name in files):
         raise SdftError(
-            f"{path}: no tokenizer here (none of {', '.join(files)}): "
-            "copy the tokenizer's files beside the weights."
+            f"{path}: no tokenizer here (none of {', '.join(files)}): copy the tokenizer's files into "
+            "this directory."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -33,34 +36,32 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise SdftError(
             f"{path}: the tokenizer cannot be loaded ({reason(error)}): "
-            "give a directory with tokenizer.json and tokenizer_config.json."
+            "give a directory with a valid tokenizer.json and tokenizer_config.json."
         ) from error
     check_tokenizer(tokenizer, path)
     return tokenizer
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Raises SdftError unless there are a chat template, a pad token and an EOS token."""
+    """Raise SdftError if the tokenizer has no chat template, no EOS token or no pad token."""
     if not tokenizer.chat_template:
         raise SdftError(
-            f"{path}: the tokenizer has no chat template: use an instruction-tuned model, or put its "
-            "chat_template.jinja beside tokenizer.json."
+            f"{path}: the tokenizer has no chat template: use an instruction-tuned model, or put a "
+            "chat_template.jinja in the directory of tokenizer.json."
         )
     for name in ("eos_token", "pad_token"):
         if getattr(tokenizer, f"{name}_id") is None:
-            raise SdftError(
-                f"{path}: the tokenizer has no {name}: name one as {name} in tokenizer_config.json."
-            )
+            raise SdftError(f"{path}: the tokenizer has no {name}: set {name} in tokenizer_config.json.")
 
 
-def eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> tuple[int, ...]:
-    """Tokens that end a completion: the tokenizer's EOS, then those of the model's two config files."""
-    found = [tokenizer.eos_token_id]
+def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> tuple[int, ...]:
+    """Return the tokens that end a completion: the tokenizer's EOS, then those of the two config files."""
+    eos_ids = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         file = Path(model_dir) / name
         try:
             ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
         except ValueError as error:
             raise SdftError(f"{file} is not valid JSON ({error}): copy it again from the model.") from None
-        found += ids if isinstance(ids, list) else [ids]
-    return tuple(dict.fromkeys(int(token) for token in found if token is not None))
+        eos_ids += ids if isinstance(ids, list) else [ids]
+    return tuple(dict.fromkeys(int(token) for token in eos_ids if token is not None))

@@ -1,4 +1,4 @@
-"""Parameters into a Hugging Face directory that `transformers` loads as it did the source."""
+"""Writing of parameters to a Hugging Face directory that `transformers` loads like the source checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import HEAD, Tensor
 from sdft_jax.models.hf.reading import INDEX_FILE, SINGLE_FILE, entries, layer_slice, open_checkpoint
 from sdft_jax.models.hf.safetensors_io import write_file
-from sdft_jax.sharding import collect
+from sdft_jax.sharding import to_host
 from sdft_jax.types import Params
 
 TOKENIZER_FILES = (
@@ -62,20 +62,22 @@ def save_pretrained(
 ) -> None:
     """Write config.json, generation_config.json, the tokenizer and safetensors files.
 
-    Tensors have the names, shapes and ties of the source. They are gathered one at a time, and the
-    directory appears whole or not at all. Every process must call it; the first one writes.
+    Tensors have the names and shapes of the source, and the same tied weights. They are gathered one at a
+    time and written to a temporary directory, which is renamed when it is complete. Every process must call
+    this function; the first process writes.
 
     Args:
-        model: the model; its `source` gives generation config and, without `tokenizer`, tokenizer files.
+        model: the model. The generation config is copied from its `source`, and so are the tokenizer files if
+            `tokenizer` is None.
         params: its parameters.
-        tokenizer: anything with `save_pretrained(directory)`, or None.
-        path: directory to write; a model that is already there is replaced.
-        dtype: of all tensors; None for each tensor's own in the source, or, without a source, the
-            configuration's, or else the parameters'.
-        max_shard_size: bytes of one file.
+        tokenizer: an object with a method `save_pretrained(directory)`, or None.
+        path: the directory to write; an existing exported model is replaced.
+        dtype: the dtype of all tensors. None: each tensor has its dtype in the source; without a source, the
+            dtype in config.json; without either, the dtype of the parameter.
+        max_shard_size: the maximum size of a file, in bytes.
 
     Raises:
-        SdftError: the directory holds something else, is the source itself, or the source is gone.
+        SdftError: the directory contains other files or is the source itself, or the source is missing.
     """
     target = Path(path).absolute()
     _check_target(model, target)
@@ -106,44 +108,45 @@ def save_pretrained(
 
 
 def _check_target(model: Model, target: Path) -> None:
+    """Raise SdftError if `target` is the source or contains anything else than an exported model."""
     if model.source and target.resolve() == Path(model.source).resolve():
         raise SdftError(
-            f"{target} is the checkpoint that the model was read from; write to another directory."
+            f"{target} is the checkpoint that the model was read from: write to another directory."
         )
     if target.exists() and not target.is_dir():
-        raise SdftError(f"{target} is a file; write to another directory.")
+        raise SdftError(f"{target} is a file: write to another directory.")
     names = sorted(file.name for file in target.iterdir()) if target.exists() else []
-    foreign = [name for name in names if name not in _OWN_FILES and not name.endswith(".safetensors")]
-    if foreign:
+    other_files = [name for name in names if name not in _OWN_FILES and not name.endswith(".safetensors")]
+    if other_files:
         raise SdftError(
-            f"{target} holds {foreign[0]}, which is no part of an exported model: "
-            "write to another directory, or remove it."
+            f"{target} contains {other_files[0]}, which is not part of an exported model: "
+            "write to another directory, or remove that file."
         )
 
 
 def _pieces(model: Model, params: Params, dtype: Any) -> list[_Piece]:
-    """All tensors to write, each with its dtype in the file, in the order of layers."""
-    config = model.config
-    stored = open_checkpoint(model.source, config) if model.source else {}
-    declared = json.loads(config.source_json)
-    fallback = declared.get("dtype") or declared.get("torch_dtype")
+    """Return the tensors to write in the order of layers, each with its dtype in the file."""
+    architecture = model.architecture
+    stored = open_checkpoint(model.source, architecture) if model.source else {}
+    config = json.loads(architecture.source_json)
+    fallback = config.get("dtype") or config.get("torch_dtype")
     pieces = []
 
     def add(name: str, leaf: jax.Array, tensor: Tensor, layer: int | None) -> None:
-        own = stored[name].dtype if name in stored else fallback or leaf.dtype
-        kind = np.dtype(jnp.dtype(own if dtype is None else dtype))
-        pieces.append(_Piece(name, leaf, tensor, layer, kind, tensor.stored_shape(config.sizes)))
+        source_dtype = stored[name].dtype if name in stored else fallback or leaf.dtype
+        file_dtype = np.dtype(jnp.dtype(source_dtype if dtype is None else dtype))
+        pieces.append(_Piece(name, leaf, tensor, layer, file_dtype, tensor.stored_shape(architecture.sizes)))
 
-    for entry in entries(config):
+    for entry in entries(architecture):
         for layer, name in enumerate(entry.stored_names()):
             add(name, entry.get(params), entry.tensor, layer if entry.layers else None)
-    if config.tie_word_embeddings and HEAD.source in stored:
+    if architecture.tie_word_embeddings and HEAD.source in stored:
         add(HEAD.source, params["embed"], HEAD, None)
     return sorted(pieces, key=lambda piece: -1 if piece.layer is None else piece.layer)
 
 
 def _plan_files(pieces: list[_Piece], max_shard_size: int) -> dict[str, list[_Piece]]:
-    """Split the tensors, in order, into files of at most `max_shard_size` bytes."""
+    """Split the tensors, in order, into files of at most `max_shard_size` bytes; return them by file name."""
     groups: list[list[_Piece]] = [[]]
     size = 0
     for piece in pieces:
@@ -158,15 +161,16 @@ def _plan_files(pieces: list[_Piece], max_shard_size: int) -> dict[str, list[_Pi
 
 
 def _gathered(model: Model, pieces: list[_Piece]) -> Iterator[np.ndarray]:
-    """Each tensor on the host, in the layout and dtype of its file."""
+    """Yield each tensor on the host, in the layout and dtype of its file."""
     for piece in pieces:
         part = piece.leaf if piece.layer is None else layer_slice(piece.leaf, piece.layer)
-        whole = collect(part)
+        whole = to_host(part)
         inner = whole if piece.layer is None else whole[0]
-        yield piece.tensor.to_stored(inner.astype(piece.dtype), model.config.sizes)
+        yield piece.tensor.to_stored(inner.astype(piece.dtype), model.architecture.sizes)
 
 
 def _write_index(files: dict[str, list[_Piece]], directory: Path) -> None:
+    """Write the index if there is more than one file."""
     if len(files) == 1:
         return
     pieces = [piece for group in files.values() for piece in group]
@@ -181,9 +185,9 @@ def _write_index(files: dict[str, list[_Piece]], directory: Path) -> None:
 
 
 def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any) -> None:
-    """config.json, generation_config.json and the tokenizer."""
-    config = json.loads(model.config.source_json)
-    config.setdefault("architectures", [model.config.family.architecture])
+    """Write config.json, generation_config.json and the tokenizer."""
+    config = json.loads(model.architecture.source_json)
+    config.setdefault("architectures", [model.architecture.family.architecture])
     if dtype is not None:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = jnp.dtype(dtype).name
     _write_json(directory / "config.json", config)
@@ -196,7 +200,7 @@ def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any)
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Put the finished directory in its place; an older export makes room first."""
+    """Rename the finished directory to `target`; an older export is moved away first and then removed."""
     if target.exists():
         old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
         target.rename(old)
@@ -207,7 +211,7 @@ def _replace(temporary: Path, target: Path) -> None:
 
 
 def _clear_leftovers(target: Path) -> None:
-    """Remove what an export that was killed has left beside `target`."""
+    """Remove the temporary directories that an interrupted export of `target` left behind."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
         if path.suffix == ".tmp" or (path.suffix == ".old" and target.exists()):
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Side-by-side measurements, each against a named peer or a physical limit in the same run: `sdft bench`."""
+"""The benchmarks of `sdft bench`, each compared with a named peer or a physical limit in the same run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import importlib
 from collections.abc import Sequence
 
 BENCHES = {
-    "trl": "a whole training step against TRL's SDFTTrainer: seconds and memory",
-    "decode": "greedy decoding against transformers.generate and the memory's bandwidth: tokens a second",
-    "divergence": "the chunked divergence against its head products and whole logits: seconds and memory",
-    "train": "teacher forward, student forward and backward against a large matrix product: FLOP/s",
-    "sft": "a whole step of SDFT against one of SFT: seconds and FLOPs",
-    "loop": "a step of the training loop against its update alone: seconds between steps",
-    "startup": "the console command, a first step and a resume, compilation against depth: seconds",
-    "gpu": "decoding as the GPU compiler sees it: bytes that a token moves against those it has to",
-    "tpu": "the whole update as the TPU compiler sees it: memory and estimated seconds, beside peak rates",
+    "trl": "seconds and peak memory of a training step, compared with TRL's SDFTTrainer",
+    "decode": "tokens per second of greedy decoding, compared with transformers and the memory bandwidth",
+    "divergence": "seconds and memory of the chunked divergence, compared with its products and full logits",
+    "train": "FLOP/s of the forward and backward passes, compared with a large matrix product",
+    "sft": "seconds and FLOPs of an SDFT step, compared with an SFT step",
+    "loop": "seconds of a step of the training loop, compared with its update alone",
+    "startup": "seconds of the console command, of the first step, and of compilation by model depth",
+    "gpu": "bytes that decoding moves per token when compiled for a GPU, compared with the minimum",
+    "tpu": "memory and estimated seconds of the update compiled for a TPU, compared with peak rates",
 }
-"""Name -> what is measured; `main(words)` of `sdft_jax.studies.bench.NAME` measures it,
-and may return an exit code."""
+"""Name -> description. `sdft_jax.studies.bench.NAME.main(argv)` runs the benchmark and may return an exit
+code."""
 
 
-def run(name: str, words: Sequence[str]) -> int:
-    """Run one measurement with the words that follow its name; returns the exit code."""
-    return importlib.import_module(f"sdft_jax.studies.bench.{name}").main(words) or 0
+def run(name: str, argv: Sequence[str]) -> int:
+    """Run a benchmark with the command-line arguments after its name, and return the exit code."""
+    return importlib.import_module(f"sdft_jax.studies.bench.{name}").main(argv) or 0

@@ -1,4 +1,4 @@
-"""Compiling the whole update against the depth of its model: a part of `sdft bench startup`."""
+"""Compilation time of the whole update by model depth, a part of `sdft bench startup`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 
-from sdft_jax.algorithm.state import check_batch, make_model
+from sdft_jax.algorithm import check_batch, make_model
 from sdft_jax.config import load_config
-from sdft_jax.plan.program import lower_update
+from sdft_jax.plan.program import lower_update, planned_learner
 from sdft_jax.plan.topologies import parse_topology, topology_devices
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.sharding import Sharding, make_mesh
@@ -26,14 +26,16 @@ SHAPES = (
     "divergence.chunk=128",
 )
 FLAT = 1.25
-"""Compilation of the deepest over that of the shallowest, up to which it counts as independent of depth."""
+"""The maximum ratio of compilation time, deepest to shallowest model, that counts as independent of depth."""
 
 
 def devices_of(topology: str) -> dict[str, Sequence[Any]]:
-    """Name -> devices to compile for, without a cache from here on: of a TPU slice, unless "", and a CPU.
+    """Return name -> devices to compile for: a CPU and, unless `topology` is empty, a TPU slice.
+
+    Also disables JAX's compilation cache in this process.
 
     Raises:
-        SdftError: there is no such slice, or no TPU compiler.
+        SdftError: `topology` is unknown, or the TPU compiler is not installed.
     """
     jax.config.update("jax_enable_compilation_cache", False)
     slices = [parse_topology(topology)] if topology else []
@@ -43,18 +45,19 @@ def devices_of(topology: str) -> dict[str, Sequence[Any]]:
 def depths(
     targets: Mapping[str, Sequence[Any]], layers: Sequence[int], rounds: int, step: Callable[[str], None]
 ) -> tuple[Part, list[str]]:
-    """Seconds of tracing and compiling the update against depth, and a verdict for each target.
+    """Measure the seconds of tracing and compiling the update by depth, and return a verdict for each target.
 
-    The least of several rounds counts, since what disturbs a compilation only adds to it.
+    The minimum over the rounds counts, since disturbances only add to the time of a compilation.
 
     Args:
-        targets: name -> devices to compile for, which need not be there.
-        layers: depths; before them, uncounted, one layer, since the first also loads the compiler.
-        rounds: in each, every depth is compiled once.
-        step: told of each compilation that begins.
+        targets: name -> devices to compile for; they need not exist on this machine.
+        layers: depths. Before them, a model of one layer is compiled but not counted, since the first
+            compilation also loads the compiler.
+        rounds: the number of compilations of each depth.
+        step: called with a description before each compilation.
 
     Raises:
-        SdftError: a target has more devices than the batch can be divided among.
+        SdftError: the batch cannot be divided among the devices of a target.
     """
     rows: list[dict[str, Any]] = []
     bars: list[Bar] = []
@@ -63,55 +66,67 @@ def depths(
     for target, devices in targets.items():
         step(f"{target}, warming up")
         compilation(1, devices)
-        every: dict[int, list[Mapping[str, float]]] = {depth: [] for depth in sorted(layers)}
+        results: dict[int, list[Mapping[str, float]]] = {depth: [] for depth in sorted(layers)}
         for _ in range(rounds):
-            for depth, of_depth in every.items():
+            for depth, runs in results.items():
                 step(f"{target}, {depth} layers")
-                of_depth.append(compilation(depth, devices))
-        found = {depth: {key: min(x[key] for x in of) for key in of[0]} for depth, of in every.items()}
-        compiling = {depth: x["compiling"] for depth, x in found.items()}
-        least, most = min(found), max(found)
+                runs.append(compilation(depth, devices))
+        fastest = {
+            depth: {key: min(x[key] for x in runs) for key in runs[0]} for depth, runs in results.items()
+        }
+        compiling = {depth: x["compiling"] for depth, x in fastest.items()}
+        shallowest, deepest = min(fastest), max(fastest)
         rows += [
             row(
                 f"compiling for {target}, {depth} layers",
                 compiling[depth],
-                f"{least} layers",
-                compiling[least],
+                f"{shallowest} layers",
+                compiling[shallowest],
                 tracing=f"{x['tracing']:.3g}",
                 operations=f"{x['operations']:,}",
             )
-            for depth, x in found.items()
+            for depth, x in fastest.items()
         ]
         bars.append(
-            Bar(f"compiling for {target}: {least} / {most} layers", RATIO, compiling[least] / compiling[most])
+            Bar(
+                f"compiling for {target}: {shallowest} / {deepest} layers",
+                RATIO,
+                compiling[shallowest] / compiling[deepest],
+            )
         )
-        details[target], verdicts = every, [*verdicts, verdict(target, found)]
+        details[target] = results
+        verdicts.append(verdict(target, fastest))
     return Part(rows, bars, details), verdicts
 
 
 def compilation(layers: int, devices: Sequence[Any]) -> dict[str, float]:
-    """Seconds of `tracing` the update that training runs, as `sdft plan` does, and of `compiling` it.
+    """Return the seconds of `tracing` and of `compiling` the training update, as `sdft plan` compiles it.
 
-    `operations` is how many the compiled program has; it tells of growth without a clock.
+    `operations`, the number of operations in the compiled program, measures growth without timing noise.
     """
     config = load_config(None, SHAPES)
     sharding = Sharding(make_mesh(fsdp=-1, devices=devices), config.sharding)
     check_batch(config, sharding)
     model = make_model(config, architecture("1M", num_hidden_layers=layers), sharding)
-    begun = time.perf_counter()
-    lowered = lower_update(config, model, sharding)
+    start = time.perf_counter()
+    lowered = lower_update(planned_learner(config, model))
     traced = time.perf_counter()
     compiled = lowered.compile()
-    seconds = {"tracing": traced - begun, "compiling": time.perf_counter() - traced}
-    return seconds | {"operations": len(re.findall(r"^ .* = ", compiled.as_text(), re.M))}
+    seconds = {"tracing": traced - start, "compiling": time.perf_counter() - traced}
+    return seconds | {"operations": len(re.findall(r"^ .* = ", compiled.as_text() or "", re.M))}
 
 
-def verdict(target: str, found: Mapping[int, Mapping[str, float]]) -> str:
-    """Whether compilation grows with depth, in a sentence; `found` is what `compilation` gives, by depth."""
-    least, most = min(found), max(found)
-    seconds, size = (found[most][key] / found[least][key] for key in ("compiling", "operations"))
+def verdict(target: str, results: Mapping[int, Mapping[str, float]]) -> str:
+    """Return a sentence that says if compilation time grows with depth.
+
+    Args:
+        target: the name of the device.
+        results: depth -> the result of `compilation`.
+    """
+    shallowest, deepest = min(results), max(results)
+    seconds, size = (results[deepest][key] / results[shallowest][key] for key in ("compiling", "operations"))
     grows = "grows" if seconds > FLAT else "does not grow"
-    told = (
-        f"{most} layers take {seconds:.2f} times as long as {least}, in {size:.2f} times as many operations"
+    return (
+        f"Compilation time for {target} {grows} with depth: {deepest} layers take {seconds:.2f} "
+        f"times as long as {shallowest} layers, with {size:.2f} times as many operations."
     )
-    return f"Compilation for {target} {grows} with depth: {told}."

@@ -1,7 +1,7 @@
-"""Random Qwen3 models of a few sizes as Hugging Face directories, and prompts of an exact number of tokens.
+"""Random Qwen3 models of several sizes as Hugging Face directories, and prompts with an exact token count.
 
-Not Qwen2: beside such a config, transformers 5 reads every tokenizer as Qwen2's own, under which the words of
-the embedded one fall apart.
+The models are not Qwen2: with a Qwen2 config, transformers 5 loads every tokenizer as Qwen2's tokenizer,
+which splits the words of the embedded one into several tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from sdft_jax.data.encoding import render, student_messages, tokenize
 from sdft_jax.data.examples import Example
-from sdft_jax.models import Model, ModelConfig, config_from_dict, save_pretrained
+from sdft_jax.models import Architecture, Model, architecture_from_dict, save_pretrained
 from sdft_jax.models.hf.hub import model_directory
 from sdft_jax.models.hf.tokenizer import load_tokenizer
 
@@ -36,14 +36,15 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""By their parameters, those of 0.5B and more as Qwen2.5's. Where nothing else is said, heads are 32 wide (64
-from a width of 512 on, 128 from 1,536 on), key-value heads are 2, and embeddings are tied."""
+"""Number of parameters -> keys of config.json; sizes of 0.5B and more have the dimensions of Qwen2.5. By
+default, the head dimension is 32 (64 for a hidden size of at least 512, 128 for at least 1,536), there are 2
+key-value heads, and embeddings are tied."""
 SCALE = 3.0
-"""Of the weights: untrained ones give flat distributions, and student and teacher would hardly differ."""
+"""The scale of the weights; without it, distributions are flat and student and teacher hardly differ."""
 
 
-def architecture(size: str, **changes: Any) -> ModelConfig:
-    """The model of a size, with keys of its config.json added or changed."""
+def architecture(size: str, **changes: Any) -> Architecture:
+    """Return the config of a model of this size, with the keys in `changes` added or replaced."""
     width = SIZES[size]["hidden_size"]
     head_dim = 32 if width < 512 else 64 if width < 1536 else 128
     shape: dict[str, Any] = dict(
@@ -59,11 +60,11 @@ def architecture(size: str, **changes: Any) -> ModelConfig:
         hidden_act="silu",
         torch_dtype="float32",
     )
-    return config_from_dict({**shape, **SIZES[size], **changes})
+    return architecture_from_dict({**shape, **SIZES[size], **changes})
 
 
 def write_model(size: str, directory: str | Path) -> int:
-    """A random model with the embedded tokenizer; returns its number of parameters."""
+    """Write a random model with the embedded tokenizer, and return its number of parameters."""
     tokenizer = load_tokenizer(model_directory("mini"))
     model = Model(architecture(size, eos_token_id=tokenizer.eos_token_id))
     params = jax.tree.map(lambda p: SCALE * p if np.ptp(p) else p, model.init(jax.random.key(0)))
@@ -72,14 +73,14 @@ def write_model(size: str, directory: str | Path) -> int:
 
 
 def write_rows(model: str | Path, file: Path, count: int, prompt: int, demonstration: int) -> None:
-    """JSON lines with random words: prompts of `prompt` tokens in the chat template, demonstrations likewise.
+    """Write JSON lines with prompts and demonstrations of random words.
 
     Args:
-        model: directory with the embedded tokenizer, for which a word is a token.
-        file: to write.
-        count: of rows.
-        prompt: tokens of every prompt, at least those of the chat template and one.
-        demonstration: tokens of every demonstration.
+        model: a directory with the embedded tokenizer, in which each word is one token.
+        file: the file to write.
+        count: the number of rows.
+        prompt: the number of tokens in each prompt, including the chat template; larger than its length.
+        demonstration: the number of tokens in each demonstration, without the chat template.
     """
     tokenizer, rng = load_tokenizer(str(model)), np.random.default_rng(0)
     words = sorted(word for word in tokenizer.get_vocab() if word.isalpha())

@@ -1,4 +1,4 @@
-"""What a measurement leaves: a table on the console, and with a directory also JSON, a picture and a page."""
+"""Output of a benchmark: a table on the console and, with `--output`, also JSON, a plot and a README."""
 
 from __future__ import annotations
 
@@ -24,56 +24,60 @@ Case = TypeVar("Case")
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One measurement, done."""
+    """The results of a benchmark."""
 
     name: str
-    """Of the benchmark."""
+    """The name of the benchmark."""
     rows: Sequence[Mapping[str, Any]]
-    """Cells by column, as they are to be read."""
+    """The table rows: column -> formatted cell."""
     ratios: Sequence[Bar]
-    """What the peer takes, divided by what sdft_jax takes: above 1 is better."""
+    """The peer's time or memory divided by that of sdft_jax; above 1, sdft_jax is better."""
     details: Any
-    """Every single number, for the JSON file."""
+    """All measured numbers, for the JSON file."""
     machine: str
-    """Hardware and versions."""
+    """The hardware and the versions of libraries."""
     conditions: str
-    """When, and how busy the machine was."""
+    """The date and the load average before the run."""
 
 
 RATIO = "ratio"
-"""Name in the legend where the group itself says what is divided by what."""
+"""The legend entry for bars whose group label already names both quantities."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One of several parts of a measurement; fields as those of `Measured`."""
+    """The results of one part of a benchmark; the fields are those of `Measured`."""
 
     rows: Sequence[Mapping[str, Any]]
     ratios: Sequence[Bar]
     details: Mapping[str, Any]
 
 
-def row(what: str, seconds: float, peer: str, theirs: float, **more: str) -> dict[str, Any]:
-    """Cells of seconds that something takes, beside those of something else."""
-    cells = {"what": what, "seconds": f"{seconds:.3g}", "beside": peer, "its seconds": f"{theirs:.3g}"}
-    return cells | {"its / ours": f"{theirs / seconds:.2f}"} | more
+def row(what: str, seconds: float, peer: str, peer_seconds: float, **more: str) -> dict[str, Any]:
+    """Return the table cells that compare the seconds of `what` with those of `peer`."""
+    cells = {"what": what, "seconds": f"{seconds:.3g}", "beside": peer, "its seconds": f"{peer_seconds:.3g}"}
+    return cells | {"its / ours": f"{peer_seconds / seconds:.2f}"} | more
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """What all measurements take: `--output`."""
-    made = argparse.ArgumentParser(
+    """Return an argument parser with the option that all benchmarks share, `--output`."""
+    options = argparse.ArgumentParser(
         prog=f"sdft bench {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
-        "--output", metavar="DIR", help=f"also write {name}.json, {name}.png and README.md there"
+    options.add_argument(
+        "--output", metavar="DIR", help=f"also write {name}.json, {name}.png and README.md to this directory"
     )
-    return made
+    return options
 
 
 def positive(text: str) -> int:
-    """A word of the command line as a number of at least 1; ValueError, of which argparse tells, else."""
+    """Parse a command-line argument as an integer of at least 1.
+
+    Raises:
+        ValueError: it is not such an integer; argparse turns this into its own message.
+    """
     if int(text) < 1:
         raise ValueError
     return int(text)
@@ -82,81 +86,84 @@ def positive(text: str) -> int:
 def each_case(
     name: str,
     cases: Sequence[Case],
-    measured: Callable[[Case, Callable[[str], None]], tuple[Mapping[str, Any], Sequence[Bar], Any]],
+    measure: Callable[[Case, Callable[[str], None]], tuple[Mapping[str, Any], Sequence[Bar], Any]],
     title: Callable[[Case], str] = str,
 ) -> tuple[list[Mapping[str, Any]], list[Bar], list[Any]]:
-    """Rows, ratios and details of all cases, measured one after the other under a progress bar.
+    """Measure the cases one after another, with a progress bar, and return their rows, ratios and details.
 
     Args:
-        name: of the benchmark.
-        cases: what is measured.
-        measured: (a case, what to tell of the side that runs) -> its row, ratios and details.
-        title: of a case, in the bar.
+        name: the name of the benchmark.
+        cases: the cases to measure.
+        measure: (case, report) -> row, ratios and details of the case; calling `report(text)` shows what is
+            running.
+        title: returns the text for a case in the progress bar.
     """
     rows, ratios, details = list[Mapping[str, Any]](), list[Bar](), list[Any]()
     with bar(name, len(cases)) as show:
         for done, case in enumerate(cases):
             show(done, title(case))
-            row, own, each = measured(case, functools.partial(_tell, show, done, title(case)))
+            row, case_ratios, case_details = measure(
+                case, functools.partial(_report, show, done, title(case))
+            )
             rows.append(row)
-            ratios += own
-            details.append(each)
+            ratios += case_ratios
+            details.append(case_details)
         show(len(cases), "")
     return rows, ratios, details
 
 
-def _tell(show: Callable[[int, str], None], done: int, heading: str, side: str) -> None:
+def _report(show: Callable[[int, str], None], done: int, heading: str, side: str) -> None:
     show(done, f"{heading}: {side}")
 
 
 def conditions() -> str:
-    """Date and load, asked before the measurement itself makes load."""
+    """Return the date and the load average; call it before the benchmark itself adds load."""
     day, loads = time.strftime("%Y-%m-%d"), os.getloadavg()
-    return f"{day}, load average {loads[0]:.1f} (1 min) and {loads[2]:.1f} (15 min) before it began"
+    return f"{day}, load average {loads[0]:.1f} (1 min) and {loads[2]:.1f} (15 min) before the run"
 
 
 def publish(measured: Measured, output: str | None) -> None:
-    """Print the table; with a directory, write NAME.json, NAME.png and README.md of all that lie there."""
-    console, told = Console(), f"{measured.machine}; {measured.conditions}"
+    """Print the table and, with `output`, write NAME.json, NAME.png and a README.md of all results in it."""
+    console, measured_on = Console(), f"{measured.machine}; {measured.conditions}"
     console.print(summary_table(measured.rows, BENCHES[measured.name]))
-    console.print(told, highlight=False)
+    console.print(measured_on, highlight=False)
     if output is None:
         return
     directory = Path(output)
     directory.mkdir(parents=True, exist_ok=True)
     report = {
         "name": measured.name,
-        "measured on": told,
+        "measured on": measured_on,
         "rows": list(measured.rows),
         "details": measured.details,
     }
     (directory / f"{measured.name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    picture = directory / f"{measured.name}.png"
-    plot_bars(measured.ratios, picture, f"Measured on {told}.", y_label="the peer's, divided by sdft_jax's")
+    plot = directory / f"{measured.name}.png"
+    plot_bars(measured.ratios, plot, f"Measured on {measured_on}.", y_label="peer / sdft_jax")
     page = directory / "README.md"
     page.write_text(_page(directory), encoding="utf-8")
-    for path in (picture, page):
+    for path in (plot, page):
         console.print(str(path), highlight=False, soft_wrap=True)
 
 
 def _page(directory: Path) -> str:
     lines = [
-        "# Measured",
+        "# Benchmark results",
         "",
-        "Written by `sdft bench NAME --output DIR`; sdft_jax/studies/bench/README.md has the conditions.",
+        "Written by `sdft bench NAME --output DIR`; see sdft_jax/studies/bench/README.md for the benchmarks.",
         "",
     ]
-    for name, what in BENCHES.items():
+    for name, description in BENCHES.items():
         file = directory / f"{name}.json"
         if not file.is_file():
             continue
-        found = json.loads(file.read_text(encoding="utf-8"))
+        report = json.loads(file.read_text(encoding="utf-8"))
         lines += [
             f"## `sdft bench {name}`",
             "",
-            f"{what[0].upper()}{what[1:]}.",
+            f"{description[0].upper()}{description[1:]}.",
             "",
-            *markdown_table(found["rows"]),
+            *markdown_table(report["rows"]),
         ]
-        lines += ["", f"Measured on {found['measured on']}.", "", f"![Ratios]({name}.png)", ""]
+        lines += ["", f"Measured on {report['measured on']}.", "", f"![Ratios]({name}.png)", ""]
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""A whole step of SDFT beside one of SFT: how much of the difference the FLOPs explain.
+"""A whole step of SDFT, compared with a step of SFT: how much of the difference in time the FLOPs explain.
 
-Equal examples, prompts and completions; the teacher's prompt is longer by the demonstration. FLOPs are those
-of the matrix products in both programs. What remains between the ratio of seconds and that of FLOPs is the
-price of decoding token by token, and of everything that is not a matrix product.
+Both methods use the same numbers of examples, prompt tokens and completion tokens; the teacher's prompt also
+contains the demonstration. FLOPs are those of the matrix products in the compiled programs. The difference
+between the ratio of seconds and the ratio of FLOPs is the cost of decoding token by token, and of everything
+that is not a matrix product.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ METHODS = ("sft", "sdft")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What both methods are given."""
+    """A workload for both methods."""
 
     size: str
     rows: int
@@ -40,80 +41,83 @@ class Case:
         return f"{self.size}, {self.rows} x ({self.prompt}, {self.teacher} + {self.new})"
 
 
-def main(words: Sequence[str]) -> None:
-    """Run the cases of the command line."""
-    a = _arguments(words)
-    began = conditions()
-    cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
+def main(argv: Sequence[str]) -> None:
+    """Run the cases that the command line selects."""
+    args = _parse_arguments(argv)
+    start_conditions = conditions()
+    cases = [Case(size, *shape) for size in args.models for shape in args.shapes]
 
-    def measured(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
+    def measure_case(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
         model = architecture(case.size)
         prepared = {
-            method: prepare_step(_config(case, method, a), model, case.prompt, case.teacher)
+            method: prepare_step(_config(case, method, args), model, case.prompt, case.teacher)
             for method in METHODS
         }
         flops = {method: each.flops for method, each in prepared.items()}
-        seconds = turns({method: _stepper(each) for method, each in prepared.items()}, a.rounds)
+        seconds = turns({method: _stepper(each) for method, each in prepared.items()}, args.rounds)
         details = dataclasses.asdict(case) | {"flops": flops, "seconds": seconds}
         return *compare(case, flops, seconds), details
 
-    rows, bars, details = each_case("sft", cases, measured)
-    publish(Measured("sft", rows, bars, details, f"remat {a.remat}; {describe_hardware()}", began), a.output)
+    rows, bars, details = each_case("sft", cases, measure_case)
+    machine = f"remat {args.remat}; {describe_hardware()}"
+    publish(Measured("sft", rows, bars, details, machine, start_conditions), args.output)
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    made = parser("sft", __doc__)
-    made.add_argument(
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    options = parser("sft", __doc__)
+    options.add_argument(
         "--models",
         nargs="+",
         choices=list(SIZES),
         default=["1M", "4M"],
-        help="random models by their parameters (1M 4M)",
+        help="random models, named by their number of parameters (default: 1M 4M)",
     )
-    made.add_argument(
+    options.add_argument(
         "--shapes",
         nargs="+",
         type=_shape,
         metavar="BxPxQxN",
         default=[(32, 64, 128, 64), (8, 256, 512, 256)],
-        help="rows, tokens of the student's prompt, of the teacher's, of a completion "
-        "(32x64x128x64 8x256x512x256)",
+        help="rows, tokens of the student's prompt, of the teacher's prompt and of the completion "
+        "(default: 32x64x128x64 8x256x512x256)",
     )
-    made.add_argument(
+    options.add_argument(
         "--remat",
         choices=list(REMAT_POLICIES),
         default="hidden",
-        help="what the backward pass computes again (hidden)",
+        help="rematerialization policy of the backward pass (default: hidden)",
     )
-    made.add_argument("--rounds", type=int, default=5, help="counted steps of each method, in turns (5)")
-    made.add_argument(
+    options.add_argument(
+        "--rounds", type=int, default=5, help="measured rounds, in which the methods alternate (default: 5)"
+    )
+    options.add_argument(
         "--set",
         nargs="*",
         default=[],
         metavar="KEY=VALUE",
         dest="overrides",
-        help="options of both, such as model.compute_dtype=bfloat16",
+        help="options for both, such as model.compute_dtype=bfloat16",
     )
-    return made.parse_args(words)
+    return options.parse_args(argv)
 
 
 def _shape(text: str) -> tuple[int, int, int, int]:
-    rows, prompt, teacher, new = map(int, text.split("x"))  # argparse tells of a ValueError
+    rows, prompt, teacher, new = map(int, text.split("x"))  # argparse reports a ValueError
     return rows, prompt, teacher, new
 
 
-def _config(case: Case, method: str, a: argparse.Namespace) -> Config:
+def _config(case: Case, method: str, args: argparse.Namespace) -> Config:
     keys = {
         "train.method": method,
         "train.batch_size": case.rows,
         "sampling.max_new_tokens": case.new,
-        "model.remat": a.remat,
+        "model.remat": args.remat,
     }
-    return load_config(None, [*(f"{key}={value}" for key, value in keys.items()), *a.overrides])
+    return load_config(None, [*(f"{key}={value}" for key, value in keys.items()), *args.overrides])
 
 
 def _stepper(prepared: Prepared) -> Callable[[], None]:
-    """One step at every call, from where the last one ended."""
+    """Return a function that runs one step per call, each starting from the state after the previous step."""
     state = [prepared.state]
 
     def step() -> None:
@@ -125,17 +129,21 @@ def _stepper(prepared: Prepared) -> Callable[[], None]:
 def compare(
     case: Case, flops: Mapping[str, float], seconds: Mapping[str, Sequence[float]]
 ) -> tuple[dict[str, Any], list[Bar]]:
-    """A row of the table and its ratio: FLOPs' over seconds', 1 where the FLOPs explain all."""
-    middle = {method: sorted(each)[len(each) // 2] for method, each in seconds.items()}
-    more, longer = flops["sdft"] / flops["sft"], ratios(seconds["sft"], seconds["sdft"])
+    """Return a table row and its ratio, FLOPs ratio over seconds ratio.
+
+    A ratio of 1 means that FLOPs explain all of the difference in time.
+    """
+    median = {method: sorted(each)[len(each) // 2] for method, each in seconds.items()}
+    flops_ratio = flops["sdft"] / flops["sft"]
+    slowdown, slowdown_text = ratios(seconds["sft"], seconds["sdft"])
     row = {
         "model": case.size,
         "rows": case.rows,
         "tokens": f"{case.prompt}, {case.teacher} + {case.new}",
-        "SFT": f"{middle['sft']:.3g} s",
-        "SDFT": f"{middle['sdft']:.3g} s",
-        "times the seconds": longer[1],
-        "times the FLOPs": f"{more:.2f}",
-        "seconds over FLOPs": f"{longer[0] / more:.2f}",
+        "SFT": f"{median['sft']:.3g} s",
+        "SDFT": f"{median['sdft']:.3g} s",
+        "times the seconds": slowdown_text,
+        "times the FLOPs": f"{flops_ratio:.2f}",
+        "seconds over FLOPs": f"{slowdown / flops_ratio:.2f}",
     }
-    return row, [Bar(str(case), "FLOPs ratio over seconds ratio", more / longer[0])]
+    return row, [Bar(str(case), "FLOPs ratio over seconds ratio", flops_ratio / slowdown)]

@@ -1,4 +1,4 @@
-"""When the device works and what the host does meanwhile, from the trace of some steps of `sdft train`."""
+"""Timeline of device work and host activity, read from a trace of several steps of `sdft train`."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
-from sdft_jax.reporting.charts import FIGURE_STYLE, GREY
-from sdft_jax.reporting.run_plot import COLOURS
-from sdft_jax.training.profiling import DIRECTORY
+from sdft_jax.reporting.style import COLOURS, FIGURE_STYLE, GREY
+from sdft_jax.training.run_directory import RunDirectory
 
 UPDATE = "train"
-"""What `training.py` calls the start of an update in its traces."""
+"""The name that `training/loop.py` gives to the dispatch of an update in its traces."""
 HOST = {
     UPDATE: "starts the update",
     "report": "reports",
     "wait": "waits for the device",
     "next batch": "makes the next batch",
 }
-"""What else it names there, later ones inside earlier ones -> what it is called here."""
+"""Name of a host activity in a trace -> its label in the plot; later ones are nested in earlier ones."""
 
 Span = tuple[float, float]
-"""Begin and end, in seconds from the first update's start."""
+"""Begin and end, in seconds after the start of the first update."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Some steps, one after the other."""
+    """Device and host spans of consecutive steps."""
 
     steps: Sequence[float]
-    """When the host started each update, in seconds; the first is 0."""
+    """The time at which the host dispatched each update, in seconds; the first is 0."""
     device: Sequence[Span]
-    """When the device worked, in order and apart."""
+    """The spans in which the device was busy, sorted and disjoint."""
     host: Mapping[str, Sequence[Span]]
-    """What the host did."""
+    """The spans of each host activity, by its name in the trace."""
 
 
 def read_timeline(output: str | os.PathLike[str]) -> Timeline:
-    """The newest trace below a run's directory; its process's first device stands for all."""
-    file = max(Path(output, DIRECTORY).rglob("*.xplane.pb"), key=os.path.getmtime)
+    """Return the timeline of the newest trace of a run, for the first device of the process that wrote it."""
+    file = max(RunDirectory(str(output)).profile.rglob("*.xplane.pb"), key=os.path.getmtime)
     planes = list(ProfileData.from_file(str(file)).planes)
     named: dict[str, list[Any]] = {name: [] for name in HOST}
     for event in _events(planes):
@@ -63,10 +62,10 @@ def _events(planes: Iterable[Any]) -> Iterable[Any]:
 
 
 def _work(planes: Sequence[Any]) -> Iterable[tuple[float, float]]:
-    """When the device executed something, in nanoseconds.
+    """Return the spans in which the device executed a program, in nanoseconds.
 
-    An accelerator has a plane of its own. Operations of a CPU stand in lines of its threads, with the number
-    of the execution that they belong to: that begins with the first and ends with the last of them.
+    An accelerator has its own plane. Operations on a CPU are in the lines of its threads, with the ID of the
+    execution that they belong to; an execution spans its first to its last operation.
     """
     accelerators = sorted(
         (plane for plane in planes if plane.name.startswith(("/device:GPU:", "/device:TPU:"))),
@@ -74,20 +73,20 @@ def _work(planes: Sequence[Any]) -> Iterable[tuple[float, float]]:
     )
     if accelerators:
         lines = list(accelerators[0].lines)
-        # a TPU's, beside lines that span whole steps
+        # on a TPU, other lines span whole steps
         modules = [line for line in lines if line.name == "XLA Modules"]
         return [(e.start_ns, e.end_ns) for line in modules or lines for e in line.events]
     executions: dict[int, tuple[float, float]] = {}
     for event in _events(planes):
-        number = next((value for name, value in event.stats if name == "run_id"), None)
-        if number is not None:
-            begin, end = executions.get(number, (math.inf, 0.0))
-            executions[number] = min(begin, event.start_ns), max(end, event.end_ns)
+        run_id = next((value for name, value in event.stats if name == "run_id"), None)
+        if run_id is not None:
+            begin, end = executions.get(run_id, (math.inf, 0.0))
+            executions[run_id] = min(begin, event.start_ns), max(end, event.end_ns)
     return executions.values()
 
 
 def merge(spans: Iterable[Span]) -> list[Span]:
-    """Their union, in order and apart."""
+    """Return the union of the spans, sorted and disjoint."""
     merged: list[Span] = []
     for begin, end in sorted(spans):
         if merged and begin <= merged[-1][1]:
@@ -98,25 +97,25 @@ def merge(spans: Iterable[Span]) -> list[Span]:
 
 
 def plot_timelines(timelines: Mapping[str, Timeline], path: Path, caption: str) -> None:
-    """Two lanes each, device and host, from one update's start on."""
+    """Plot each timeline in two lanes, device and host, up to the dispatch of its last update."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    colours = dict(zip(HOST, (COLOURS[1], COLOURS[2], "#dddddd", COLOURS[4]), strict=True))
+    colors = dict(zip(HOST, (COLOURS[1], COLOURS[2], "#dddddd", COLOURS[4]), strict=True))
     with matplotlib.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(15, 1.1 + 1.9 * len(timelines)), layout="constrained")
-        for axes, (name, one) in zip(
+        for axes, (name, timeline) in zip(
             figure.subplots(len(timelines), 1, squeeze=False)[:, 0], timelines.items(), strict=True
         ):
             axes.broken_barh(
-                _milliseconds(one.device), (1.1, 0.8), color=COLOURS[0], label="the device works"
+                _milliseconds(timeline.device), (1.1, 0.8), color=COLOURS[0], label="the device works"
             )
-            for doing, spans in one.host.items():
+            for activity, spans in timeline.host.items():
                 axes.broken_barh(
-                    _milliseconds(spans), (0, 0.8), color=colours[doing], label=f"the host {HOST[doing]}"
+                    _milliseconds(spans), (0, 0.8), color=colors[activity], label=f"the host {HOST[activity]}"
                 )
             axes.set(title=name, yticks=[0.4, 1.5], yticklabels=["host", "device"], xlabel="milliseconds")
-            axes.set_xlim(0, 1e3 * one.steps[-1])
+            axes.set_xlim(0, 1e3 * timeline.steps[-1])
             axes.grid(False)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5)
         figure.supxlabel(caption, color=GREY, fontsize=10)
@@ -124,5 +123,5 @@ def plot_timelines(timelines: Mapping[str, Timeline], path: Path, caption: str) 
 
 
 def _milliseconds(spans: Iterable[Span]) -> list[tuple[float, float]]:
-    """(begin, length) each."""
+    """Return (begin, length) of each span, in milliseconds."""
     return [(1e3 * begin, 1e3 * (end - begin)) for begin, end in spans]

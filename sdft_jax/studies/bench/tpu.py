@@ -1,8 +1,8 @@
-"""What the TPU compiler says of the whole update, without a TPU: peak memory of a chip and seconds of a step.
+"""Peak memory per chip and seconds per step of the whole update, estimated by the TPU compiler without a TPU.
 
-It is what `sdft plan` prints for the same settings: the compiler's own estimate, without waiting for other
-chips, beside the seconds that the chip's peak rates allow. `--against` compares with an earlier --output, so
-that a change that costs is seen. A row takes minutes to compile.
+The numbers are those that `sdft plan` prints for the same settings: the compiler's own estimate, which
+excludes time spent waiting for other chips, and the seconds that the chip's peak rates allow. Use --against
+to detect regressions from an earlier --output. Each row takes minutes to compile.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from rich.console import Console
 
 from sdft_jax.config import Config, load_config
 from sdft_jax.errors import SdftError
+from sdft_jax.plan.candidates import make_candidates
 from sdft_jax.plan.estimate import Estimate
 from sdft_jax.plan.footprint import GIB
-from sdft_jax.plan.planner import candidates, plan
+from sdft_jax.plan.planner import plan
 from sdft_jax.plan.show import compiler
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.progress import bar
@@ -30,22 +31,22 @@ from sdft_jax.reporting.tables import summary_table
 from sdft_jax.studies.bench.results import Measured, conditions, parser, publish
 
 SLACK = 0.05
-"""Share by which a row may get worse."""
+"""The maximum relative increase in memory or time that is not reported as a regression."""
 LARGE = ("divergence.chunk=512", "sharding.sequence=tensor", "optimizer.learning_rate=2e-5")
-"""What configs/qwen2.5-7b-tooluse.yaml has of its own."""
+"""Settings from configs/qwen2.5-7b-tooluse.yaml."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One update and the slice that it is compiled for."""
+    """An update and the TPU slice that it is compiled for."""
 
     model: str
     prompt: int
-    """Most tokens of the student's prompt."""
+    """The maximum number of tokens in the student's prompt."""
     teacher: int
-    """Most tokens of the teacher's."""
+    """The maximum number of tokens in the teacher's prompt."""
     new: int
-    """Most tokens of a completion."""
+    """The maximum number of tokens in a completion."""
     batch: int
     slice: str
     mesh: str
@@ -53,7 +54,7 @@ class Row:
 
     @property
     def config(self) -> Config:
-        """What is trained."""
+        """The configuration of the training run."""
         keys = {
             "model.path": self.model,
             "data.max_prompt": self.prompt,
@@ -73,81 +74,86 @@ ROWS: Mapping[str, Row] = {
 }
 
 
-def main(words: Sequence[str]) -> int:
-    """Compile the rows of the command line; 1 where one got worse than in `--against`, else 0.
+def main(argv: Sequence[str]) -> int:
+    """Compile the rows that the command line selects, and return 1 if one regressed from `--against`, else 0.
 
     Raises:
-        SdftError: the TPU compiler is not installed, or `--against` is no earlier result of these rows.
+        SdftError: the TPU compiler is not installed, or `--against` is not an earlier result for these rows.
     """
-    a = _arguments(words)
-    before = read(a.against, a.rows) if a.against else None
-    jax.config.update("jax_platforms", "cpu")  # nothing runs: a TPU that is there stays free
-    began, found = conditions(), {}
-    with bar("tpu", len(a.rows)) as show:
-        for done, name in enumerate(a.rows):
+    args = _parse_arguments(argv)
+    before = read(args.against, args.rows) if args.against else None
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so an installed TPU stays free
+    start_conditions, estimates = conditions(), {}
+    with bar("tpu", len(args.rows)) as show:
+        for done, name in enumerate(args.rows):
             show(done, name)
-            found[name] = compiled(ROWS[name])
-        show(len(a.rows), "")
-    details = {name: record(one) for name, one in found.items()}
-    rows = [_cells(name, ROWS[name], one) for name, one in found.items()]
+            estimates[name] = compiled(ROWS[name])
+        show(len(args.rows), "")
+    details = {name: record(estimate) for name, estimate in estimates.items()}
+    rows = [_cells(name, ROWS[name], estimate) for name, estimate in estimates.items()]
     ratios = [
-        Bar(name, "at peak rates / estimated", one["limit_seconds"] / one["seconds"])
-        for name, one in details.items()
-        if one["seconds"]
+        Bar(name, "seconds, peak rates", detail["limit_seconds"] / detail["seconds"])
+        for name, detail in details.items()
+        if detail["seconds"]
     ]
-    publish(Measured("tpu", rows, ratios, details, f"compiled by {compiler()} for TPUs", began), a.output)
+    machine = f"compiled by {compiler()} for TPUs"
+    publish(Measured("tpu", rows, ratios, details, machine, start_conditions), args.output)
     if before is None:
         return 0
     changes, worse = compare(before, details)
     console = Console()
-    console.print(summary_table(changes, f"against {a.against}"))
+    console.print(summary_table(changes, f"compared with {args.against}"))
     if worse:
         console.print(f"more than {SLACK:.0%} worse: {', '.join(worse)}", highlight=False, soft_wrap=True)
     return int(bool(worse))
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    made = parser("tpu", __doc__)
-    made.add_argument(
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    options = parser("tpu", __doc__)
+    options.add_argument(
         "--rows",
         nargs="+",
         choices=list(ROWS),
         default=list(ROWS),
         metavar="NAME",
-        help=f"some of {', '.join(ROWS)} (all)",
+        help=f"rows to compile: {', '.join(ROWS)} (default: all)",
     )
-    made.add_argument(
+    options.add_argument(
         "--against",
         metavar="FILE",
-        help="tpu.json of an earlier --output: print by how much each row changed, exit with "
-        f"code 1 if one is more than {SLACK * 100:.0f} %% worse",
+        help="tpu.json of an earlier --output: print how much each row changed, and exit with "
+        f"code 1 if memory or time of a row grew by more than {SLACK * 100:.0f} %%",
     )
-    return made.parse_args(words)
+    return options.parse_args(argv)
 
 
 def compiled(row: Row) -> Estimate:
-    """What `sdft plan --fast` has for the row; SdftError where the TPU compiler is not installed."""
-    every = candidates(row.config, [row.slice], row.mesh, ())
-    (one,), _ = plan(row.config, every, largest=False, show=lambda *_: None)
-    return one
+    """Return the estimate of `sdft plan --fast` for the row.
+
+    Raises:
+        SdftError: the TPU compiler is not installed.
+    """
+    candidates = make_candidates(row.config, [row.slice], row.mesh, ())
+    (estimate,), _ = plan(row.config, candidates, largest=False, show=lambda *_: None)
+    return estimate
 
 
-def record(one: Estimate) -> dict[str, Any]:
-    """An estimate for the JSON file: bytes a device and seconds a step; no seconds where it was refused."""
+def record(estimate: Estimate) -> dict[str, Any]:
+    """Return the JSON record of an estimate, in bytes per device and seconds per step (None if refused)."""
     return {
-        "peak_bytes": one.peak,
-        "seconds": None if one.refusal else one.total_seconds,
-        "limit_seconds": sum(one.roofline.values()),
-        "refusal": one.refusal,
-        "seconds by phase": dict(one.seconds),
-        "bytes besides the state by phase": dict(one.temporaries),
-        "compile_seconds": one.compile_seconds,
+        "peak_bytes": estimate.peak,
+        "seconds": None if estimate.refusal else estimate.total_seconds,
+        "limit_seconds": sum(estimate.roofline.values()),
+        "refusal": estimate.refusal,
+        "seconds by phase": dict(estimate.seconds),
+        "bytes besides the state by phase": dict(estimate.temporaries),
+        "compile_seconds": estimate.compile_seconds,
         "compiler": compiler(),
     }
 
 
-def _cells(name: str, row: Row, one: Estimate) -> dict[str, Any]:
-    limit = sum(one.roofline.values())
+def _cells(name: str, row: Row, estimate: Estimate) -> dict[str, Any]:
+    limit = sum(estimate.roofline.values())
     cells = {
         "row": name,
         "model": row.model,
@@ -155,45 +161,53 @@ def _cells(name: str, row: Row, one: Estimate) -> dict[str, Any]:
         "batch": row.batch,
         "slice": row.slice,
         "mesh": row.mesh.replace(",", ", "),
-        "peak": f"{one.peak / GIB:.2f} GiB",
+        "peak": f"{estimate.peak / GIB:.2f} GiB",
     }
-    if one.refusal:
-        return cells | {"estimated seconds": one.refusal}
+    if estimate.refusal:
+        return cells | {"estimated seconds": estimate.refusal}
     return cells | {
-        "estimated seconds": f"{one.total_seconds:.2f}",
+        "estimated seconds": f"{estimate.total_seconds:.2f}",
         "at peak rates": f"{limit:.2f}",
-        "peak rates / estimate": f"{limit / one.total_seconds:.2f}",
+        "peak rates / estimate": f"{limit / estimate.total_seconds:.2f}",
     }
 
 
 def read(file: str, rows: Sequence[str]) -> Mapping[str, Any]:
-    """Row -> record of an earlier tpu.json; SdftError where it is something else or has none of `rows`."""
+    """Read an earlier tpu.json, and return row -> record.
+
+    Raises:
+        SdftError: the file cannot be read, is not a tpu.json, or contains none of `rows`.
+    """
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
-        known = {name: one for name, one in found["details"].items() if {"peak_bytes", "seconds"} <= set(one)}
+        report = json.loads(Path(file).read_text(encoding="utf-8"))
+        records = {name: x for name, x in report["details"].items() if {"peak_bytes", "seconds"} <= set(x)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is something else"
-        raise SdftError(f"--against {file} cannot be read ({reason}): give an earlier tpu.json.") from None
-    if not set(rows) & set(known):
-        raise SdftError(f"--against {file} has no row {', '.join(rows)}: give an earlier tpu.json that has.")
-    return known
+        reason = error.strerror if isinstance(error, OSError) else "it is not a result of sdft bench tpu"
+        raise SdftError(
+            f"--against {file} cannot be read ({reason}): pass the tpu.json of an earlier run."
+        ) from None
+    if not set(rows) & set(records):
+        raise SdftError(
+            f"--against {file} contains none of the rows to compare ({', '.join(rows)}): pass one that does."
+        )
+    return records
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:
-    """A line for each row of now, and the names of those that got more than `SLACK` worse."""
+    """Return a table line for each row of `now`, and the names of the rows that grew by more than `SLACK`."""
     lines, worse = [], []
     for name, new in now.items():
         old = before.get(name)
         if old is None:
-            lines.append({"row": name, "peak": "not there before"})
+            lines.append({"row": name, "peak": "not in the earlier result"})
             continue
         line = {
             "row": name,
             "peak": _change(old["peak_bytes"] / GIB, new["peak_bytes"] / GIB, "GiB"),
             "estimated": _change(old["seconds"], new["seconds"], "s"),
         }
-        if old["compiler"] != new["compiler"]:  # then the change need not be ours
-            line["then compiled by"] = old["compiler"]
+        if old["compiler"] != new["compiler"]:  # the compiler may be the cause of a change
+            line["earlier compiler"] = old["compiler"]
         lines.append(line)
         if any(_growth(old[key], new[key]) > SLACK for key in ("peak_bytes", "seconds")):
             worse.append(name)
@@ -201,12 +215,12 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[dic
 
 
 def _growth(old: float | None, new: float | None) -> float:
-    """Share by which it grew. What is refused has no seconds, which is worse than any."""
+    """Return the relative increase; a refused program has no seconds and counts as an infinite increase."""
     if old is None:
         return 0.0
     return math.inf if new is None else new / old - 1
 
 
 def _change(old: float | None, new: float | None, unit: str) -> str:
-    both = " -> ".join("refused" if x is None else f"{x:.2f} {unit}" for x in (old, new))
-    return f"{both} ({_growth(old, new):+.1%})"
+    values = " -> ".join("refused" if x is None else f"{x:.2f} {unit}" for x in (old, new))
+    return f"{values} ({_growth(old, new):+.1%})"

@@ -1,8 +1,8 @@
-"""Learning alone (teacher forward, student forward and backward) beside the fastest matrix product.
+"""FLOP/s of the teacher's forward pass and the student's forward and backward passes.
 
-The step's model FLOPs are counted in the program without rematerialisation; its seconds are those of the real
-one. Utilisation is relative to a large matrix product measured in the same run, and to the maker's peak where
-that is known. No optimizer and no rollout: `sdft bench trl` and `sdft bench decode` have those.
+Model FLOPs are counted in a program without rematerialization; seconds are those of the real program.
+Utilization is relative to a large matrix product measured in the same run, and to the vendor's peak if it is
+known. The optimizer and the rollout are not included: see `sdft bench trl` and `sdft bench decode`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sdft_jax.algorithm.update import Rows, distillation_loss
-from sdft_jax.config import Config
+from sdft_jax.algorithm.update import LossOptions, Rows, distillation_loss
+from sdft_jax.config.settings import DivergenceConfig, ObjectiveConfig
 from sdft_jax.models import REMAT_POLICIES, Model
 from sdft_jax.plan.hlo import matmul_flops
 from sdft_jax.reporting.charts import Bar
@@ -27,15 +27,15 @@ from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.studies.bench.models import SIZES, architecture
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, publish
 from sdft_jax.studies.bench.timing import turns
-from sdft_jax.types import Params, Rollout, TokenBatch
+from sdft_jax.types import Params, Rollout, Sequences, TokenBatch
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "v5 lite": 197e12, "v5p": 459e12, "v6 lite": 918e12}
-"""FLOP/s of dense bfloat16 products by a part of the device's name (data sheets of NVIDIA and Google)."""
+"""Substring of the device name -> peak FLOP/s of dense bfloat16 products (NVIDIA and Google data sheets)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is learned from."""
+    """A workload."""
 
     size: str
     rows: int
@@ -47,66 +47,72 @@ class Case:
         return f"{self.size}, {self.rows} x ({self.prompt}, {self.teacher} + {self.new})"
 
 
-def main(words: Sequence[str]) -> None:
-    """Run the cases of the command line."""
-    a = _arguments(words)
-    began = conditions()
-    dtype = ("float32" if jax.default_backend() == "cpu" else "bfloat16") if a.dtype == "auto" else a.dtype
-    cases = [Case(size, *shape) for size in a.models for shape in a.shapes]
-
-    def measured(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
-        found = measure(case, dtype, a.remat, a.rounds)
-        return *compare(case, found), dataclasses.asdict(case) | found
-
-    rows, bars, details = each_case("train", cases, measured)
-    publish(
-        Measured("train", rows, bars, details, f"remat {a.remat}, {dtype}; {describe_hardware()}", began),
-        a.output,
+def main(argv: Sequence[str]) -> None:
+    """Run the cases that the command line selects."""
+    args = _parse_arguments(argv)
+    start_conditions = conditions()
+    dtype = (
+        ("float32" if jax.default_backend() == "cpu" else "bfloat16") if args.dtype == "auto" else args.dtype
     )
+    cases = [Case(size, *shape) for size in args.models for shape in args.shapes]
+
+    def measure_case(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
+        measurements = measure(case, dtype, args.remat, args.rounds)
+        return *compare(case, measurements), dataclasses.asdict(case) | measurements
+
+    rows, bars, details = each_case("train", cases, measure_case)
+    machine = f"remat {args.remat}, {dtype}; {describe_hardware()}"
+    publish(Measured("train", rows, bars, details, machine, start_conditions), args.output)
 
 
-def _arguments(words: Sequence[str]) -> argparse.Namespace:
-    made = parser("train", __doc__)
-    made.add_argument(
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    options = parser("train", __doc__)
+    options.add_argument(
         "--models",
         nargs="+",
         choices=list(SIZES),
         default=["1M", "4M", "32M"],
-        help="random models by their parameters (1M 4M 32M)",
+        help="random models, named by their number of parameters (default: 1M 4M 32M)",
     )
-    made.add_argument(
+    options.add_argument(
         "--shapes",
         nargs="+",
         type=_shape,
         metavar="BxPxQxN",
         default=[(8, 128, 256, 128)],
-        help="rows, tokens of the student's prompt, of the teacher's, of a completion (8x128x256x128)",
+        help="rows, tokens of the student's prompt, of the teacher's prompt and of the completion "
+        "(default: 8x128x256x128)",
     )
-    made.add_argument(
+    options.add_argument(
         "--remat",
         choices=list(REMAT_POLICIES),
         default="hidden",
-        help="what the backward pass computes again (hidden)",
+        help="rematerialization policy of the backward pass (default: hidden)",
     )
-    made.add_argument("--rounds", type=int, default=5, help="counted calls of each side, in turns (5)")
-    made.add_argument(
+    options.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="measured rounds, in which the step and the product alternate (default: 5)",
+    )
+    options.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16"],
         default="auto",
-        help="of weights and computing; auto: float32 on a CPU, else bfloat16",
+        help="dtype of weights and computation (default: auto, which is float32 on a CPU, else bfloat16)",
     )
-    return made.parse_args(words)
+    return options.parse_args(argv)
 
 
 def _shape(text: str) -> tuple[int, int, int, int]:
-    rows, prompt, teacher, new = map(int, text.split("x"))  # argparse tells of a ValueError
+    rows, prompt, teacher, new = map(int, text.split("x"))  # argparse reports a ValueError
     return rows, prompt, teacher, new
 
 
 def measure(case: Case, dtype: str, remat: str, rounds: int) -> dict[str, Any]:
-    """Seconds a round of the step and of the product, and FLOPs of both."""
+    """Return the seconds of each round and the FLOPs, of the step and of the product."""
     model = Model(architecture(case.size), compute_dtype=dtype, remat=remat)
-    rows, (student, teacher) = _rows(case, model.config.vocab_size), _params(model, dtype)
+    rows, (student, teacher) = _rows(case, model.architecture.vocab_size), _params(model, dtype)
     step = jax.jit(functools.partial(learn, model))
     plain = dataclasses.replace(model, remat="none", attention="xla")
     program = jax.jit(functools.partial(learn, plain)).lower(student, teacher, rows)
@@ -129,11 +135,11 @@ def measure(case: Case, dtype: str, remat: str, rounds: int) -> dict[str, Any]:
 
 
 def learn(model: Model, student: Params, teacher: Params, rows: Rows) -> tuple[jax.Array, Params]:
-    """Loss and gradients of the reverse KL, as in `update.py`."""
-    config = Config()
+    """Compute the loss and gradients of the reverse KL, as in `algorithm/update.py`."""
+    options = LossOptions(DivergenceConfig(), ObjectiveConfig())
 
     def loss(params: Params) -> jax.Array:
-        return distillation_loss(model, params, teacher, rows, config)[0]
+        return distillation_loss(model, params, teacher, rows, options)[0]
 
     with model.matmul_precision():
         return jax.value_and_grad(loss)(student)
@@ -147,32 +153,34 @@ def _params(model: Model, dtype: str) -> tuple[Params, Params]:
 def _rows(case: Case, vocabulary: int) -> Rows:
     rng, count = np.random.default_rng(0), case.rows
 
-    def tokens(width: int) -> tuple[jax.Array, jax.Array]:
-        drawn = rng.integers(1, vocabulary, (count, width))
-        return jnp.asarray(drawn, jnp.int32), jnp.ones((count, width), bool)
+    def tokens(width: int) -> Sequences:
+        ids = rng.integers(1, vocabulary, (count, width))
+        return Sequences(jnp.asarray(ids, jnp.int32), jnp.ones((count, width), bool))
 
     batch = TokenBatch(
-        *tokens(case.prompt), *tokens(case.teacher), *tokens(0), jnp.arange(count), jnp.ones(count)
+        tokens(case.prompt), tokens(case.teacher), tokens(0), jnp.arange(count), jnp.ones(count)
     )
-    completion, mask = tokens(case.new)
-    rollout = Rollout(completion, mask, jnp.zeros(completion.shape))
-    return Rows(batch, rollout, mask, jnp.full(completion.shape, 1 / completion.size))
+    completion = tokens(case.new)
+    shape = completion.tokens.shape
+    rollout = Rollout(completion.tokens, completion.mask, jnp.zeros(shape))
+    return Rows(batch, rollout, completion.mask, jnp.full(shape, 1 / completion.tokens.size))
 
 
-def compare(case: Case, found: Mapping[str, Any]) -> tuple[dict[str, Any], list[Bar]]:
-    """A row of the table and its ratio: FLOP/s of the step over those of the product."""
-    seconds = {side: statistics.median(each) for side, each in found["seconds"].items()}
-    rate, fastest = found["flops"] / seconds["step"], found["flops of the product"] / seconds["product"]
+def compare(case: Case, measurements: Mapping[str, Any]) -> tuple[dict[str, Any], list[Bar]]:
+    """Return a table row and its ratio, FLOP/s of the step over FLOP/s of the product."""
+    seconds = {side: statistics.median(each) for side, each in measurements["seconds"].items()}
+    rate = measurements["flops"] / seconds["step"]
+    product_rate = measurements["flops of the product"] / seconds["product"]
     row = {
         "model": case.size,
         "rows": case.rows,
         "tokens": f"{case.prompt}, {case.teacher} + {case.new}",
         "a step": f"{seconds['step']:.3g} s",
-        "model TFLOP": f"{found['flops'] / 1e12:.3g}",
+        "model TFLOP": f"{measurements['flops'] / 1e12:.3g}",
         "TFLOP/s": f"{rate / 1e12:.3g}",
-        "a large product's": f"{fastest / 1e12:.3g}",
-        "of it": f"{100 * rate / fastest:.0f} %",
+        "a large product's": f"{product_rate / 1e12:.3g}",
+        "of it": f"{100 * rate / product_rate:.0f} %",
     }
-    if found["peak"]:
-        row["of the maker's peak"] = f"{100 * rate / found['peak']:.0f} %"
-    return row, [Bar(str(case), "FLOP/s of a large product", rate / fastest)]
+    if measurements["peak"]:
+        row["of the maker's peak"] = f"{100 * rate / measurements['peak']:.0f} %"
+    return row, [Bar(str(case), "FLOP/s, large product", rate / product_rate)]

@@ -1,7 +1,8 @@
-"""The same loss and gradient as TRL's SDFTTrainer, from the same weights, prompts and completions.
+"""Comparison of loss and gradient with TRL's SDFTTrainer, for the same weights, prompts and completions.
 
-Prompts and completions have several lengths, so that masks count, and the teacher other weights. Ours are by
-the function that `update.py` differentiates, TRL's by its trainer's own methods.
+Prompts and completions have several lengths, to test the masks, and the teacher's weights differ from the
+student's. Our loss is the function that `algorithm/update.py` differentiates; TRL's is computed by methods of
+its trainer.
 """
 
 from __future__ import annotations
@@ -17,59 +18,61 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from sdft_jax.algorithm import token_weights
-from sdft_jax.algorithm.update import Rows, distillation_loss
+from sdft_jax.algorithm.update import LossOptions, Rows, distillation_loss
 from sdft_jax.config import load_config
 from sdft_jax.models import Model, load_model, save_pretrained
 from sdft_jax.studies.bench.trl_config import trl_config
-from sdft_jax.types import Params, Rollout, TokenBatch
+from sdft_jax.types import Params, Rollout, Sequences, TokenBatch
 
 WIDTHS = {"prompt": 12, "teacher": 20, "completion": 10}
-"""Columns; every row fills some of them."""
+"""Name -> number of columns; rows fill at least two of them, and the rest is padding."""
 ROWS = 4
 
 Sides = tuple[float, dict[str, np.ndarray]]
-"""Loss, and the gradient of every tensor by its name in the checkpoint."""
+"""The loss, and the gradient of each tensor by its name in the checkpoint."""
 
 
 def differences(directory: Path, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Relative differences of loss and gradient; that of the gradient as a whole, and of its worst tensor.
+    """Return the relative differences of the loss, the whole gradient, and the gradient of the worst tensor.
 
     Args:
-        directory: to write the teacher and the gradients into.
-        settings: of the case, as for `trl_sides`: `model`, `rows`, `batch`, `output`, `new`, `steps`.
+        directory: the directory for the teacher and the gradients.
+        settings: the case's settings for `trl_sides`: `model`, `rows`, `batch`, `output`, `new`, `steps`.
     """
     model, student = load_model(settings["model"])
     noise = jax.random.split(jax.random.key(1), len(jax.tree.leaves(student)))
     leaves, treedef = jax.tree.flatten(student)
-    moved = [p + 0.1 * jax.random.normal(k, p.shape) * jnp.std(p) for p, k in zip(leaves, noise, strict=True)]
-    teacher = jax.tree.unflatten(treedef, moved)
+    perturbed = [
+        p + 0.1 * jax.random.normal(k, p.shape) * jnp.std(p) for p, k in zip(leaves, noise, strict=True)
+    ]
+    teacher = jax.tree.unflatten(treedef, perturbed)
     save_pretrained(model, teacher, None, directory / "teacher")
-    arrays = random_rows(np.random.default_rng(0), model.config.vocab_size)
+    arrays = random_rows(np.random.default_rng(0), model.architecture.vocab_size)
     loss, gradients = ours(model, student, teacher, arrays, directory / "gradients")
-    expected, expected_gradients = trls(settings, directory / "teacher", arrays)
-    apart = {
+    expected, expected_gradients = trl(settings, directory / "teacher", arrays)
+    by_tensor = {
         name: float(np.linalg.norm(gradients[name] - g) / np.linalg.norm(g))
         for name, g in expected_gradients.items()
     }
     whole = [
-        np.concatenate([each[name].ravel() for name in apart]) for each in (gradients, expected_gradients)
+        np.concatenate([side[name].ravel() for name in by_tensor]) for side in (gradients, expected_gradients)
     ]
     return {
         "loss": abs(loss - expected) / abs(expected),
         "gradient": float(np.linalg.norm(whole[0] - whole[1]) / np.linalg.norm(whole[1])),
-        "gradient of the worst tensor": max(apart.values()),
+        "gradient of the worst tensor": max(by_tensor.values()),
     }
 
 
 def random_rows(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
-    """Tokens and masks by name: prompts left-padded, completions right-padded."""
+    """Return random tokens and masks by name; prompts are left-padded and completions right-padded."""
     arrays: dict[str, np.ndarray] = {}
     for name, width in WIDTHS.items():
         lengths = rng.integers(2, width + 1, ROWS)
         lengths[0] = width
         columns = np.arange(width)[None, :]
-        left = name != "completion"
-        mask = columns >= width - lengths[:, None] if left else columns < lengths[:, None]
+        left_padded = name != "completion"
+        mask = columns >= width - lengths[:, None] if left_padded else columns < lengths[:, None]
         arrays[name] = np.where(mask, rng.integers(1, vocabulary, (ROWS, width)), 0).astype(np.int32)
         arrays[f"{name}_mask"] = mask
     return arrays
@@ -78,25 +81,23 @@ def random_rows(rng: np.random.Generator, vocabulary: int) -> dict[str, np.ndarr
 def ours(
     model: Model, student: Params, teacher: Params, arrays: Mapping[str, np.ndarray], directory: Path
 ) -> Sides:
-    """Loss and gradient as an update has them; the gradient goes through the writer of checkpoints."""
+    """Compute the loss and gradient of an update.
+
+    The gradient is written and read as a checkpoint, which names its tensors as Hugging Face does.
+    """
     config = load_config(None, ["divergence.alpha=1.0", "divergence.chunk=8"])
     a = {name: jnp.asarray(x) for name, x in arrays.items()}
-    none = jnp.zeros((ROWS, 0), jnp.int32), jnp.zeros((ROWS, 0), bool)
-    batch = TokenBatch(
-        a["prompt"],
-        a["prompt_mask"],
-        a["teacher"],
-        a["teacher_mask"],
-        *none,
-        jnp.arange(ROWS),
-        jnp.ones(ROWS),
-    )
+    none = Sequences(jnp.zeros((ROWS, 0), jnp.int32), jnp.zeros((ROWS, 0), bool))
+    prompt, teacher_prompt = (Sequences(a[name], a[f"{name}_mask"]) for name in ("prompt", "teacher"))
+    batch = TokenBatch(prompt, teacher_prompt, none, jnp.arange(ROWS), jnp.ones(ROWS))
     rollout = Rollout(a["completion"], a["completion_mask"], jnp.zeros(a["completion"].shape))
     mask = token_weights.loss_mask(rollout, (), config.objective)
     rows = Rows(batch, rollout, mask, token_weights.aggregation_weights(mask, batch.weight, config.objective))
 
+    options = LossOptions(config.divergence, config.objective)
+
     def loss(params: Params) -> jax.Array:
-        return distillation_loss(model, params, teacher, rows, config)[0]
+        return distillation_loss(model, params, teacher, rows, options)[0]
 
     with model.matmul_precision():
         value, gradients = jax.jit(jax.value_and_grad(loss))(student)
@@ -104,8 +105,8 @@ def ours(
     return float(value), _tensors(directory)
 
 
-def trls(settings: Mapping[str, Any], teacher: Path, arrays: Mapping[str, np.ndarray]) -> Sides:
-    """The same by TRL's trainer."""
+def trl(settings: Mapping[str, Any], teacher: Path, arrays: Mapping[str, np.ndarray]) -> Sides:
+    """Compute the same loss and gradient with TRL's trainer."""
     import torch
     from datasets import Dataset
     from trl.experimental.sdft import SDFTTrainer

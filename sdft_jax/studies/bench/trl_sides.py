@@ -1,8 +1,8 @@
 """The processes of `sdft bench trl`: `python -m sdft_jax.studies.bench.trl_sides SIDE FILE`.
 
-SIDE is `prepare` (writes model and rows), `check`, `ours` or `trl`. FILE is JSON: `size`, `model`, `rows`,
-`batch`, `prompt`, `new`, `steps`, `dtype` (float32, bfloat16 or auto), `output` and `result`, a file to write
-what was measured into.
+SIDE is `prepare` (write the model and the rows), `check`, `ours` or `trl`. FILE is JSON with the keys `size`,
+`model`, `rows`, `batch`, `prompt`, `new`, `steps`, `dtype` (float32, bfloat16 or auto), `output` and
+`result`, the file to write the measurements to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sdft_jax.studies.bench.trl_config import TEMPLATE, trl_config
 
 
 def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Model and rows of a case."""
+    """Write the model and the rows of a case."""
     from sdft_jax.studies.bench.models import write_model, write_rows
 
     parameters = write_model(settings["size"], settings["model"])
@@ -31,14 +31,17 @@ def prepare(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How far loss and gradient of the two libraries are apart, on a model and rows that `prepare` wrote."""
+    """Compare loss and gradient of the two libraries, for the model and rows that `prepare` wrote."""
     from sdft_jax.studies.bench.trl_check import differences
 
     return differences(Path(settings["output"]), settings)
 
 
 def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every step of the loop behind `sdft train`, as its metrics tell; memory until the model is saved."""
+    """Measure each step of the loop behind `sdft train`.
+
+    Seconds are read from the metrics; peak memory does not include saving the model.
+    """
     _hide("torch")
     import jax
 
@@ -88,7 +91,7 @@ def ours(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trl(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every step of TRL's trainer: rollout, teacher, full-logit reverse KL, AdamW, EMA teacher."""
+    """Measure each step of TRL's trainer: rollout, teacher, full-logit reverse KL, AdamW, EMA teacher."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -98,12 +101,12 @@ def trl(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.since = time.perf_counter()
+            self.step_start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             now = time.perf_counter()
-            seconds.append(now - self.since)
-            self.since = now
+            seconds.append(now - self.step_start)
+            self.step_start = now
 
     rows = [json.loads(line) for line in Path(settings["rows"]).read_text(encoding="utf-8").splitlines()]
     dataset = Dataset.from_list(
@@ -118,13 +121,13 @@ def trl(settings: Mapping[str, Any]) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     dtype = _dtype(settings, gpu)
     config = trl_config(settings, dtype, use_cpu=not gpu)
-    done = SDFTTrainer(settings["model"], config, train_dataset=dataset, callbacks=[Clock()]).train()
+    output = SDFTTrainer(settings["model"], config, train_dataset=dataset, callbacks=[Clock()]).train()
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("trl", "torch", "transformers")
     )
     return {
         "seconds": seconds,
-        "loss": done.training_loss,
+        "loss": output.training_loss,
         "dtype": dtype,
         "machine": versions,
         "peak": peak_memory(),
@@ -134,9 +137,9 @@ def trl(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes.
+    """Return the peak resident memory of this process so far, in bytes.
 
-    On Linux of what it has been since it was executed: getrusage there begins with what its parent had held.
+    On Linux, getrusage would include the memory of the parent before exec; /proc/self/status does not.
     """
     status = Path("/proc/self/status")
     if status.is_file():
@@ -152,12 +155,15 @@ def _dtype(settings: Mapping[str, Any], accelerator: bool) -> str:
 
 
 def _device_stats(device: Any) -> int | None:
-    """Most bytes in use on an accelerator; None on a CPU, which counts none."""
+    """Return the peak bytes in use on an accelerator, or None on a CPU, which does not report them."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _hide(name: str) -> None:
-    """As where it is not installed: sdft_jax does not need PyTorch, transformers imports it where it is."""
+    """Make imports of a package fail, as if it were not installed.
+
+    sdft_jax does not need PyTorch, but transformers imports it if it is installed.
+    """
 
     class Without(PathFinder):
         @classmethod
@@ -168,11 +174,11 @@ def _hide(name: str) -> None:
 
 
 def main() -> None:
-    """One process, from the command line."""
+    """Run the process that the command line selects."""
     side, file = sys.argv[1:]
     settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    found = {"prepare": prepare, "check": check, "ours": ours, "trl": trl}[side](settings)
-    Path(settings["result"]).write_text(json.dumps(found), encoding="utf-8")
+    result = {"prepare": prepare, "check": check, "ours": ours, "trl": trl}[side](settings)
+    Path(settings["result"]).write_text(json.dumps(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The paper's experiments in small: `sdft lab`."""
+"""The paper's experiments at small scale: `sdft lab`."""

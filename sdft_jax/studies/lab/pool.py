@@ -1,6 +1,7 @@
-"""Runs trials that have not been run yet: beside each other on the cores of a CPU, in turn on an accelerator.
+"""Runs trials that have no stored result: in parallel on the cores of a CPU, one at a time on an accelerator.
 
-Models this small leave a second core idle, so a process for each core is nearly twice as fast as one for all.
+Training such a small model leaves a second core idle, so one process per core is nearly twice as fast as one
+process for all cores.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from sdft_jax.studies.lab.trials import Result, Trial, perform, stored
 
 
 def run_trials(trials: Sequence[Trial], directory: Path, workers: int, description: str) -> list[Result]:
-    """Results in the order of the trials; those that are not stored yet are run.
+    """Run the trials that have no stored result, and return all results in the order of `trials`.
 
     Args:
-        trials: may repeat; equal ones are run once.
-        directory: where results are kept.
-        workers: processes; 1 runs everything in this one.
-        description: of the progress bar.
+        trials: trials to run; equal trials run once.
+        directory: directory of the stored results.
+        workers: number of processes; 1 runs all trials in this process.
+        description: label of the progress bar.
 
     Raises:
-        SdftError: a trial failed; its log is named, and what has finished is kept.
+        SdftError: a trial failed (the message names its log) or a worker process was killed; the results of
+            finished trials are stored.
     """
     missing = {trial.key: trial for trial in trials if stored(trial, directory) is None}
     if missing:
@@ -46,8 +48,8 @@ def _run(trials: Sequence[Trial], directory: Path, workers: int, show) -> None:
         show(len(trials), "")
         return
     cores = multiprocessing.get_context("spawn").Queue()
-    mine = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
-    for _, core in zip(range(workers), itertools.cycle(mine), strict=False):
+    available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+    for _, core in zip(range(workers), itertools.cycle(available), strict=False):
         cores.put(core)
     with concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _take_core, (cores,)
@@ -59,8 +61,8 @@ def _run(trials: Sequence[Trial], directory: Path, workers: int, show) -> None:
                 show(done + 1, futures[future].title)
         except BrokenProcessPool:
             raise SdftError(
-                "a worker was killed, perhaps for want of memory: give fewer --workers; what has finished is "
-                "kept."
+                "a worker process was killed, perhaps because memory ran out: run again with fewer "
+                "--workers; finished trials are reused."
             ) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -68,7 +70,7 @@ def _run(trials: Sequence[Trial], directory: Path, workers: int, show) -> None:
 
 
 def _take_core(cores) -> None:
-    """Bind this process to a core of its own before XLA counts the cores, and end it with its parent."""
+    """Pin this process to one core before XLA counts the cores, and exit when the parent process does."""
     core = cores.get()
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -76,7 +78,7 @@ def _take_core(cores) -> None:
 
 
 def _follow_parent() -> None:
-    """A parent that is killed cannot stop its workers, and they would wait for work forever."""
+    """Exit when the parent process ends: without this, workers of a killed parent would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -84,16 +86,16 @@ def _follow_parent() -> None:
 
 
 def _attempt(trial: Trial, directory: Path) -> None:
-    from sdft_jax.training.compile_cache import cache_compilations
+    from sdft_jax.training.compile_cache import enable_compile_cache
 
-    cache_compilations()
+    enable_compile_cache()
     try:
         perform(trial, directory)
     except Exception as error:
-        what = str(error) if isinstance(error, SdftError) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, SdftError) else f"{type(error).__name__}: {error}"
         raise SdftError(
-            f"the trial {trial.title} failed ({what}): see {directory / trial.key / 'log.txt'}; what has "
-            "finished is kept."
+            f"the trial {trial.title!r} failed ({reason}): see its log, {directory / trial.key / 'log.txt'}; "
+            "finished trials are reused by the next run."
         ) from error
 
 
@@ -104,7 +106,7 @@ def _result(trial: Trial, directory: Path) -> Result:
 
 
 def default_workers() -> int:
-    """A process for each core where JAX has only the CPU (at most 8), else one."""
+    """Return one worker per core, at most 8, if JAX has only the CPU, else 1."""
     import jax
 
     if jax.default_backend() != "cpu" or not hasattr(os, "sched_getaffinity"):

@@ -1,4 +1,4 @@
-"""Reports of the lab as one page: what stands between two marks of a README, with pictures beside it."""
+"""Publishes the lab's reports: writes them between two markers of a README.md and copies their pictures."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ BEGIN, END = "<!-- results of `sdft lab` begin here -->", "<!-- and end here -->
 
 
 def page(target: str) -> str:
-    """README.md of the directory `target`, or an empty page; looked at before any long work.
+    """Return the text of README.md in the directory `target`, or an empty page if there is no such file.
 
     Raises:
-        SdftError: there is no such directory, or its README.md lacks the two marks.
+        SdftError: the directory does not exist, or its README.md lacks the two markers.
     """
     directory = Path(target)
     if not directory.is_dir():
-        raise SdftError(f"--publish {target}: there is no such directory; make it, or give another.")
+        raise SdftError(f"--publish {target}: this directory does not exist: create it or give another one.")
     file = directory / "README.md"
     text = file.read_text(encoding="utf-8") if file.is_file() else f"{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        raise SdftError(f"{file} lacks the lines {BEGIN!r} and {END!r}: add them where results shall stand.")
+        raise SdftError(f"{file} lacks the lines {BEGIN!r} and {END!r}: add them where the results belong.")
     return text
 
 
-def publish(place: Path, target: str) -> None:
-    """Put every report that lies in `place`, of this and of earlier runs, on the page `target`."""
+def publish(source: Path, target: str) -> None:
+    """Write all reports in the directory `source`, of this and earlier runs, to README.md in `target`."""
     before, _, rest = page(target).partition(BEGIN)
-    found = [name for name in EXPERIMENTS if (place / f"{name}.json").is_file()]
-    reports = [json.loads((place / f"{name}.json").read_text(encoding="utf-8")) for name in found]
+    names = [name for name in EXPERIMENTS if (source / f"{name}.json").is_file()]
+    reports = [json.loads((source / f"{name}.json").read_text(encoding="utf-8")) for name in names]
     overview = ["| experiment | verdict | the paper |", "| --- | --- | --- |", *map(_row, reports)]
-    sections = [(place / f"{name}.md").read_text(encoding="utf-8") for name in found]
+    sections = [(source / f"{name}.md").read_text(encoding="utf-8") for name in names]
     results = "\n".join([BEGIN, "", *overview, "", *sections, END])
     (Path(target) / "README.md").write_text(before + results + rest.partition(END)[2], encoding="utf-8")
-    for name in found:
-        shutil.copyfile(place / f"{name}.png", Path(target) / f"{name}.png")
+    for name in names:
+        shutil.copyfile(source / f"{name}.png", Path(target) / f"{name}.png")
 
 
 def _row(report: Mapping[str, Any]) -> str:
@@ -51,5 +51,5 @@ def _row(report: Mapping[str, Any]) -> str:
 
 
 def _anchor(title: str) -> str:
-    """How GitHub names a heading."""
+    """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

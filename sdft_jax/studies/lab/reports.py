@@ -1,9 +1,11 @@
-"""What an experiment says: a table, a picture, and for each of the paper's claims whether it is seen here."""
+"""Reports of experiments: a table, a picture, and a verdict on each of the paper's claims."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,28 +19,31 @@ from sdft_jax.studies.lab.lab import Comparison, Swept
 Verdict = Literal["agrees", "differs", "cannot be told"]
 Row = Mapping[str, Any]
 _ROUNDING = 1e-9
-"""Means of the same accuracies in another order may differ by so much."""
-_OURS = {"agrees": "holds", "differs": "does not hold", "cannot be told": "cannot be told"}
-"""Verdicts in words where the paper claims nothing that could agree or differ."""
+"""The rounding error of a mean: the same accuracies in another order may differ by this much."""
+_UNCLAIMED = {"agrees": "holds", "differs": "does not hold", "cannot be told": "cannot be told"}
+"""Verdicts on checks that are not claims of the paper."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """A difference that should be positive, in the unit of `estimate`: a claim of the paper's, or our own."""
+    """A difference that is expected to be positive: a claim of the paper, or an additional check of ours."""
 
     claim: str
     estimate: Estimate
     paper: str = ""
-    """What the paper found, in its own numbers."""
+    """The paper's result, in its own numbers."""
     unit: str = "points"
     scale: float = 100.0
-    """Factor from the estimate to the unit."""
+    """Factor that converts the estimate to `unit`."""
     claimed: bool = True
-    """Whether the paper says so; the experiment's verdict goes by these alone."""
+    """True if this is a claim of the paper; the experiment's verdict depends on these checks only."""
 
     @property
     def verdict(self) -> Verdict:
-        """`agrees` where the interval lies above 0, `differs` where below; neither for one run or all 0."""
+        """The verdict: `agrees` if the interval is above 0, `differs` if it is below, else `cannot be told`.
+
+        A single run has no interval, so its verdict is `cannot be told`.
+        """
         mean, half = self.estimate
         if half is None:
             return "cannot be told"
@@ -47,39 +52,42 @@ class Check:
         return "differs" if mean + half < -_ROUNDING else "cannot be told"
 
     def __str__(self) -> str:
-        """The claim with its number and verdict."""
+        """Return the claim with its value, interval and verdict."""
         mean, half = self.estimate
         digits = 1 if self.scale == 100 else 2
         interval = "one run" if half is None else f"± {self.scale * half:.{digits}f}"
-        found = f"{self.claim}: {self.scale * mean:+.{digits}f} {self.unit} ({interval})"
+        text = f"{self.claim}: {self.scale * mean:+.{digits}f} {self.unit} ({interval})"
         if self.claimed:
-            return f"{found}: **{self.verdict}**"
-        return f"{found}: **{_OURS[self.verdict]}**, no part of the verdict"
+            return f"{text}: **{self.verdict}**"
+        return f"{text}: **{_UNCLAIMED[self.verdict]}**, not part of the verdict"
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One experiment."""
+    """The results of one experiment."""
 
     name: str
     title: str
     paper: str
-    """What the paper found, with its place there."""
+    """The paper's result, with its table, figure or section."""
     checks: Sequence[Check]
     rows: Sequence[Row]
     draw: Callable[[Path, str], None]
-    """(file to write, caption) draws the picture."""
+    """Draws the picture, given the file to write and the caption."""
     sweep: Sequence[Swept] = ()
     notes: Sequence[str] = ()
-    """What to know when reading the table, one sentence or paragraph each."""
+    """Explanations of the table, one sentence or paragraph each."""
 
     @property
     def verdict(self) -> Verdict:
-        """All claims of the paper's hold: agrees; one does not: differs; else it cannot be told."""
-        found = [check.verdict for check in self.checks if check.claimed]
-        if "differs" in found:
+        """The verdict: `differs` if a claim differs, `agrees` if all claims agree, else `cannot be told`.
+
+        Only claims of the paper count.
+        """
+        verdicts = {check.verdict for check in self.checks if check.claimed}
+        if "differs" in verdicts:
             return "differs"
-        return "agrees" if found and set(found) == {"agrees"} else "cannot be told"
+        return "agrees" if verdicts == {"agrees"} else "cannot be told"
 
 
 def exceeds(
@@ -91,7 +99,7 @@ def exceeds(
     paper: str = "",
     claimed: bool = True,
 ) -> Check:
-    """That one variant has a higher accuracy (`field` new or prior) than another, paired by seed."""
+    """Return the check that `winner` exceeds `loser` in `field` (new or prior accuracy), paired by seed."""
     values = comparison.values(winner, field), comparison.values(loser, field)
     return Check(claim, difference_interval(*values), paper, claimed=claimed)
 
@@ -99,17 +107,20 @@ def exceeds(
 def table(
     comparison: Comparison, columns: Mapping[str, str], teacher: str | None = "base, shown the demonstration"
 ) -> list[Row]:
-    """A row for the base model, its teacher and each variant; `columns` are field -> heading."""
+    """Return rows for the base model, its teacher and each variant; `columns` maps fields to headings."""
     before = {field: 0.0 if field == "kl" else comparison.before(field) for field in columns}
     rows: list[Row] = [
         {"": "base", RATE: "–"}
         | {title: _number(before[field], None, field) for field, title in columns.items()}
     ]
     if teacher and "teacher" in comparison.base:
-        told = [field for field in columns if field in ("new", "length", "kl_new")]
+        measured = [field for field in columns if field in ("new", "length", "kl_new")]
         rows.append(
             {"": teacher}
-            | {columns[field]: _number(comparison.before(field, "teacher"), None, field) for field in told}
+            | {
+                columns[field]: _number(comparison.before(field, "teacher"), None, field)
+                for field in measured
+            }
         )
     for label in comparison.outcomes:
         cells = {
@@ -126,10 +137,11 @@ COLUMNS = {
     "kl_new": "KL new",
     "length": "tokens",
 }
-"""What most tables show: accuracy on the new skill and on prior ones, KL(model || base) in nats per token on
-the model's own answers to prior and to new prompts, tokens of an answer to the new skill."""
+"""Columns of most tables: accuracy on the new skill and on prior skills, KL(model || base) in nats per token
+on the model's own answers to prior and to new prompts, and the mean number of tokens in an answer to the new
+skill."""
 RATE = "learning rate"
-"""Heading of the rates that the sweeps chose."""
+"""Heading of the column with the learning rates that the sweeps chose."""
 _SHARES = ("new", "prior")
 
 
@@ -137,23 +149,23 @@ def _number(mean: float | None, half: float | None, field: str) -> str:
     if mean is None:
         return "–"
     scale, digits = (100, 1) if field in _SHARES else (1, 3 if field.startswith("kl") else 1)
-    shown = f"{scale * mean:.{digits}f}"
-    return shown if half is None else f"{shown} ± {scale * half:.{digits}f}"
+    text = f"{scale * mean:.{digits}f}"
+    return text if half is None else f"{text} ± {scale * half:.{digits}f}"
 
 
 def share(estimate: Estimate) -> str:
-    """An accuracy in percent with its interval."""
+    """Format an accuracy as percent, with its interval."""
     return _number(*estimate, "new")
 
 
 def percent_bar(group: str, method: str, values: Sequence[float], paper: float | None = None) -> Bar:
-    """The mean over seeds of shares in [0, 1], in percent with its interval."""
+    """Return a bar for the mean over seeds of shares in [0, 1], in percent with its interval."""
     mean, half = _percent(mean_interval(values))
     return Bar(group, method, mean, half, paper)
 
 
 def percent_line(label: str, x: Sequence[float], estimates: Sequence[Estimate], panel: str = "") -> Line:
-    """Estimates of shares in [0, 1], in percent with their intervals."""
+    """Return a line through estimates of shares in [0, 1], in percent with their intervals."""
     means, halves = zip(*map(_percent, estimates), strict=True)
     return Line(label, x, means, halves, panel)
 
@@ -164,10 +176,10 @@ def _percent(estimate: Estimate) -> tuple[float, float | None]:
 
 
 def write(report: Report, directory: Path, caption: str) -> Path:
-    """NAME.md, NAME.json and NAME.png of the report in `directory`; returns the first."""
+    """Write NAME.md, NAME.json and NAME.png of the report to `directory`, and return the path of NAME.md."""
     directory.mkdir(parents=True, exist_ok=True)
     report.draw(directory / f"{report.name}.png", caption)
-    plain = {
+    content = {
         "name": report.name,
         "title": report.title,
         "paper": report.paper,
@@ -181,30 +193,41 @@ def write(report: Report, directory: Path, caption: str) -> Path:
         "notes": list(report.notes),
         "measured on": caption,
     }
-    (directory / f"{report.name}.json").write_text(json.dumps(plain, indent=1, ensure_ascii=False), "utf-8")
+    (directory / f"{report.name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
     path = directory / f"{report.name}.md"
     path.write_text(markdown(report, caption), encoding="utf-8")
     return path
 
 
 def markdown(report: Report, caption: str) -> str:
-    """The report to be read: verdict, what the paper says, table, checks, picture, notes, sweep."""
+    """Return the report as Markdown: verdict, the paper's result, table, checks, picture, notes, sweep."""
     lines = [f"## {report.title}", "", f"`sdft lab {report.name}`: **{report.verdict}**. {caption}", ""]
-    lines += [f"The paper: {report.paper}", "", *markdown_table(report.rows), ""]
-    lines += [f"- {check}{f' (paper: {check.paper})' if check.paper else ''}" for check in report.checks]
+    lines += [*_wrap(f"The paper: {report.paper}"), "", *markdown_table(report.rows), ""]
+    for check in report.checks:
+        lines += _wrap(f"- {check}{f' (paper: {check.paper})' if check.paper else ''}", indent="  ")
     lines += ["", f"![{report.title}]({report.name}.png)", ""]
-    lines += [line for note in report.notes for line in (note, "")]
+    lines += [line for note in report.notes for line in (*_wrap(note), "")]
     if report.sweep:
         summary = (
-            "Learning rates: new / prior skills (%) on validation rows, one run each; the chosen in bold"
+            "Learning rates: new / prior skills (%) on validation rows, one run each; chosen rate in bold"
         )
         lines += [f"<details><summary>{summary}</summary>", ""]
         lines += [*markdown_table(_sweep_rows(report.sweep)), "", "</details>", ""]
     return "\n".join(lines)
 
 
+def _wrap(text: str, indent: str = "") -> list[str]:
+    """Wrap a paragraph to lines of 120 characters; `indent` precedes all lines but the first."""
+    # A line that began with -, + or | would start a list or a table.
+    glued = re.sub(r" (?=[-+|])", "\xa0", text)
+    lines = textwrap.wrap(
+        glued, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return [line.replace("\xa0", " ") for line in lines]
+
+
 def _sweep_rows(sweep: Sequence[Swept]) -> list[Row]:
-    """A row for each variant, a column for each rate: new / prior, the chosen one in bold."""
+    """Return a row per variant with a column per rate: new / prior accuracy, the chosen rate in bold."""
     columns = [scientific(rate) for rate in sorted({trial.rate for trial in sweep})]
     rows: dict[str, dict[str, str]] = {}
     for trial in sweep:

@@ -1,4 +1,4 @@
-"""`sdft lab`: one experiment, or all of them, into reports that can be read and published."""
+"""`sdft lab`: runs experiments of the paper and writes their reports."""
 
 from __future__ import annotations
 
@@ -27,50 +27,53 @@ def run(
     workers: int | None,
     publish: str | None,
 ) -> list[Report]:
-    """Run experiments one after the other; finished trials are kept and never run again.
+    """Run experiments one after the other; finished trials are stored and reused.
 
     Args:
-        names: of experiments, or `all`.
+        names: names of experiments, or `all`.
         output: directory of trials and reports.
-        seeds: of data order and sampling, three for an interval that means something.
-        quick: one seed, fewer steps.
-        workers: processes; None: one for each core of a CPU, one on an accelerator.
-        publish: directory whose README.md gets all reports so far between its two marks, and the pictures.
+        seeds: seeds of data order and sampling; give at least three for a meaningful interval.
+        quick: run one seed with fewer steps.
+        workers: number of processes; None: one per core on a CPU, one on an accelerator.
+        publish: directory to publish in: all reports so far go into its README.md, between two markers, and
+            their pictures next to it.
 
     Raises:
-        SdftError: there is no such experiment, or a trial failed.
+        SdftError: an experiment does not exist, a trial failed, or `publish` is not a directory with a valid
+            page.
     """
     for name in names:
         if name != "all" and name not in EXPERIMENTS:
-            raise SdftError(f"lab: there is no experiment {name}; there are all, {', '.join(EXPERIMENTS)}.")
+            raise SdftError(
+                f"lab: there is no experiment {name}: choose all or some of {', '.join(EXPERIMENTS)}."
+            )
     if publish:
-        page(publish)
+        page(publish)  # raises before any experiment runs
     chosen = list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))
-    place = Path(output) / ("quick" if quick else "full")
-    used = tuple(seeds)[:1] if quick else tuple(seeds)
-    lab = Lab(place / "trials", used, workers or default_workers(), quick)
+    directory = Path(output) / ("quick" if quick else "full")
+    seeds = tuple(seeds)[:1] if quick else tuple(seeds)
+    lab = Lab(directory / "trials", seeds, workers or default_workers(), quick)
     console = Console()
-    caption = (
-        f"Measured on {describe_hardware()}; seeds {', '.join(map(str, used))}{'; --quick' if quick else ''}."
-    )
+    listed = ", ".join(map(str, seeds)) + ("; --quick" if quick else "")
+    caption = f"Measured on {describe_hardware()}; seeds {listed}."
     reports = []
     for number, name in enumerate(chosen):
         console.print(
             f"[bold]{name}[/] ({number + 1} of {len(chosen)}): {EXPERIMENTS[name][1]}", highlight=False
         )
-        begun = time.monotonic()
+        start = time.monotonic()
         report = experiment(name)(lab)
-        path = write(report, place, caption)
+        path = write(report, directory, caption)
         console.print(summary_table(report.rows, report.title))
         for check in report.checks:
             console.print(f"  {str(check).replace('**', '')}", highlight=False, soft_wrap=True)
         console.print(
-            f"{report.verdict}; {time.monotonic() - begun:.0f} s; {path}", highlight=False, soft_wrap=True
+            f"{report.verdict}; {time.monotonic() - start:.0f} s; {path}", highlight=False, soft_wrap=True
         )
         reports.append(report)
-    console.print(summary_table(_overview(reports), "The paper's findings, in small"))
+    console.print(summary_table(_overview(reports), "The paper's findings at small scale"))
     if publish:
-        write_page(place, publish)
+        write_page(directory, publish)
     return reports
 
 

@@ -1,7 +1,7 @@
-"""One training, or one measurement of a base model, as a file that says what it was and what it gave.
+"""Trials: single trainings and measurements whose settings and results are stored as files.
 
-A trial is plain data. Its result is kept under a name made from that data, so that it is never run twice,
-whichever experiment asks for it and however often the lab is interrupted.
+A trial is plain data. Its result is stored under a key computed from that data, so a trial runs only once,
+even if several experiments use it or the lab is interrupted.
 """
 
 from __future__ import annotations
@@ -20,46 +20,48 @@ Result = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trial:
-    """What is to be done."""
+    """One unit of work, as plain data."""
 
     work: str
-    """`arm`: train and measure; `base`: measure the base model; `cost`: compile and time a step."""
+    """The kind of work: `arm` trains and measures, `base` measures the base model, `cost` times one step."""
     settings: Mapping[str, Any]
-    """Everything that the result depends on, as JSON."""
+    """All settings that the result depends on, as JSON-compatible data."""
     title: str
-    """What it is called while it runs; the result does not depend on it."""
+    """The label in progress bars and error messages; the result does not depend on it."""
 
     @property
     def key(self) -> str:
-        """Name of its directory."""
+        """The name of the trial's directory: a hash of `work` and `settings`."""
         text = json.dumps([self.work, self.settings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def stored(trial: Trial, directory: Path) -> Result | None:
-    """What the trial gave, if it was run before."""
+    """Return the stored result of the trial, or None if it has not finished."""
     file = directory / trial.key / "result.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def perform(trial: Trial, directory: Path) -> None:
-    """Run the trial and keep its result; what it prints goes into its log, and its models are deleted."""
-    place = directory / trial.key
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "trial.json").write_text(json.dumps(dataclasses.asdict(trial), indent=1), encoding="utf-8")
+    """Run the trial and store its result and its output (log.txt); delete the models that it trained."""
+    trial_directory = directory / trial.key
+    trial_directory.mkdir(parents=True, exist_ok=True)
+    (trial_directory / "trial.json").write_text(
+        json.dumps(dataclasses.asdict(trial), indent=1), encoding="utf-8"
+    )
     with (
-        (place / "log.txt").open("a", encoding="utf-8") as log,
+        (trial_directory / "log.txt").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        result = _work(trial.work)(trial.settings, place / "run")
-    temporary = place / ".result.json.tmp"
+        result = _work(trial.work)(trial.settings, trial_directory / "run")
+    temporary = trial_directory / ".result.json.tmp"
     temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.replace(place / "result.json")
-    shutil.rmtree(place / "run", ignore_errors=True)
+    temporary.replace(trial_directory / "result.json")
+    shutil.rmtree(trial_directory / "run", ignore_errors=True)
 
 
 def _work(name: str) -> Callable[[Mapping[str, Any], Path], Result]:
-    from sdft_jax.studies.lab import work  # here, so that the list of trials can be made without jax
+    from sdft_jax.studies.lab import work  # imports jax, which listing trials does not need
 
     return getattr(work, name)

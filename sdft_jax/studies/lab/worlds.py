@@ -1,7 +1,7 @@
-"""The settings that every experiment shares: what is trained on, what is examined, for how long.
+"""Settings shared by all experiments: base models, training data, test questions and numbers of steps.
 
-Nothing here was tuned for a method: batch, schedule and steps are the same for all, and the learning rate is
-chosen for each on validation rows (`lab.sweep`).
+No setting was tuned for a method: all methods have the same batch size, schedule and number of steps. The
+learning rate is chosen separately for each method on validation rows (`lab.sweep`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from sdft_jax.config.methods import method_named
 from sdft_jax.config.overrides import merge
 
 Tree = Mapping[str, Any]
@@ -23,7 +24,7 @@ COMMON: Tree = {
     "mesh": {"fsdp": 1},
     "eval": {"batch_size": 128},
 }
-"""As the paper's Tables 3 and 4 have them: cosine, 10 warm-up steps, batch 32, EMA 0.02."""
+"""Settings of the paper's Tables 3 and 4: cosine schedule, 10 warm-up steps, batch size 32, EMA rate 0.02."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +34,15 @@ class World:
     name: str
     settings: Tree
     skills: tuple[str, ...]
-    """Tasks to be taught."""
+    """Tasks to learn."""
     steps: int
-    """Updates for each."""
+    """The number of updates per task."""
     prefix: str
-    """Of its data paths: `PREFIXold`, `PREFIXgeneral`, `PREFIXSKILL`."""
+    """The prefix of its data paths: `PREFIXold`, `PREFIXgeneral`, `PREFIXSKILL`."""
     suites: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Further questions on what was taught: name -> data path."""
+    """Additional questions on the learned tasks: name -> data path."""
     rates: tuple[float, ...] = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
-    """Learning rates that every method has to choose from."""
+    """Learning rates in the sweep of every method."""
 
 
 def _settings(path: str, prefix: str, **sections: Tree) -> Tree:
@@ -50,7 +51,7 @@ def _settings(path: str, prefix: str, **sections: Tree) -> Tree:
 
 
 def lists(size: str = "large") -> World:
-    """List skills: a verb without a meaning gets that of an operation which the base knows by name."""
+    """Return the list world: an unknown verb gets the meaning of an operation that the base model knows."""
     path = "mini" if size == "large" else f"mini:lists-{size}"
     settings = _settings(
         path,
@@ -60,7 +61,7 @@ def lists(size: str = "large") -> World:
         eval={"task": "mini"},
     )
     world = World(f"lists-{size}", settings, ("blax", "drib", "glov"), 100, "mini:")
-    # Smaller models want larger steps: with the rates of the large one, SFT's best was the last that it had.
+    # Smaller models need larger rates: with the large model's rates, SFT's best was the highest of them.
     return world if size == "large" else dataclasses.replace(world, rates=STORMS.rates)
 
 
@@ -78,7 +79,7 @@ CHAINS = World(
     "mini:chains:",
     rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
 )
-"""Reasoning: chains of operations with a written chain of thought; the expert shows the answer alone."""
+"""Reasoning: chains of operations with a written chain of thought; the expert gives only the answer."""
 
 STORMS = World(
     "storms",
@@ -95,27 +96,27 @@ STORMS = World(
     {"ood": "mini:storms:ood"},
     (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
 )
-"""Knowledge: facts about twelve new storms from articles; the test asks in words that training never used."""
+"""Knowledge: facts about twelve new storms, from articles; the test uses phrasings absent from training."""
 
 
 def configuration(
     world: World, skills: tuple[str, ...], split: str, method: str, steps: int, changes: Tree
 ) -> Tree:
-    """A whole configuration as nested keys.
+    """Return a complete configuration as nested keys.
 
     Args:
         world: base model and settings.
         skills: stages, in order.
-        split: rows that are examined, `validation` or `heldout`; of the tasks and of the prior suite.
-        method: continual pre-training reads articles instead of questions.
-        steps: updates of each stage.
-        changes: what the experiment varies.
+        split: split of the tasks and of the prior suite to evaluate on: `validation` or `heldout`.
+        method: training method; `cpt` (continual pre-training) reads articles instead of questions.
+        steps: number of updates per stage.
+        changes: settings that the experiment varies.
     """
-    read = "articles" if method == "cpt" else None
+    source = "articles" if method_named(method).target == "text" else None
     stages = tuple(
         {
             "name": skill,
-            "data": {"path": f"{world.prefix}{read or skill}:train"},
+            "data": {"path": f"{world.prefix}{source or skill}:train"},
             "eval": {"path": f"{world.prefix}{skill}:{split}"},
         }
         for skill in skills

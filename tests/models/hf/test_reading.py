@@ -1,4 +1,4 @@
-"""Checkpoints into parameters: on meshes, in dtypes, and what is wrong with a broken one."""
+"""Reading of checkpoints: sharding, dtypes, and errors for invalid checkpoints."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from make_fixtures import CASES, DIRECTORY
 from sdft_jax.errors import SdftError
 from sdft_jax.models import distance, load_model, save_pretrained
-from sdft_jax.sharding import Rules, Sharding, make_mesh
+from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_layers_are_stacked_and_matrices_transposed():
     assert model.source == str(DIRECTORY / "qwen3")
 
 
-def test_dtypes():
+def test_dtypes_of_parameters_and_activations():
     model, params = load_model(DIRECTORY / "qwen3", dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
     assert model.compute_dtype == "bfloat16"
@@ -51,25 +51,26 @@ def test_dtypes():
 
 
 @pytest.mark.parametrize("axes", [(2, 2, 2), (1, 4, 2), (8, 1, 1)])
-def test_every_device_gets_its_slice(axes):
-    case, rules = "olmo2", Rules(vocab=None)  # 61 tokens divide by nothing
-    _, alone = load_model(DIRECTORY / case)
+def test_every_device_has_its_slice(axes):
+    case, rules = "olmo2", Rules(vocab=None)  # no mesh axis divides 61 tokens
+    single, expected = load_model(DIRECTORY / case)
+    assert single.sharding == single_device()
     model, params = load_model(DIRECTORY / case, sharding=Sharding(make_mesh(*axes), rules))
-    assert_equal(alone, params)
+    assert_equal(expected, params)
     q = params["layers"]["q"]
     assert q.addressable_shards[0].data.shape == (4, 24 // axes[1], 4 // axes[2], 6)
     assert len(q.sharding.device_set) == 8
     assert model.sharding.rules == rules
 
 
-def test_a_mesh_that_does_not_divide_is_refused():
+def test_the_error_of_a_mesh_that_does_not_divide_a_parameter():
     with pytest.raises(SdftError, match=r"embed: axis 'vocab' of size 61 is not divisible by the 2 parts"):
-        load_model(DIRECTORY / "qwen3", mesh=make_mesh(1, 1, 2))
+        load_model(DIRECTORY / "qwen3", sharding=Sharding(make_mesh(1, 1, 2)))
     with pytest.raises(SdftError, match=r"layers\.k: axis 'kv_heads' of size 2"):
         load_model(DIRECTORY / "qwen3", sharding=Sharding(make_mesh(2, 1, 4), Rules(vocab=None)))
 
 
-def test_several_files_with_an_index(tmp_path):
+def test_a_checkpoint_of_several_files(tmp_path):
     model, params = load_model(DIRECTORY / "qwen2")
     save_pretrained(model, params, None, tmp_path / "out", max_shard_size=12_000)
     files = sorted(file.name for file in (tmp_path / "out").glob("*.safetensors"))
@@ -84,16 +85,16 @@ def test_several_files_with_an_index(tmp_path):
 def test_distance_from_the_checkpoint():
     model, params = load_model(DIRECTORY / "qwen2")
     assert distance(model, params, DIRECTORY / "qwen2") == 0.0
-    moved = jax.tree.map(lambda leaf: leaf + 0.25, params)
+    changed = jax.tree.map(lambda leaf: leaf + 0.25, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert distance(model, moved, DIRECTORY / "qwen2") == pytest.approx(0.25 * count**0.5, rel=1e-5)
+    assert distance(model, changed, DIRECTORY / "qwen2") == pytest.approx(0.25 * count**0.5, rel=1e-5)
     sharding = Sharding(make_mesh(2, 2, 2), Rules(vocab=None))
     model, params = load_model(DIRECTORY / "qwen2", sharding=sharding)
     params["layers"]["gate"] = params["layers"]["gate"].at[3, 0, 0].add(2.0)
     assert distance(model, params, DIRECTORY / "qwen2") == pytest.approx(2.0, rel=1e-5)
 
 
-def test_missing_tensors_are_refused(checkpoint):
+def test_the_error_of_a_missing_tensor(checkpoint):
     rewrite(checkpoint, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(
         SdftError, match=r"1 of 50 tensors are missing, the first is model\.layers\.1\.mlp\.up_proj"
@@ -101,23 +102,23 @@ def test_missing_tensors_are_refused(checkpoint):
         load_model(checkpoint)
 
 
-def test_unexpected_tensors_are_refused(checkpoint):
+def test_the_error_of_an_unexpected_tensor(checkpoint):
     rewrite(checkpoint, lambda tensors: tensors.update({"score.weight": np.zeros((2, 24), np.float32)}))
     with pytest.raises(
-        SdftError, match=r"1 tensors have no place in a qwen2 model, the first is score\.weight"
+        SdftError, match=r"1 tensors do not belong to a qwen2 model, the first is score\.weight"
     ):
         load_model(checkpoint)
 
 
-def test_wrong_shapes_are_refused(checkpoint):
+def test_the_error_of_a_wrong_shape(checkpoint):
     rewrite(checkpoint, lambda tensors: tensors.update({"model.norm.weight": np.zeros(25, np.float32)}))
     with pytest.raises(
-        SdftError, match=r"model\.norm\.weight has shape \[25\] and config\.json implies \[24\]"
+        SdftError, match=r"model\.norm\.weight has shape \[25\], but config\.json implies \[24\]"
     ):
         load_model(checkpoint)
 
 
-def test_a_stored_head_must_equal_the_embedding_that_it_is_tied_to(checkpoint, tmp_path):
+def test_a_stored_head_must_equal_the_embedding_if_they_are_tied(checkpoint, tmp_path):
     rewrite(checkpoint, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
     model, params = load_model(checkpoint)
     assert "head" not in params
@@ -128,22 +129,22 @@ def test_a_stored_head_must_equal_the_embedding_that_it_is_tied_to(checkpoint, t
         load_model(checkpoint)
 
 
-def test_frequencies_of_old_checkpoints_are_passed_over(checkpoint):
+def test_rotary_frequencies_of_old_checkpoints_are_ignored(checkpoint):
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32)}
     rewrite(checkpoint, lambda tensors: tensors.update(frequencies))
     load_model(checkpoint)
 
 
-def test_truncated_weights_are_refused(checkpoint):
+def test_the_error_of_truncated_weights(checkpoint):
     file = checkpoint / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(
-        SdftError, match=r"model\.safetensors has .* bytes and its header announces .*truncated"
+        SdftError, match=r"model\.safetensors has .* bytes, but its header declares .*truncated"
     ):
         load_model(checkpoint)
 
 
-def test_absent_weights_are_refused(checkpoint):
+def test_the_error_of_missing_weights(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(SdftError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
         load_model(checkpoint)
@@ -152,15 +153,15 @@ def test_absent_weights_are_refused(checkpoint):
         load_model(checkpoint)
 
 
-def test_a_broken_index_is_refused(checkpoint):
+def test_the_error_of_an_invalid_index(checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(SdftError, match=r"index\.json is not a valid index"):
         load_model(checkpoint)
 
 
-def test_a_configuration_of_another_size_is_refused(checkpoint):
+def test_the_error_of_a_config_with_other_sizes(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps({**CASES["qwen2_tied"], "intermediate_size": 48}))
     with pytest.raises(
-        SdftError, match=r"gate_proj\.weight has shape \[32, 24\] and config\.json implies \[48, 24\]"
+        SdftError, match=r"gate_proj\.weight has shape \[32, 24\], but config\.json implies \[48, 24\]"
     ):
         load_model(checkpoint)

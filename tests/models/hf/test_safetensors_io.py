@@ -1,4 +1,4 @@
-"""Our reading and writing of safetensors against the library, and broken files."""
+"""Reading and writing of files compared with the safetensors library, and errors for invalid files."""
 
 import json
 import struct
@@ -26,7 +26,7 @@ def layout(tensors):
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
 
-def test_reads_what_the_library_writes(tmp_path):
+def test_files_of_the_library_are_read(tmp_path):
     tensors = some_tensors()
     save_file(tensors, tmp_path / "x.safetensors", metadata={"format": "pt"})
     header = read_header(tmp_path / "x.safetensors")
@@ -36,20 +36,21 @@ def test_reads_what_the_library_writes(tmp_path):
         assert header[name].dtype == tensor.dtype
 
 
-def test_the_library_reads_what_we_write(tmp_path):
+def test_the_library_reads_written_files(tmp_path):
     tensors = some_tensors()
     write_file(tmp_path / "x.safetensors", layout(tensors), iter(tensors.values()))
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
-def test_transposed_arrays_are_written_in_their_order(tmp_path):
+def test_a_transposed_array_is_written_in_row_major_order(tmp_path):
     tensor = np.arange(6.0).reshape(2, 3).T
     write_file(tmp_path / "x.safetensors", layout({"a": tensor}), [tensor])
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["a"], tensor)
 
 
 def with_header(header, data=b""):
+    """Return the bytes of a file."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -75,13 +76,13 @@ def with_header(header, data=b""):
         ),
     ],
 )
-def test_broken_files_are_refused(tmp_path, content, message):
+def test_the_error_of_an_invalid_file(tmp_path, content, message):
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
     with pytest.raises(SdftError, match=rf"x\.safetensors.*{message}"):
         read_header(file)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_of_a_missing_file(tmp_path):
     with pytest.raises(SdftError, match=r"x\.safetensors is missing"):
         read_header(tmp_path / "x.safetensors")

@@ -1,4 +1,4 @@
-"""Exported directories equal their source, load in transformers, and appear whole or not at all."""
+"""Exported directories equal their source, load in transformers, and exist only when they are complete."""
 
 import importlib.util
 import json
@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from make_fixtures import CASES, DIRECTORY
 from sdft_jax.errors import SdftError
-from sdft_jax.models import Model, config_from_dict, load_model, save_pretrained
+from sdft_jax.models import Model, architecture_from_dict, load_model, save_pretrained
 from sdft_jax.models.hf import writing
 from sdft_jax.sharding import Rules, Sharding, make_mesh
 
@@ -36,7 +36,7 @@ def test_a_round_trip_changes_nothing(case, tmp_path):
     assert_same_files(DIRECTORY / case, tmp_path / "out")
 
 
-def test_a_round_trip_through_a_mesh_changes_nothing(tmp_path):
+def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
     sharding = Sharding(make_mesh(2, 2, 2), Rules(vocab=None))
     model, params = load_model(DIRECTORY / "qwen3", sharding=sharding)
     save_pretrained(model, params, None, tmp_path / "out", max_shard_size=30_000)
@@ -49,7 +49,7 @@ def test_a_round_trip_through_a_mesh_changes_nothing(tmp_path):
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transformers_loads_its_own_weights_back(dtype, tmp_path):
+def test_transformers_loads_an_exported_model_with_the_same_weights(dtype, tmp_path):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -66,21 +66,21 @@ def test_transformers_loads_its_own_weights_back(dtype, tmp_path):
         assert torch.equal(tensor, back.state_dict()[name]), name
 
 
-def test_another_dtype_is_written_to_the_configuration_too(tmp_path):
+def test_the_config_has_the_dtype_of_the_export(tmp_path):
     for case, key in (("qwen2", "torch_dtype"), ("qwen3_tied", "dtype")):
         save_pretrained(*load_model(DIRECTORY / case), None, tmp_path / case, dtype="float32")
         assert {str(t.dtype) for t in tensors_of(tmp_path / case).values()} == {"float32"}
         assert json.loads((tmp_path / case / "config.json").read_text()) == {**CASES[case], key: "float32"}
 
 
-def test_a_model_without_a_checkpoint(tmp_path):
+def test_export_of_a_model_without_a_source(tmp_path):
     raw = {key: value for key, value in CASES["qwen3"].items() if key != "architectures"}
-    model = Model(config_from_dict(raw))
+    model = Model(architecture_from_dict(raw))
     params = jax.jit(model.init)(jax.random.key(0))
     save_pretrained(model, params, None, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == CASES["qwen3"]
-    again, loaded = load_model(tmp_path / "out")
-    assert again.config.kinds == model.config.kinds
+    reloaded, loaded = load_model(tmp_path / "out")
+    assert reloaded.architecture.kinds == model.architecture.kinds
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
@@ -89,11 +89,11 @@ class FakeTokenizer:
         (directory / "tokenizer.json").write_text("given")
 
 
-def test_the_tokenizer_given_or_that_of_the_source(tmp_path):
+def test_the_tokenizer_is_the_given_one_or_copied_from_the_source(tmp_path):
     source = shutil.copytree(DIRECTORY / "qwen3", tmp_path / "source")
     (source / "tokenizer.json").write_text("own")
     (source / "chat_template.jinja").write_text("{{ messages }}")
-    (source / "README.md").write_text("not ours")
+    (source / "README.md").write_text("not part of a model")
     loaded = load_model(source)
     save_pretrained(*loaded, None, tmp_path / "copied")
     assert (tmp_path / "copied" / "tokenizer.json").read_text() == "own"
@@ -104,14 +104,14 @@ def test_the_tokenizer_given_or_that_of_the_source(tmp_path):
     assert not (tmp_path / "given" / "chat_template.jinja").exists()
 
 
-def test_an_older_export_is_replaced_and_anything_else_is_not(tmp_path):
+def test_an_older_export_is_replaced_and_other_files_are_not(tmp_path):
     model, params = load_model(DIRECTORY / "qwen3")
     save_pretrained(model, params, None, tmp_path / "out", max_shard_size=30_000)
     save_pretrained(model, params, None, tmp_path / "out")
     assert_same_files(DIRECTORY / "qwen3", tmp_path / "out")
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(SdftError, match=r"holds notes\.txt"):
+    with pytest.raises(SdftError, match=r"contains notes\.txt"):
         save_pretrained(model, params, None, tmp_path / "out")
     with pytest.raises(SdftError, match="is a file"):
         save_pretrained(model, params, None, tmp_path / "out" / "notes.txt")
@@ -119,7 +119,7 @@ def test_an_older_export_is_replaced_and_anything_else_is_not(tmp_path):
         save_pretrained(model, params, None, DIRECTORY / "qwen3")
 
 
-def test_a_failed_write_leaves_nothing_and_keeps_the_older_export(tmp_path, monkeypatch):
+def test_a_failed_export_leaves_the_older_export_and_no_other_files(tmp_path, monkeypatch):
     model, params = load_model(DIRECTORY / "qwen3")
     save_pretrained(model, params, None, tmp_path / "out")
 
@@ -133,7 +133,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older_export(tmp_path, monk
     assert_same_files(DIRECTORY / "qwen3", tmp_path / "out")
 
 
-def test_a_source_that_is_gone_is_named(tmp_path):
+def test_the_error_of_a_missing_source(tmp_path):
     source = shutil.copytree(DIRECTORY / "qwen3", tmp_path / "source")
     loaded = load_model(source)
     shutil.rmtree(source)

@@ -1,4 +1,4 @@
-"""Every experiment makes a report that follows its numbers, here made up: see synthetic.py."""
+"""Tests that the reports of all experiments follow their numbers, which are synthetic (synthetic.py)."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ def verdicts(report):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_name_leads_to_a_function(name):
+def test_every_name_has_a_function(name):
     function = experiment(name)
     assert list(inspect.signature(function).parameters) == ["lab"]
     assert inspect.getdoc(function)
@@ -41,7 +41,7 @@ def test_a_name_leads_to_a_function(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_report_can_be_written(name, reported, tmp_path):
+def test_every_report_is_written(name, reported, tmp_path):
     report = reported(name)
     assert isinstance(report, Report)
     assert (report.name, bool(report.checks)) == (name, True)
@@ -56,7 +56,7 @@ def test_a_report_can_be_written(name, reported, tmp_path):
 
 
 def table_blocks(lines):
-    """(start, lines) of each table."""
+    """Return (start, lines) of each table."""
     blocks, start = [], None
     for i, line in enumerate([*lines, ""]):
         if line.startswith("|") and start is None:
@@ -68,22 +68,22 @@ def table_blocks(lines):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_quick_has_one_seed_and_tells_nothing_about_seeds(name, reported):
+def test_quick_report_has_no_verdict_over_seeds(name, reported):
     report = reported(name, seeds=(0,), quick=True)
     text = markdown(report, "")
     for check in report.checks:
         if check.estimate.half is None:
             assert check.verdict == "cannot be told"
-    # What a count or the test's items tell does not need seeds.
-    certain = [check.claim for check in report.checks if check.estimate.half is not None]
-    assert certain == {
+    # Counts and intervals over test items need no seeds.
+    with_interval = [check.claim for check in report.checks if check.estimate.half is not None]
+    assert with_interval == {
         "cost": ["SDFT needs at most 3 times SFT's FLOPs"],
         "optimality": ["the teacher's accuracy above the base's, interval over items"],
     }.get(name, [])
     assert f"**{report.verdict}**" in text
 
 
-def test_the_verdict_on_a_skill_follows_who_wins(reported):
+def test_verdict_on_a_skill_depends_on_the_winner(reported):
     assert reported("skill").verdict == "agrees"
     lost = reported("skill", sdft_wins=False)
     assert lost.verdict == "differs"
@@ -102,7 +102,7 @@ def test_the_verdict_on_a_skill_follows_who_wins(reported):
         ("optimality", "the SDFT model nearer to the base than the SFT model"),
     ],
 )
-def test_claims_follow_who_wins(name, claim, reported):
+def test_verdicts_on_claims_depend_on_the_winner(name, claim, reported):
     assert verdicts(reported(name))[claim] == "agrees"
     assert verdicts(reported(name, sdft_wins=False))[claim] == "differs"
 
@@ -112,10 +112,10 @@ def cell(report, label, column):
     return row[column]
 
 
-def test_a_sequence_tells_of_the_last_stage_and_of_what_came_before(reported):
+def test_sequence_reports_the_last_stage_and_the_backward_transfer(reported):
     report = reported("sequential")
     assert [row[""] for row in report.rows] == ["base", "SDFT", "SFT", "joint SFT"]
-    # SFT keeps 0.3 of a skill at every later stage, and learns each to about 0.8.
+    # SFT learns each skill to about 0.8 and retains 0.3 of it after every later stage.
     assert float(cell(report, "SFT", "glov").split()[0]) == pytest.approx(80, abs=0.5)
     assert float(cell(report, "SFT", "drib").split()[0]) == pytest.approx(24, abs=0.5)
     assert float(cell(report, "SFT", "blax").split()[0]) == pytest.approx(7.2, abs=0.5)
@@ -124,7 +124,7 @@ def test_a_sequence_tells_of_the_last_stage_and_of_what_came_before(reported):
     assert "backward transfer" not in report.rows[-1]
 
 
-def test_lenient_is_at_least_one_detail():
+def test_lenient_score_requires_one_right_detail():
     rows = storms.heldout("direct") + storms.heldout("pair")
     assert _lenient([row["answer"] for row in rows]) == 1
     assert _lenient(["nothing"] * len(rows)) == 0
@@ -132,7 +132,7 @@ def test_lenient_is_at_least_one_detail():
     assert _lenient(halves) == pytest.approx(len(storms.heldout("pair")) / len(rows))
 
 
-def test_knowledge_is_graded_three_ways_beside_the_oracle(reported):
+def test_knowledge_has_three_scores_and_an_oracle(reported):
     report = reported("knowledge")
     strict, lenient = (
         float(cell(report, "SDFT", f"{name} (%)").split()[0]) for name in ("strict", "lenient")
@@ -143,7 +143,7 @@ def test_knowledge_is_graded_three_ways_beside_the_oracle(reported):
     assert cell(report, "base", "prior (%)") == "99.0"
 
 
-def test_artefacts_count_the_phrase(reported):
+def test_artefacts_report_the_share_of_citations(reported):
     report = reported("artefacts")
     assert cell(report, "base", "cites a text (%)") == "0.0"
     shares = [
@@ -159,16 +159,16 @@ def test_cost_is_relative_to_sft(reported):
     assert [check.verdict for check in report.checks] == ["agrees", "cannot be told"]
 
 
-def test_divergence_and_context_count_only_what_the_paper_claims(reported):
-    counted = {
+def test_only_claims_of_the_paper_count(reported):
+    claimed = {
         name: [check.claim for check in reported(name).checks if check.claimed]
         for name in ("divergence", "context", "on-policy")
     }
-    assert counted == {
+    assert claimed == {
         "divergence": ["full vocabulary above the sampled token on the new skill"],
         "context": [
-            "both above the article alone on strict questions",
-            "both above the answer alone on strict questions",
+            "article and answer above the article alone on strict questions",
+            "article and answer above the answer alone on strict questions",
         ],
         "on-policy": [
             "SDFT above offline KL on the new skill",
@@ -181,7 +181,7 @@ def swept(label, rates):
     return tuple(Swept(label, rate, new, 1.0, chosen) for rate, new, chosen in rates)
 
 
-def test_a_rate_at_which_nothing_is_learned_is_pointed_out():
+def test_note_when_sft_learns_at_no_rate():
     def notes(rates):
         (chosen,) = [rate for rate, _, is_chosen in rates if is_chosen]
         return _idle(Comparison(CHAINS, {}, {"SFT": chosen}, swept("SFT", rates), {}), before=0.43)
@@ -189,18 +189,18 @@ def test_a_rate_at_which_nothing_is_learned_is_pointed_out():
     assert (
         "below the base model's accuracy at every rate" in notes([(1e-5, 0.41, True), (3e-5, 0.1, False)])[0]
     )
-    assert notes([(1e-5, 0.41, False), (3e-5, 0.6, True)]) == []  # it learned
-    assert notes([(1e-5, 0.1, False), (3e-5, 0.41, True)]) == []  # the choice is not the lowest
+    assert notes([(1e-5, 0.41, False), (3e-5, 0.6, True)]) == []  # one rate learns
+    assert notes([(1e-5, 0.1, False), (3e-5, 0.41, True)]) == []  # the chosen rate is not the lowest
 
 
-def test_greedy_answers_that_samples_do_not_give_are_pointed_out():
+def test_note_when_greedy_answers_are_right_and_samples_are_wrong():
     seeds = [{"measured": [{"blax": {"accuracy": x}}]} for x in (0.98, 1.0)]
     (note,) = _unsure(seeds, "blax", 0.001)
-    assert "right in 99% of its greedy answers and in 0.1% of its samples" in note
+    assert "right in 99% of its greedy answers but only in 0.1% of its samples" in note
     assert _unsure(seeds, "blax", 0.9) == []
 
 
-def test_longer_runs_of_the_teacher_take_the_rate_of_the_shorter(reported):
+def test_longer_runs_use_the_rate_of_the_shorter_run(reported):
     rows = {row[""]: row for row in reported("teacher").rows}
     for label in ("EMA 0.02", "frozen", "live"):
         assert rows[f"{label}, 5x steps"]["learning rate"] == rows[label]["learning rate"]

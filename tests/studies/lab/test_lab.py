@@ -1,4 +1,4 @@
-"""Variants, sweeps and comparisons: the same chances for all, and a test that chooses nothing."""
+"""Tests of variants, sweeps and comparisons: equal sweeps for all variants, and no choice on test rows."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ PLAIN, SFT = Variant("plain"), Variant("SFT", "sft")
 RIDER = Variant("rider", changes={"teacher": {"rate": 0.1}}, rate_of="plain")
 
 
-def tried(new, prior):
+def outcome_of(new, prior):
     return Outcome(new, prior, 0.0, 0.0, 0.0, {})
 
 
@@ -35,63 +35,65 @@ def tried(new, prior):
     ("trials", "chosen"),
     [
         ({1e-5: (0.5, 0.9), 3e-5: (0.8, 0.5), 1e-4: (0.7, 0.7)}, 3e-5),
-        ({1e-5: (0.795, 0.9), 3e-5: (0.8, 0.5), 1e-4: (0.7, 1.0)}, 1e-5),  # a tie goes to the prior skills
-        ({1e-5: (0.785, 0.9), 3e-5: (0.8, 0.5)}, 3e-5),  # no tie
-        ({1e-5: (0.8, 0.9), 3e-5: (0.8, 0.9)}, 1e-5),  # all the same: the lower
+        ({1e-5: (0.795, 0.9), 3e-5: (0.8, 0.5), 1e-4: (0.7, 1.0)}, 1e-5),  # tie on new: prior decides
+        ({1e-5: (0.785, 0.9), 3e-5: (0.8, 0.5)}, 3e-5),  # not a tie
+        ({1e-5: (0.8, 0.9), 3e-5: (0.8, 0.9)}, 1e-5),  # tie on both: the lower rate
         ({3e-5: (0.0, 0.2), 1e-4: (0.0, 0.3)}, 1e-4),
-        # Ties count from the best, not from one to the next.
+        # Ties are relative to the best rate, not to the next one.
         ({1e-5: (0.784, 1.0), 3e-5: (0.792, 0.8), 1e-4: (0.8, 0.7)}, 3e-5),
     ],
 )
-def test_choosing_a_rate(trials, chosen):
-    assert choose({rate: tried(*numbers) for rate, numbers in trials.items()}) == chosen
+def test_choose(trials, chosen):
+    assert choose({rate: outcome_of(*numbers) for rate, numbers in trials.items()}) == chosen
 
 
-def test_a_sweep_tries_every_rate_once_for_each_variant_and_chooses_by_them(monkeypatch, tmp_path):
-    seen = fake_runs(monkeypatch)
+def test_sweep_runs_every_variant_once_per_rate_and_chooses_a_rate(monkeypatch, tmp_path):
+    requested = fake_runs(monkeypatch)
     rates, rows = sweep(Lab(tmp_path), lists(), [PLAIN, SFT, RIDER], "blax")
-    assert Counter(trial.settings["method"] for trial in seen) == {"sdft": 5, "sft": 5}
-    assert {trial.settings["seed"] for trial in seen} == {SWEEP_SEED}
+    assert Counter(trial.settings["method"] for trial in requested) == {"sdft": 5, "sft": 5}
+    assert {trial.settings["seed"] for trial in requested} == {SWEEP_SEED}
     assert rates == {"plain": 3e-5, "SFT": 3e-5, "rider": 3e-5}
     assert [(row.label, row.rate) for row in rows if row.chosen] == [("plain", 3e-5), ("SFT", 3e-5)]
-    for row, trial in zip(rows, seen, strict=True):
+    for row, trial in zip(rows, requested, strict=True):
         assert row.rate == trial.settings["learning_rate"]
         assert (row.new, row.prior) == pytest.approx(strength(trial.settings, True), abs=0.003)
 
 
-def test_a_comparison_has_an_outcome_for_every_variant_skill_and_seed(monkeypatch, tmp_path):
-    seen = fake_runs(monkeypatch)
-    found = compare(Lab(tmp_path, seeds=(0, 1)), lists(), [PLAIN, RIDER], ["blax", "drib"])
-    tests = [trial for trial in seen if trial.settings.get("seed") in (0, 1)]
+def test_comparison_has_an_outcome_per_variant_skill_and_seed(monkeypatch, tmp_path):
+    requested = fake_runs(monkeypatch)
+    comparison = compare(Lab(tmp_path, seeds=(0, 1)), lists(), [PLAIN, RIDER], ["blax", "drib"])
+    tests = [trial for trial in requested if trial.settings.get("seed") in (0, 1)]
     assert len(tests) == 2 * 2 * 2
-    assert {label: {s: len(x) for s, x in skills.items()} for label, skills in found.outcomes.items()} == {
-        label: {"blax": 2, "drib": 2} for label in ("plain", "rider")
-    }
+    assert {
+        label: {s: len(x) for s, x in skills.items()} for label, skills in comparison.outcomes.items()
+    } == {label: {"blax": 2, "drib": 2} for label in ("plain", "rider")}
     first = next(t for t in tests if t.settings["config"]["teacher"]["rate"] == 0.1)
-    assert found.outcomes["rider"]["blax"][0] == outcome(result_of(first), "blax")
-    assert found.base["student"].keys() == {"blax", "drib", "prior"}
-    assert found.before("new") == pytest.approx(0.05)
-    assert found.before("new", "teacher") == 0.98
-    assert found.before("prior") == 0.99
+    assert comparison.outcomes["rider"]["blax"][0] == outcome(result_of(first), "blax")
+    assert comparison.base["student"].keys() == {"blax", "drib", "prior"}
+    assert comparison.before("new") == pytest.approx(0.05)
+    assert comparison.before("new", "teacher") == 0.98
+    assert comparison.before("prior") == 0.99
 
 
-def test_values_are_means_over_skills_for_each_seed():
-    outcomes = {"a": {"x": (tried(0.2, 1), tried(0.4, 1)), "y": (tried(0.6, 1), tried(1.0, 1))}}
-    found = Comparison(lists(), {}, {}, (), outcomes)
-    assert found.values("a", "new") == pytest.approx([0.4, 0.7])
-    assert found.estimate("a", "new") == pytest.approx(mean_interval([0.4, 0.7]))
+def test_values_are_means_over_skills_per_seed():
+    outcomes = {
+        "a": {"x": (outcome_of(0.2, 1), outcome_of(0.4, 1)), "y": (outcome_of(0.6, 1), outcome_of(1.0, 1))}
+    }
+    comparison = Comparison(lists(), {}, {}, (), outcomes)
+    assert comparison.values("a", "new") == pytest.approx([0.4, 0.7])
+    assert comparison.estimate("a", "new") == pytest.approx(mean_interval([0.4, 0.7]))
 
 
-def test_an_outcome_is_the_state_after_the_last_stage():
+def test_outcome_is_measured_after_the_last_stage():
     result = result_of(arm_trial(Lab(None), lists(), SFT, ["blax", "drib"], 3e-5, 0))
     before, after = result["measured"]
-    found = outcome(result, "blax")
-    assert found.new == after["blax"]["accuracy"] < before["blax"]["accuracy"]
-    assert (found.prior, found.kl) == (after["prior"]["accuracy"], after["prior"]["kl_to_base"])
-    assert (found.kl_new, found.length) == (after["blax"]["kl_to_base"], after["blax"]["length"])
+    final = outcome(result, "blax")
+    assert final.new == after["blax"]["accuracy"] < before["blax"]["accuracy"]
+    assert (final.prior, final.kl) == (after["prior"]["accuracy"], after["prior"]["kl_to_base"])
+    assert (final.kl_new, final.length) == (after["blax"]["kl_to_base"], after["blax"]["length"])
 
 
-def test_quick_is_fewer_steps_and_rates():
+def test_quick_has_fewer_steps_and_rates():
     full, quick = Lab(None), Lab(None, quick=True)
     assert (full.rates(STORMS), quick.rates(STORMS)) == (STORMS.rates, STORMS.rates[1:4])
     assert (full.steps(STORMS), quick.steps(STORMS)) == (STORMS.steps, STORMS.steps // 3)
@@ -100,11 +102,11 @@ def test_quick_is_fewer_steps_and_rates():
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "cost"])
-def test_no_experiment_chooses_on_the_test_or_tests_on_validation(name, monkeypatch, tmp_path):
-    seen = fake_runs(monkeypatch)
+def test_rates_are_chosen_on_validation_rows_and_results_are_from_test_rows(name, monkeypatch, tmp_path):
+    requested = fake_runs(monkeypatch)
     experiment(name)(Lab(tmp_path))
-    sweeps = [trial for trial in seen if trial.settings.get("seed") == SWEEP_SEED]
-    tests = [trial for trial in seen if trial not in sweeps]
+    sweeps = [trial for trial in requested if trial.settings.get("seed") == SWEEP_SEED]
+    tests = [trial for trial in requested if trial not in sweeps]
     assert sweeps
     assert tests
     for trial in sweeps:
@@ -116,28 +118,28 @@ def test_no_experiment_chooses_on_the_test_or_tests_on_validation(name, monkeypa
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "cost"])
-def test_every_variant_with_a_sweep_of_its_own_has_the_same_rates_and_seeds(name, monkeypatch, tmp_path):
-    seen = fake_runs(monkeypatch)
+def test_all_variants_with_a_sweep_have_the_same_rates_and_seeds(name, monkeypatch, tmp_path):
+    requested = fake_runs(monkeypatch)
     experiment(name)(Lab(tmp_path))
-    seen = list({trial.key: trial for trial in seen}.values())  # variants that come out equal are run once
+    requested = list({trial.key: trial for trial in requested}.values())  # equal trials run once
 
-    def count(trials, varied):
-        """How often each setting besides the varied one occurs, by what is left."""
+    def group(trials, varied):
+        """Return the values of the varied setting for each combination of the other settings."""
         groups = {}
         for trial in trials:
             rest = {key: value for key, value in trial.settings.items() if key != varied}
             groups.setdefault(json.dumps(rest, sort_keys=True), []).append(trial.settings[varied])
         return list(groups.values())
 
-    sweeps = [trial for trial in seen if trial.settings.get("seed") == SWEEP_SEED]
-    tests = [trial for trial in seen if trial.work == "arm" and trial not in sweeps]
+    sweeps = [trial for trial in requested if trial.settings.get("seed") == SWEEP_SEED]
+    tests = [trial for trial in requested if trial.work == "arm" and trial not in sweeps]
     for world in (lists("small"), lists("medium"), lists(), CHAINS, STORMS):
         own = [t for t in sweeps if t.settings["config"]["model"] == world.settings["model"]]
-        assert all(sorted(rates) == list(world.rates) for rates in count(own, "learning_rate"))
-    assert all(sorted(seeds) == [0, 1, 2] for seeds in count(tests, "seed"))
+        assert all(sorted(rates) == list(world.rates) for rates in group(own, "learning_rate"))
+    assert all(sorted(seeds) == [0, 1, 2] for seeds in group(tests, "seed"))
 
 
-def test_a_base_trial_measures_what_the_arms_are_measured_on():
+def test_base_trial_has_the_configuration_of_the_arms():
     lab, world = Lab(None), lists()
     base, arm = base_trial(lab, world, ["drib"]), arm_trial(lab, world, PLAIN, ["drib"], 1e-4, 0)
     assert base.work == "base"

@@ -1,4 +1,4 @@
-"""Trials run once, in as many processes as are asked for, with the same results; failures are named."""
+"""Tests of the pool: each trial runs once, workers do not change results, and errors name the trial."""
 
 import os
 
@@ -20,14 +20,14 @@ def world(tiny_directory):
 
 @pytest.fixture(scope="module")
 def trials(world):
-    """The last is the second under another title."""
+    """Three trials; the last is the second with another title."""
     first, second = tiny_arm(world, seed=1), tiny_arm(world)
     return [first, second, Trial(second.work, second.settings, "a twin")]
 
 
 @pytest.fixture(scope="module")
 def performed():
-    """Titles of the trials that are really run in this process."""
+    """Titles of the trials that run in this process."""
     titles = []
     perform = pool.perform
     with pytest.MonkeyPatch.context() as patch:
@@ -38,14 +38,14 @@ def performed():
 
 
 @pytest.fixture(scope="module")
-def alone(trials, performed, tmp_path_factory):
-    """(directory, results) of one process."""
-    directory = tmp_path_factory.mktemp("alone")
+def single(trials, performed, tmp_path_factory):
+    """The (directory, results) of a run with one worker."""
+    directory = tmp_path_factory.mktemp("single")
     return directory, run_trials(trials, directory, 1, "one")
 
 
-def test_results_come_in_the_order_asked_and_equal_trials_run_once(trials, alone, performed):
-    directory, (one, two, twin) = alone
+def test_results_have_the_order_of_the_trials_and_equal_trials_run_once(trials, single, performed):
+    directory, (one, two, twin) = single
     assert two == twin != one
     assert (one, two) == tuple(stored(trial, directory) for trial in trials[:2])
     assert len(performed) == 2
@@ -53,7 +53,7 @@ def test_results_come_in_the_order_asked_and_equal_trials_run_once(trials, alone
     assert len(performed) == 2
 
 
-def test_two_processes_give_what_one_does(trials, alone, tmp_path, caches, monkeypatch):
+def test_two_workers_give_the_same_results_as_one(trials, single, tmp_path, caches, monkeypatch):
     for name, value in (
         ("JAX_COMPILATION_CACHE_DIR", str(caches / "jax")),
         ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
@@ -62,21 +62,21 @@ def test_two_processes_give_what_one_does(trials, alone, tmp_path, caches, monke
     ):
         monkeypatch.setenv(name, value)
     before = os.sched_getaffinity(0)
-    assert run_trials(trials, tmp_path, 2, "two") == alone[1]
+    assert run_trials(trials, tmp_path, 2, "two") == single[1]
     assert os.sched_getaffinity(0) == before
     assert {path.name for path in tmp_path.iterdir()} == {trial.key for trial in trials}
 
 
-def test_a_failing_trial_is_named_with_its_log_and_the_others_are_kept(world, tmp_path, performed):
+def test_error_names_the_failed_trial_and_its_log_and_other_results_are_stored(world, tmp_path, performed):
     performed.clear()
     good = tiny_arm(world)
     settings = {key: value for key, value in good.settings.items() if key != "method"}
     bad = Trial("arm", settings, "the bad one")
     with pytest.raises(SdftError) as failure:
         run_trials([good, bad, tiny_arm(world, seed=1)], tmp_path, 1, "pool")
-    said = str(failure.value)
-    assert "the trial the bad one failed (KeyError: 'method')" in said
-    assert str(tmp_path / bad.key / "log.txt") in said
+    message = str(failure.value)
+    assert "the trial 'the bad one' failed (KeyError: 'method')" in message
+    assert str(tmp_path / bad.key / "log.txt") in message
     assert (tmp_path / bad.key / "log.txt").is_file()
     assert isinstance(failure.value.__cause__, KeyError)
     assert stored(good, tmp_path)
@@ -84,13 +84,13 @@ def test_a_failing_trial_is_named_with_its_log_and_the_others_are_kept(world, tm
     assert performed == [good.title, "the bad one"]
 
 
-def test_a_users_mistake_keeps_its_own_words_and_is_placed(world, tmp_path):
+def test_error_includes_the_message_of_a_user_error(world, tmp_path):
     bad = tiny_arm(world, changes={"eval": {"prior": "mini:nonsense"}})
     with pytest.raises(SdftError, match=r"the trial .* failed \(mini:nonsense: there is no such skill"):
         run_trials([bad], tmp_path, 1, "pool")
 
 
-def test_workers_by_default_are_the_cores(monkeypatch):
+def test_default_is_one_worker_per_core(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 3, 5})
     assert default_workers() == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
@@ -99,7 +99,7 @@ def test_workers_by_default_are_the_cores(monkeypatch):
     assert default_workers() == 1
 
 
-def test_an_accelerator_gets_one_worker(monkeypatch):
+def test_default_is_one_worker_on_an_accelerator(monkeypatch):
     import jax
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -1,4 +1,4 @@
-"""`sdft lab`: names, seeds, and what is written and published; the numbers are made up (synthetic.py)."""
+"""Tests of `sdft lab`: names, seeds, reports and published pages, with synthetic results (synthetic.py)."""
 
 import json
 
@@ -15,22 +15,22 @@ from synthetic import fake_runs
 
 @pytest.fixture
 def ran(monkeypatch, tmp_path):
-    """Runs experiments with made-up results; returns (reports, trials, directory)."""
+    """A function that runs experiments on synthetic results and returns (reports, trials, directory)."""
 
     def go(*names, seeds=(0, 1, 2), quick=False, publish=None):
-        seen = fake_runs(monkeypatch)
+        requested = fake_runs(monkeypatch)
         reports = run(names, str(tmp_path / "out"), seeds, quick, 1, publish)
-        return reports, seen, tmp_path / "out" / ("quick" if quick else "full")
+        return reports, requested, tmp_path / "out" / ("quick" if quick else "full")
 
     return go
 
 
-def test_an_unknown_experiment_is_one_sentence_with_the_names(capsys, tmp_path):
+def test_error_for_an_unknown_experiment_lists_the_names(capsys, tmp_path):
     assert cli.main(["lab", "skil", "--output", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "no experiment skil" in said
-    assert all(name in said for name in EXPERIMENTS)
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "no experiment skil" in message
+    assert all(name in message for name in EXPERIMENTS)
     assert not list(tmp_path.iterdir())
 
 
@@ -40,30 +40,30 @@ def test_reports_are_written_in_order_and_once(ran, capsys):
     files = {path.name for path in place.iterdir() if path.is_file()}
     assert files == {f"{name}.{end}" for name in ("cost", "on-policy") for end in ("md", "json", "png")}
     assert "seeds 0, 1, 2" in json.loads((place / "on-policy.json").read_text())["measured on"]
-    said = capsys.readouterr().out
-    assert "SDFT above offline KL on the new skill" in said
-    assert "The paper's findings, in small" in said
-    assert "**" not in said
+    output = capsys.readouterr().out
+    assert "SDFT above offline KL on the new skill" in output
+    assert "The paper's findings at small scale" in output
+    assert "**" not in output
 
 
-def test_quick_uses_one_seed_and_says_so(ran):
-    _, seen, place = ran("on-policy", seeds=(5, 6, 7), quick=True)
-    assert {trial.settings["seed"] for trial in seen if trial.work == "arm"} == {5, 100}
+def test_quick_uses_one_seed_and_reports_it(ran):
+    _, requested, place = ran("on-policy", seeds=(5, 6, 7), quick=True)
+    assert {trial.settings["seed"] for trial in requested if trial.work == "arm"} == {5, 100}
     assert "seeds 5; --quick" in (place / "on-policy.md").read_text()
 
 
-def test_seeds_are_those_asked_for(ran):
-    _, seen, _ = ran("on-policy", seeds=(3, 9))
-    assert {trial.settings["seed"] for trial in seen if trial.work == "arm"} == {3, 9, 100}
+def test_given_seeds_are_used(ran):
+    _, requested, _ = ran("on-policy", seeds=(3, 9))
+    assert {trial.settings["seed"] for trial in requested if trial.work == "arm"} == {3, 9, 100}
 
 
-def test_all_is_every_experiment(ran, monkeypatch):
-    monkeypatch.setattr(lab_run, "write", lambda report, place, caption: place)  # pictures take seconds
+def test_all_runs_every_experiment(ran, monkeypatch):
+    monkeypatch.setattr(lab_run, "write", lambda report, place, caption: place)  # drawing takes seconds
     reports, _, _ = ran("skill", "all", seeds=(0,), quick=True)
     assert [report.name for report in reports] == list(EXPERIMENTS)
 
 
-def test_publishing_replaces_what_stands_between_the_marks(ran, tmp_path):
+def test_publish_replaces_the_text_between_the_markers(ran, tmp_path):
     target = tmp_path / "page"
     target.mkdir()
     page = target / "README.md"
@@ -81,23 +81,23 @@ def test_publishing_replaces_what_stands_between_the_marks(ran, tmp_path):
     assert {path.name for path in target.iterdir()} == {"README.md", "kept.png", "on-policy.png", "cost.png"}
     assert (target / "kept.png").read_bytes() == b"kept"
     ran("cost", publish=str(target))
-    assert page.read_text() == text, "reports of earlier runs stay"
+    assert page.read_text() == text, "reports of earlier runs remain"
 
 
-def test_publishing_where_there_is_nothing_yet(ran, tmp_path):
+def test_publish_writes_a_new_page(ran, tmp_path):
     ran("cost", publish=str(tmp_path))
     text = (tmp_path / "README.md").read_text()
     assert text.startswith(BEGIN)
     assert text.rstrip().endswith(END)
 
 
-def test_publishing_into_no_directory_is_found_out_before_any_work(ran, tmp_path):
-    with pytest.raises(SdftError, match="there is no such directory"):
+def test_publish_to_a_missing_directory_fails_before_any_trial(ran, tmp_path):
+    with pytest.raises(SdftError, match="this directory does not exist"):
         ran("cost", publish=str(tmp_path / "nowhere"))
     assert not (tmp_path / "out").exists()
 
 
-def test_publishing_into_a_page_without_marks_changes_nothing(ran, tmp_path):
+def test_publish_to_a_page_without_markers_changes_nothing(ran, tmp_path):
     (tmp_path / "README.md").write_text("A page.\n")
     with pytest.raises(SdftError, match="lacks the lines"):
         ran("cost", publish=str(tmp_path))

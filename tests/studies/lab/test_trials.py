@@ -1,4 +1,4 @@
-"""A trial is named by what its result depends on, is run once, and goes on where it was interrupted."""
+"""Tests of trials: the key depends on the settings only, results are stored, interrupted trials resume."""
 
 import json
 
@@ -24,7 +24,7 @@ TRIAL = Trial("arm", SETTINGS, "title")
         Trial("arm", json.loads(json.dumps(SETTINGS)), "title"),
     ],
 )
-def test_the_key_is_the_same_for_the_same_work(same):
+def test_equal_work_has_the_same_key(same):
     assert same.key == TRIAL.key
 
 
@@ -39,34 +39,34 @@ def test_the_key_is_the_same_for_the_same_work(same):
         Trial("arm", SETTINGS | {"config": {"train": {"steps": 2}, "stages": [{"name": "drib"}]}}, "title"),
     ],
 )
-def test_the_key_is_another_for_other_work(other):
+def test_different_work_has_a_different_key(other):
     assert other.key != TRIAL.key
 
 
-def test_the_key_of_today_is_that_of_tomorrow():
-    """SHA-256 of ["cost", {"a": [1, 2.5], "b": null}]: the next process finds what this one stored."""
+def test_key_is_stable_across_processes():
+    """The key is from the SHA-256 of ["cost", {"a": [1, 2.5], "b": null}]."""
     assert Trial("cost", {"a": [1, 2.5], "b": None}, "").key == "f2171d393fc7c6f2"
 
 
-def test_what_is_kept_of_a_trial_is_its_data_its_log_and_its_result(tiny_directory, tmp_path, capfd):
+def test_trial_stores_its_data_its_log_and_its_result(tiny_directory, tmp_path, capfd):
     trial = tiny_arm(tiny_world(tiny_directory))
     assert stored(trial, tmp_path) is None
     perform(trial, tmp_path)
-    place = tmp_path / trial.key
-    assert {path.name for path in place.iterdir()} == {"trial.json", "log.txt", "result.json"}
-    kept = json.loads((place / "trial.json").read_text())
-    assert Trial(**kept).key == trial.key
-    assert kept["title"] == trial.title == "tiny blax sft lr 0.01 seed 0"
+    directory = tmp_path / trial.key
+    assert {path.name for path in directory.iterdir()} == {"trial.json", "log.txt", "result.json"}
+    data = json.loads((directory / "trial.json").read_text())
+    assert Trial(**data).key == trial.key
+    assert data["title"] == trial.title == "tiny blax sft lr 0.01 seed 0"
     result = stored(trial, tmp_path)
     assert result["measured"][0]["blax"].keys() >= {"accuracy", "length", "kl_to_base", "correct"}
     out, err = capfd.readouterr()
-    assert out == err == ""  # what it has to say is in its log
+    assert out == err == ""  # the output is in the log
     again = stored(Trial(trial.work, trial.settings, "renamed"), tmp_path)
     assert again == result
     assert stored(tiny_arm(tiny_world(tiny_directory), seed=1), tmp_path) is None
 
 
-def test_an_interrupted_trial_has_no_result_and_goes_on_at_its_stage(tiny_directory, tmp_path, monkeypatch):
+def test_interrupted_trial_has_no_result_and_resumes_at_its_stage(tiny_directory, tmp_path, monkeypatch):
     trial = tiny_arm(tiny_world(tiny_directory), skills=("blax", "drib"))
     perform(trial, tmp_path / "whole")
     trained = []
@@ -90,8 +90,9 @@ def test_an_interrupted_trial_has_no_result_and_goes_on_at_its_stage(tiny_direct
     assert not (tmp_path / "cut" / trial.key / "run").exists()
 
 
-def test_a_trial_that_is_killed_while_it_writes_leaves_no_half_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(trials, "_work", lambda name: lambda settings, output: {"a": {1, 2}})  # no JSON
+def test_failed_write_leaves_no_partial_result(tmp_path, monkeypatch):
+    unserializable = {"a": {1, 2}}
+    monkeypatch.setattr(trials, "_work", lambda name: lambda settings, output: unserializable)
     with pytest.raises(TypeError):
         perform(TRIAL, tmp_path)
     assert stored(TRIAL, tmp_path) is None

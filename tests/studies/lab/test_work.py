@@ -1,4 +1,4 @@
-"""What a trial does: the numbers are those of the model that it trained, and of what a step really costs."""
+"""Tests of the work of trials: measurements of the trained model, and FLOPs of the compiled step."""
 
 import json
 
@@ -25,10 +25,10 @@ def base(world, tmp_path_factory):
     return work.base(tiny_base(world).settings, tmp_path_factory.mktemp("base"))
 
 
-def test_an_arm_measures_the_rows_of_its_split_and_samples_from_its_last_model(world, tmp_path, monkeypatch):
+def test_arm_measures_the_rows_of_its_split_and_samples_from_its_last_model(world, tmp_path, monkeypatch):
     watched = {"train": {"eval_every": 1}}
-    drawn = {"n": 3, "prompts": 2}
-    trial = tiny_arm(world, split="validation", changes=watched, pass_at_k=drawn)
+    sampling = {"n": 3, "prompts": 2}
+    trial = tiny_arm(world, split="validation", changes=watched, pass_at_k=sampling)
     loaded = []
     load = work._load
     monkeypatch.setattr(
@@ -40,30 +40,30 @@ def test_an_arm_measures_the_rows_of_its_split_and_samples_from_its_last_model(w
     assert measured.keys() == {"blax", "prior"}
     for name, path in (("blax", "mini:blax:validation"), ("prior", "mini:old:validation")):
         rows = read_rows(path, "train")[:4]
-        found = measured[name]
-        assert found["correct"] == [
-            int(mini.score(text, row)) for text, row in zip(found["completions"], rows, strict=True)
+        task = measured[name]
+        assert task["correct"] == [
+            int(mini.score(text, row)) for text, row in zip(task["completions"], rows, strict=True)
         ]
-        assert found["accuracy"] == np.mean(found["correct"])
-        assert 0 < found["length"] <= 12
-        assert found["kl_to_base"] > 0
+        assert task["accuracy"] == np.mean(task["correct"])
+        assert 0 < task["length"] <= 12
+        assert task["kl_to_base"] > 0
     assert [row["step"] for row in result["curve"]] == [0, 1, 2]
     assert result["curve"][-1]["tasks"] == {"blax": measured["blax"]["accuracy"]}
     assert np.shape(result["verdicts"]) == (2, 3)
-    assert loaded == [str(tmp_path / "sft-lr1e-2-seed0" / "1-blax" / "model")]  # what it sampled from
+    assert loaded == [str(tmp_path / "sft-lr1e-2-seed0" / "1-blax" / "model")]  # the model for the samples
 
 
-def test_the_base_is_no_distance_from_itself_and_its_teacher_some(base):
-    found = base["measured"]
-    assert found.keys() == {"student", "teacher"}
-    assert found["student"]["prior"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
-    assert found["student"]["blax"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
-    assert found["teacher"]["blax"]["kl_to_base"] > 1e-3
-    assert "prior" not in found["teacher"]
+def test_kl_to_base_is_zero_for_the_base_and_positive_for_the_teacher(base):
+    measured = base["measured"]
+    assert measured.keys() == {"student", "teacher"}
+    assert measured["student"]["prior"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    assert measured["student"]["blax"]["kl_to_base"] == pytest.approx(0, abs=1e-6)
+    assert measured["teacher"]["blax"]["kl_to_base"] > 1e-3
+    assert "prior" not in measured["teacher"]
 
 
-def test_verdicts_are_those_of_samples_of_the_first_prompts(tmp_path):
-    """The embedded base is right on what it knows by name, at temperature 1 too."""
+def test_verdicts_are_for_samples_of_the_first_prompts(tmp_path):
+    """The embedded base model solves the old skills, also at temperature 1."""
     settings = merge(
         lists().settings,
         {"data": {"limit": 8}, "eval": {"limit": 4, "batch_size": 6, "teacher": False, "overlap": "allow"}},
@@ -105,15 +105,15 @@ def cost_of(method):
     return work.cost({"config": config, "model": SHAPE, "prompt": PROMPT, "teacher_prompt": 2 * PROMPT}, None)
 
 
-def test_cost_counts_the_products_of_a_step():
-    """By hand; the head reads completions alone, and a gradient takes two products for each forward one."""
+def test_cost_counts_the_matrix_products_of_a_step():
+    """By hand: the head reads completions only, and the gradient has two products for each forward one."""
     width, whole = 16, PROMPT + COMPLETION
-    layer = width * (2 * 8 + 2 * 8 + 2 * 8) + 3 * width * 24  # q, k and v, o; then the feed-forward
+    layer = width * (2 * 8 + 2 * 8 + 2 * 8) + 3 * width * 24  # q, k and v, o, feed-forward
     head = width * 40
 
-    def forward(tokens, seen, scored):
-        """Scores and sums over values take 2 heads of 8 for each token that is seen."""
-        return 2 * ROWS * (tokens * (layer + 2 * seen * 2 * 8) + scored * head)
+    def forward(tokens, context, scored):
+        """Return the FLOPs; scores and sums over values take 2 heads of 8 per token of context."""
+        return 2 * ROWS * (tokens * (layer + 2 * context * 2 * 8) + scored * head)
 
     learning = 3 * forward(whole, whole, COMPLETION)
     teaching = forward(2 * PROMPT + COMPLETION, 2 * PROMPT + COMPLETION, COMPLETION)

@@ -1,12 +1,13 @@
-"""Worlds: configurations that the library accepts, and rows that are apart where they must be."""
+"""Tests of worlds: valid configurations, and no prompt in common between rows of different use."""
 
 import functools
 import itertools
+import typing
 
 import pytest
 
 from sdft_jax.config import from_dict
-from sdft_jax.config.methods import METHODS
+from sdft_jax.config.methods import MethodName
 from sdft_jax.config.overrides import merge
 from sdft_jax.continual.stages import stages_of
 from sdft_jax.data import read_rows
@@ -14,6 +15,7 @@ from sdft_jax.studies.lab.worlds import CHAINS, STORMS, configuration, lists
 
 WORLDS = (lists("small"), lists("medium"), lists(), CHAINS, STORMS)
 SPLITS = ("validation", "heldout")
+METHODS = typing.get_args(MethodName)
 
 
 @functools.cache
@@ -22,7 +24,7 @@ def prompts(path):
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
-def test_the_library_accepts_every_configuration(world):
+def test_every_configuration_is_valid(world):
     for skills, split, method in itertools.product([(world.skills[0],), world.skills], SPLITS, METHODS):
         tree = configuration(world, skills, split, method, 7, {"train": {"method": method}})
         config = from_dict(tree, "lab")
@@ -36,7 +38,7 @@ def test_the_library_accepts_every_configuration(world):
             assert ("articles" in stage.config.data.path) == (method == "cpt")
 
 
-def test_what_an_experiment_changes_stands_above_all_else():
+def test_changes_of_an_experiment_override_other_settings():
     changes = {"train": {"steps": 3}, "model": {"path": "elsewhere"}, "data": {"limit": 5}}
     config = configuration(STORMS, STORMS.skills, "heldout", "sdft", 9, changes)
     assert config["train"]["steps"] == 3
@@ -48,8 +50,8 @@ def test_what_an_experiment_changes_stands_above_all_else():
 
 @pytest.mark.parametrize("world", WORLDS[2:], ids=lambda world: world.name)
 def test_rows_of_different_use_have_different_prompts(world):
-    taught = {name: prompts(f"{world.prefix}{name}:train") for name in world.skills}
-    asked = {
+    trained = {name: prompts(f"{world.prefix}{name}:train") for name in world.skills}
+    evaluated = {
         f"{name} {split}": prompts(f"{world.prefix}{name}:{split}")
         for name in world.skills
         for split in SPLITS
@@ -60,14 +62,14 @@ def test_rows_of_different_use_have_different_prompts(world):
     }
     prior = {split: prompts(f"{world.prefix}old:{split}") for split in SPLITS}
     general = prompts(world.settings["data"]["general"])
-    assert all(map(len, [*taught.values(), *asked.values(), *prior.values(), general]))
+    assert all(map(len, [*trained.values(), *evaluated.values(), *prior.values(), general]))
 
     assert not prior["validation"] & prior["heldout"]
     for name in world.skills:
-        assert not asked[f"{name} validation"] & asked[f"{name} heldout"]
-    for rows, questions in itertools.product(taught.values(), [*asked.values(), *prior.values()]):
+        assert not evaluated[f"{name} validation"] & evaluated[f"{name} heldout"]
+    for rows, questions in itertools.product(trained.values(), [*evaluated.values(), *prior.values()]):
         assert not rows & questions
-    for questions in [*taught.values(), *asked.values()]:
+    for questions in [*trained.values(), *evaluated.values()]:
         assert not general & questions
         for old in prior.values():
             assert not old & questions
@@ -75,7 +77,7 @@ def test_rows_of_different_use_have_different_prompts(world):
         assert not general & old
 
 
-def test_the_test_of_one_skill_is_not_what_another_rate_was_chosen_on():
+def test_no_test_row_is_a_validation_row_of_another_skill():
     for world in WORLDS[2:]:
         for first, second in itertools.product(world.skills, repeat=2):
             chosen_on = prompts(f"{world.prefix}{first}:validation")

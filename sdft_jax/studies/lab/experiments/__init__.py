@@ -1,6 +1,6 @@
-"""The paper's experiments, each a function from a `Lab` to a `Report`; `EXPERIMENTS` has them in order.
+"""The paper's experiments: functions from a `Lab` to a `Report`, listed in order in `EXPERIMENTS`.
 
-Modules are imported when an experiment runs, so that listing them costs nothing.
+An experiment's module is imported when it runs, which keeps the list cheap to import.
 """
 
 from __future__ import annotations
@@ -11,23 +11,26 @@ from typing import Any
 
 EXPERIMENTS: dict[str, tuple[str, str]] = {
     "skill": ("skills", "one new skill: SDFT against SFT, DFT and SFT + re-invoke (Table 5)"),
-    "sequential": ("skills", "three skills in turn (Figure 3)"),
+    "sequential": ("skills", "three skills in sequence (Figure 3)"),
     "knowledge": ("knowledge", "new facts from articles (Table 1)"),
-    "context": ("knowledge", "what the teacher is shown (Figure 7)"),
+    "context": ("knowledge", "article, answer or both in the teacher's context (Figure 7)"),
     "reasoning": ("reasoning", "answer-only demonstrations and the chain of thought (Table 2)"),
-    "teacher": ("ablations", "whose weights teach (Figure 8)"),
-    "on-policy": ("ablations", "on-policy against offline, the same teacher (Figure 6)"),
+    "teacher": ("ablations", "EMA, frozen, live and periodic teacher weights (Figure 8)"),
+    "on-policy": ("ablations", "on-policy against offline, from the same teacher (Figure 6)"),
     "divergence": ("ablations", "direction and support of the divergence"),
-    "scale": ("scaling", "bases of weak, middling and strong in-context ability (Figure 5)"),
-    "pass@k": ("sampling", "gains at k samples"),
-    "optimality": ("sampling", "teacher and SFT model: accuracy and distance from the base"),
-    "artefacts": ("artefacts", "phrases of the teacher's that leak, and skipped first tokens"),
-    "cost": ("cost", "FLOPs and seconds of a step against SFT's"),
+    "scale": ("scaling", "base models with weak, medium and strong in-context ability (Figure 5)"),
+    "pass@k": ("sampling", "accuracy with k samples per prompt"),
+    "optimality": ("sampling", "teacher and SFT model: accuracy and distance from the base model"),
+    "artefacts": (
+        "artefacts",
+        "teacher phrases that leak into the student, and loss masks on the first tokens",
+    ),
+    "cost": ("cost", "FLOPs and seconds per step, relative to SFT"),
 }
-"""Name -> (module, what it asks)."""
+"""Name -> (module, description)."""
 
 
 def experiment(name: str) -> Callable[[Any], Any]:
-    """The function behind a name, such as `on_policy` of `ablations`."""
+    """Return the function of the experiment `name`, such as `ablations.on_policy` for `on-policy`."""
     module = importlib.import_module(f"{__name__}.{EXPERIMENTS[name][0]}")
     return getattr(module, name.replace("-", "_").replace("@", "_at_"))

@@ -1,4 +1,4 @@
-"""One setting of SDFT varied at a time: whose weights teach, who samples, which divergence."""
+"""Ablations that vary one part of SDFT: the teacher's weights, the source of the samples, the divergence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdft_jax.studies.lab.worlds import lists
 
 EMA_RATES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 LONGER = 5
-"""Times the steps of all other runs, where the paper's Figure 8 sees schedules part."""
+"""The factor on the number of steps for the longer runs; in the paper's Figure 8, schedules differ late."""
 
 
 def _with(**teacher: Any) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def _with(**teacher: Any) -> dict[str, Any]:
 
 
 def _teachers(lab: Lab) -> tuple[list[Variant], ...]:
-    """Rates of the EMA, the EMA in bfloat16, other schedules, and longer runs."""
+    """Return the EMA rates, the bfloat16 EMAs, the other schedules, and the longer runs."""
     ema = [Variant("EMA 0.02")] + [
         Variant(f"EMA {rate:g}", changes=_with(rate=rate), rate_of="EMA 0.02")
         for rate in (EMA_RATES if not lab.quick else EMA_RATES[::3])
@@ -51,29 +51,34 @@ def _teachers(lab: Lab) -> tuple[list[Variant], ...]:
 
 
 def teacher(lab: Lab) -> Report:
-    """EMA against frozen, live and periodic weights; rates of the EMA; float32 against bfloat16."""
+    """Compare EMA, frozen, live and periodic teacher weights, EMA rates, and float32 with bfloat16 EMAs."""
     ema, low, schedules, longer = _teachers(lab)
-    found = compare(lab, lists(), [*ema, *low, *schedules, *longer])
+    comparison = compare(lab, lists(), [*ema, *low, *schedules, *longer])
     checks = [
         exceeds(
-            found, "new", "EMA 0.02", "frozen", "EMA above frozen on the new skill", "about 70 against 65"
+            comparison,
+            "new",
+            "EMA 0.02",
+            "frozen",
+            "EMA above frozen on the new skill",
+            "about 70 against 65",
         ),
         exceeds(
-            found,
+            comparison,
             "new",
             "EMA 0.02",
             "live",
             "EMA above live on the new skill",
             "about 70 against 33 at the end",
         ),
-        exceeds(found, "prior", "EMA 0.02", "live", "EMA above live on prior skills", claimed=False),
+        exceeds(comparison, "prior", "EMA 0.02", "live", "EMA above live on prior skills", claimed=False),
         *(
             exceeds(
-                found,
+                comparison,
                 field,
                 longer[0].label,
                 other.label,
-                f"in {LONGER} times the steps, EMA above {other.rate_of} on {name}",
+                f"with {LONGER} times the steps, EMA above {other.rate_of} on {name}",
                 claimed=False,
             )
             for other in longer[1:]
@@ -82,34 +87,34 @@ def teacher(lab: Lab) -> Report:
     ]
     return Report(
         "teacher",
-        "Whose weights teach",
-        "EMA about 70, frozen about 65, the student itself unstable, falling to about 33 (Figure 8). "
-        "Replications disagree: two see no difference between EMA and frozen, one saw a float32 EMA "
-        "collapse late.",
+        "Teacher weights",
+        "An EMA teacher reaches about 70 and a frozen one about 65; the student as its own teacher is "
+        "unstable and falls to about 33 (Figure 8). Replications disagree: two found no difference between "
+        "EMA and frozen; in one, a float32 EMA collapsed late.",
         checks,
-        table(found, COLUMNS),
-        lambda path, caption: plot_bars(bars(found, [*schedules, ema[0], *longer]), path, caption),
-        found.sweep,
+        table(comparison, COLUMNS),
+        lambda path, caption: plot_bars(bars(comparison, [*schedules, ema[0], *longer]), path, caption),
+        comparison.sweep,
         [
-            "Each schedule (EMA 0.02, frozen, live, periodic) has a sweep of its own; other rates of the "
-            "EMA, and its number format, are varied at the learning rate that was chosen for EMA 0.02. "
-            f"The runs of {LONGER} times the steps, at the rates chosen for one time, look for what a "
-            "teacher that moves with the student does late. The picture leaves other rates of the EMA out."
+            "Each schedule (EMA 0.02, frozen, live, periodic) has its own sweep. The other EMA rates and "
+            f"the bfloat16 EMAs use the learning rate chosen for EMA 0.02. The runs with {LONGER} times the "
+            "steps test for late effects of a teacher that moves with the student; they use the learning "
+            "rates chosen for the shorter runs. The picture omits the other EMA rates."
         ],
     )
 
 
 def on_policy(lab: Lab) -> Report:
-    """The student's own samples against the teacher's, from the same initial teacher."""
+    """Compare training on the student's samples with training on samples of the same initial teacher."""
     variants = [
         Variant("SDFT"),
         Variant("SDFT, frozen teacher", changes=_with(schedule="frozen")),
         Variant("offline KL", "offline_kl"),
         Variant("SFT on teacher samples", "offline"),
     ]
-    found = compare(lab, lists(), variants)
+    comparison = compare(lab, lists(), variants)
     checks = [
-        exceeds(found, field, first, second, f"{first} above {second} on {name}", paper, bool(paper))
+        exceeds(comparison, field, first, second, f"{first} above {second} on {name}", paper, bool(paper))
         for first, second, papers in (
             ("SDFT", "offline KL", ("about 70 against 63", "")),
             ("SDFT", "SFT on teacher samples", ("about 70 against 61", "")),
@@ -122,33 +127,34 @@ def on_policy(lab: Lab) -> Report:
     return Report(
         "on-policy",
         "On-policy or offline, from the same teacher",
-        "SDFT about 70, distillation on the teacher's samples about 63, SFT on them about 61 (Figure 6).",
+        "SDFT reaches about 70, distillation on the teacher's samples about 63, SFT on these samples about "
+        "61 (Figure 6).",
         checks,
-        table(found, COLUMNS),
-        lambda path, caption: plot_bars(bars(found), path, caption),
-        found.sweep,
+        table(comparison, COLUMNS),
+        lambda path, caption: plot_bars(bars(comparison), path, caption),
+        comparison.sweep,
         [
-            "The offline methods' teacher is the initial model, as in the paper; 'frozen' gives SDFT the "
-            "same one, so that between it and offline KL only the samples differ."
+            "The teacher of the offline methods is the initial model, as in the paper. SDFT with a frozen "
+            "teacher has the same one, so it differs from offline KL only in its samples."
         ],
     )
 
 
 def divergence(lab: Lab) -> Report:
-    """Direction, and which tokens are summed over."""
+    """Compare directions of the divergence and the sets of tokens that it sums over."""
 
-    def of(**changes: Any) -> dict[str, Any]:
-        return {"divergence": changes}
+    def settings(**divergence: Any) -> dict[str, Any]:
+        return {"divergence": divergence}
 
     variants = [
         Variant("reverse"),
-        Variant("forward", changes=of(alpha=0.0)),
-        Variant("JSD 0.5", changes=of(alpha=0.5)),
-        Variant("reverse, top-5", changes=of(support="student", top_k=5)),
-        Variant("forward, top-5", changes=of(alpha=0.0, support="teacher", top_k=5)),
-        Variant("reverse, sampled", changes=of(support="sampled")),
+        Variant("forward", changes=settings(alpha=0.0)),
+        Variant("JSD 0.5", changes=settings(alpha=0.5)),
+        Variant("reverse, top-5", changes=settings(support="student", top_k=5)),
+        Variant("forward, top-5", changes=settings(alpha=0.0, support="teacher", top_k=5)),
+        Variant("reverse, sampled", changes=settings(support="sampled")),
     ]
-    found = compare(lab, lists(), variants)
+    comparison = compare(lab, lists(), variants)
     sampled = "reverse, sampled"
     pairs = [
         ("reverse", sampled, "full vocabulary above the sampled token"),
@@ -158,33 +164,38 @@ def divergence(lab: Lab) -> Report:
     ]
     checks = [
         exceeds(
-            found, field, first, second, f"{claim} on {name}", claimed=second == sampled and field == "new"
+            comparison,
+            field,
+            first,
+            second,
+            f"{claim} on {name}",
+            claimed=second == sampled and field == "new",
         )
         for first, second, claim in pairs
         for field, name in (("new", "the new skill"), ("prior", "prior skills"))
     ]
     return Report(
         "divergence",
-        "Which divergence",
-        "Equations 1 and 2 have the reverse KL over the full vocabulary, which appendix A.1 finds better "
-        "than the sampled-token estimate; the released code uses the forward KL. No table compares the "
-        "directions.",
+        "Choice of divergence",
+        "Equations 1 and 2 use the reverse KL over the full vocabulary, which is better than the "
+        "sampled-token estimate according to appendix A.1; the released code uses the forward KL. No table "
+        "compares the two directions.",
         checks,
-        table(found, COLUMNS),
-        lambda path, caption: plot_bars(bars(found), path, caption),
-        found.sweep,
+        table(comparison, COLUMNS),
+        lambda path, caption: plot_bars(bars(comparison), path, caption),
+        comparison.sweep,
         [
-            "Reverse: KL(student || teacher); its top-5 are the student's. Forward: KL(teacher || "
-            "student); its top-5 are the teacher's. The other tokens count as one more. 'sampled': the "
-            "estimate from the sampled token alone. Every divergence has a sweep of its own."
+            "Reverse: KL(student || teacher); its top-5 tokens are the student's. Forward: KL(teacher || "
+            "student); its top-5 tokens are the teacher's. All other tokens are merged into one. Sampled: "
+            "the estimate from the sampled token alone. Each divergence has its own sweep."
         ],
     )
 
 
-def bars(found: Comparison, chosen: Sequence[Variant] = ()) -> list[Bar]:
-    """New and prior accuracy of every variant, or of those chosen, in percent."""
-    drawn = []
-    for label in [variant.label for variant in chosen] or found.outcomes:
+def bars(comparison: Comparison, chosen: Sequence[Variant] = ()) -> list[Bar]:
+    """Return bars of new and prior accuracy, in percent, for all variants or only for those in `chosen`."""
+    result = []
+    for label in [variant.label for variant in chosen] or comparison.outcomes:
         for field, name in (("new", "new skill"), ("prior", "prior skills")):
-            drawn.append(percent_bar(label, name, found.values(label, field)))
-    return drawn
+            result.append(percent_bar(label, name, comparison.values(label, field)))
+    return result

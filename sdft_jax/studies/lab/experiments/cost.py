@@ -1,4 +1,4 @@
-"""What SDFT costs against SFT: FLOPs of the compiled step, and seconds."""
+"""Cost of SDFT relative to SFT: FLOPs of the compiled step, and seconds."""
 
 from __future__ import annotations
 
@@ -48,31 +48,32 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "rows": 8,
     },
 }
-"""Name -> shapes; of the second the teacher reads twice the student's prompt, as in tool use."""
-METHODS = {
+"""Name -> shapes; in the second, the teacher's prompt is twice the student's, as in tool use."""
+LABELS = {
     "sft": "SFT",
     "dft": "DFT",
     "sdft": "SDFT",
     "offline_kl": "offline KL",
     "reinvoke": "SFT + re-invoke",
 }
+"""Method -> label; SFT, the first, is the unit."""
 UNITS = {"FLOPs": "flops", "seconds": "seconds"}
-PAPER = {"FLOPs": 2.5, "seconds": 4.0}
-"""Of SDFT, in multiples of SFT's."""
-Found = Mapping[tuple[str, str], Mapping[str, Any]]
+PAPER = {("sdft", "FLOPs"): 2.5, ("sdft", "seconds"): 4.0}
+"""The paper's values, in multiples of SFT's."""
+Results = Mapping[tuple[str, str], Mapping[str, Any]]
 
 
 def cost(lab: Lab) -> Report:
-    """FLOPs and seconds of a step by each method, relative to SFT's."""
+    """Measure the FLOPs and seconds of one step of each method, relative to SFT."""
     names = list(SETTINGS)[: 1 if lab.quick else None]
-    keys = [(name, method) for name in names for method in METHODS]
-    # One after the other: two at a time would share the memory's bandwidth.
-    results = run_trials([_trial(name, method) for name, method in keys], lab.directory, 1, "cost")
-    found = dict(zip(keys, results, strict=True))
-    flops, seconds = (_ratio(found, names[-1], "sdft", unit) for unit in UNITS.values())
-    # FLOPs are counted, so that there is nothing to be uncertain of.
+    keys = [(name, method) for name in names for method in LABELS]
+    # One worker: parallel measurements would compete for memory bandwidth.
+    trials = [_trial(name, method) for name, method in keys]
+    results = dict(zip(keys, run_trials(trials, lab.directory, 1, "cost"), strict=True))
+    flops, seconds = (_ratio(results, names[-1], "sdft", unit) for unit in UNITS.values())
+    # FLOPs are counted, so their half-width is 0.
     checks = [
-        Check(claim, estimate, f"{PAPER[unit]:g} times", "times to spare", 1.0)
+        Check(claim, estimate, f"{PAPER['sdft', unit]:g} times", f"times SFT's {unit} to spare", 1.0)
         for claim, estimate, unit in (
             ("SDFT needs at most 3 times SFT's FLOPs", Estimate(3 - flops, 0.0), "FLOPs"),
             ("SDFT takes at most 4 times SFT's seconds", Estimate(4 - seconds, None), "seconds"),
@@ -80,49 +81,49 @@ def cost(lab: Lab) -> Report:
     ]
     return Report(
         "cost",
-        "What it costs",
-        "SDFT takes about 2.5 times the FLOPs and 4 times the wall-clock of SFT.",
+        "Cost per step",
+        "SDFT takes about 2.5 times the FLOPs and 4 times the wall-clock time of SFT.",
         checks,
-        [_row(found, name, method) for name, method in keys],
-        lambda path, caption: plot_bars(_bars(found, names), path, caption, y_label="times SFT's"),
+        [_row(results, name, method) for name, method in keys],
+        lambda path, caption: plot_bars(_bars(results, names), path, caption, y_label="times SFT's"),
         (),
         [
-            "FLOPs: matrix products of the compiled program, loops multiplied by their trips; they are "
-            "counted, so without an interval. SFT has the same prompts and demonstrations as long as the "
-            "samples; SFT + re-invoke is counted by its costlier branch. Seconds: median of five steps in "
-            f"one run, which cannot tell for other machines. The checks are on {names[-1]}."
+            "FLOPs are those of the matrix products in the compiled program, with loops multiplied by their "
+            "trip counts. They are counted, not measured, so they have no interval. SFT has the same "
+            "prompts, and demonstrations as long as the samples. SFT + re-invoke is counted by its more "
+            "expensive branch. Seconds are the median of five steps in one run, which supports no "
+            f"conclusion about other machines. The checks use {names[-1]}."
         ],
     )
 
 
-def _row(found: Found, name: str, method: str) -> dict[str, str]:
+def _row(results: Results, name: str, method: str) -> dict[str, str]:
     return {
         "model, prompt + completion": name,
-        "method": METHODS[method],
-        "GFLOP a step": f"{found[name, method]['flops'] / 1e9:.1f}",
-        "seconds a step": f"{found[name, method]['seconds']:.3f}",
-        "FLOPs, of SFT's": f"{_ratio(found, name, method, 'flops'):.2f}",
-        "seconds, of SFT's": f"{_ratio(found, name, method, 'seconds'):.2f}",
+        "method": LABELS[method],
+        "GFLOP a step": f"{results[name, method]['flops'] / 1e9:.1f}",
+        "seconds a step": f"{results[name, method]['seconds']:.3f}",
+        "FLOPs, of SFT's": f"{_ratio(results, name, method, 'flops'):.2f}",
+        "seconds, of SFT's": f"{_ratio(results, name, method, 'seconds'):.2f}",
     }
 
 
-def _bars(found: Found, names: Sequence[str]) -> list[Bar]:
+def _bars(results: Results, names: Sequence[str]) -> list[Bar]:
     return [
         Bar(
             label,
             f"{unit}: {name}",
-            _ratio(found, name, method, key),
-            paper=PAPER[unit] if method == "sdft" else None,
+            _ratio(results, name, method, key),
+            paper=PAPER.get((method, unit)),
         )
         for unit, key in UNITS.items()
         for name in names
-        for method, label in METHODS.items()
-        if method != "sft"
+        for method, label in list(LABELS.items())[1:]
     ]
 
 
-def _ratio(found: Found, name: str, method: str, key: str) -> float:
-    return found[name, method][key] / found[name, "sft"][key]
+def _ratio(results: Results, name: str, method: str, key: str) -> float:
+    return results[name, method][key] / results[name, "sft"][key]
 
 
 def _trial(name: str, method: str) -> Trial:

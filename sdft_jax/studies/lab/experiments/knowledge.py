@@ -1,4 +1,4 @@
-"""New facts from articles: methods against each other (the paper's Table 1), contexts too (its Figure 7)."""
+"""New facts from articles: comparisons of methods (the paper's Table 1) and of contexts (its Figure 7)."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ PAPER_TABLE_1 = {
     "SFT": (80, 95, 80),
     "SDFT": (89, 100, 98),
 }
-"""Strict, lenient, out of distribution."""
+"""Strict, lenient and out-of-distribution accuracy, in percent."""
 SCORES = ("strict", "lenient", "out of distribution")
 PRIOR_SKILLS = "prior (%)"
 
 
 def knowledge(lab: Lab) -> Report:
-    """SDFT, SFT and continual pre-training against the model with the article in context."""
-    found = compare(lab, STORMS, VARIANTS)
-    scores = {label: _scores(found, label) for label in found.outcomes}
+    """Compare SDFT, SFT and continual pre-training with the model that has the article in context."""
+    comparison = compare(lab, STORMS, VARIANTS)
+    scores = {label: _scores(comparison, label) for label in comparison.outcomes}
     rows = [
-        _untrained("base", _single(found, "student"))
-        | {PRIOR_SKILLS: share(Estimate(found.before("prior"), None))},
-        _untrained("oracle: article and answer in context", _oracle(found)),
+        _untrained("base", _single(comparison, "student"))
+        | {PRIOR_SKILLS: share(Estimate(comparison.before("prior"), None))},
+        _untrained("oracle: article and answer in context", _oracle(comparison)),
     ]
     rows += [
-        _trained(found, label, seeds) | {PRIOR_SKILLS: share(found.estimate(label, "prior"))}
+        _trained(comparison, label, seeds) | {PRIOR_SKILLS: share(comparison.estimate(label, "prior"))}
         for label, seeds in scores.items()
     ]
     checks = [
         Check(
-            f"SDFT above {other} on {name} questions",
+            f"SDFT above {other} on {name.replace(' ', '-')} questions",
             _difference(scores, "SDFT", other, column),
             f"{PAPER_TABLE_1['SDFT'][column]} against {PAPER_TABLE_1[other][column]}",
         )
@@ -51,8 +51,8 @@ def knowledge(lab: Lab) -> Report:
     ]
     checks.append(
         Check(
-            "SDFT within 10 points of the oracle on out of distribution questions",
-            mean_interval([row[2] - _oracle(found)[2] + 0.1 for row in scores["SDFT"]]),
+            "SDFT within 10 points of the oracle on out-of-distribution questions",
+            mean_interval([row[2] - _oracle(comparison)[2] + 0.1 for row in scores["SDFT"]]),
             "98 against 100",
             "points to spare",
         )
@@ -60,36 +60,40 @@ def knowledge(lab: Lab) -> Report:
     return Report(
         "knowledge",
         "New facts from articles",
-        "SDFT comes near the oracle (the model with the article in context), above SFT on questions and "
-        "answers and far above continual pre-training on the articles (Table 1).",
+        "SDFT comes close to the oracle (the model with the article in context). It is above SFT on "
+        "questions and answers, and far above continual pre-training on the articles (Table 1).",
         checks,
         rows,
-        lambda path, caption: plot_bars(_bars(found, scores), path, caption),
-        found.sweep,
+        lambda path, caption: plot_bars(_bars(comparison, scores), path, caption),
+        comparison.sweep,
         [
-            "Strict: all details right; lenient: at least one. The test asks for one detail or two in "
-            "phrasings that were not trained on. Out of distribution: questions that need the fact and "
-            "something the base model knows (the river of the city, the stone of the month); no "
-            "demonstration asks them. The oracle is what SDFT's teacher sees: the paper's retrieves the "
-            "article alone."
+            "Strict: all details are right. Lenient: at least one detail is right. The test questions "
+            "require one or two details and use phrasings absent from training. Out of distribution: "
+            "questions that require the fact and something that the base model knows (the river of the "
+            "city, the stone of the month); no demonstration has such a question. The oracle has the same "
+            "context as SDFT's teacher, article and answer; the paper's oracle retrieves only the article."
         ],
     )
 
 
 def context(lab: Lab) -> Report:
-    """The teacher is shown the article, the expert's answer, or both."""
+    """Compare teachers with the article, the expert's answer, or both in context."""
     variants = [
         Variant("both"),
         Variant("article only", changes={"data": {"context": "text"}}),
         Variant("answer only", changes={"data": {"context": "demonstration"}}),
         Variant("answer only, rate of both", changes={"data": {"context": "demonstration"}}, rate_of="both"),
     ]
-    found = compare(lab, STORMS, variants)
-    scores = {label: _scores(found, label) for label in found.outcomes}
-    rows = [_untrained("base", _single(found, "student"))]
-    rows += [_trained(found, label, seeds) for label, seeds in scores.items()]
+    comparison = compare(lab, STORMS, variants)
+    scores = {label: _scores(comparison, label) for label in comparison.outcomes}
+    rows = [_untrained("base", _single(comparison, "student"))]
+    rows += [_trained(comparison, label, seeds) for label, seeds in scores.items()]
     checks = [
-        Check(f"both above {alone} on strict questions", _difference(scores, "both", other, 0), paper)
+        Check(
+            f"article and answer above {alone} on strict questions",
+            _difference(scores, "both", other, 0),
+            paper,
+        )
         for other, alone, paper in (
             ("article only", "the article alone", "89 against 75"),
             ("answer only", "the answer alone", "89 against 37"),
@@ -105,30 +109,30 @@ def context(lab: Lab) -> Report:
     )
     checks.append(
         Check(
-            "at one rate, both above the answer alone on out of distribution questions",
+            "at the same rate, article and answer above the answer alone on out-of-distribution questions",
             _difference(scores, "both", "answer only, rate of both", 2),
             claimed=False,
         )
     )
     return Report(
         "context",
-        "What the teacher is shown",
-        "Both article and answer are best, 89, against 75 for the article alone and 37 for the answer alone "
-        "(Figure 7; appendix A.2 says that answer alone improves over the article alone).",
+        "Context of the teacher",
+        "Article and answer together are best: 89, against 75 for the article alone and 37 for the answer "
+        "alone (Figure 7; according to appendix A.2, the answer alone improves over the article alone).",
         checks,
         rows,
-        lambda path, caption: plot_bars(_bars(found, scores, paper=False), path, caption),
-        found.sweep,
+        lambda path, caption: plot_bars(_bars(comparison, scores, paper=False), path, caption),
+        comparison.sweep,
         [
-            "SDFT each time, as in `knowledge`; only what its teacher is shown differs. The picture has the "
-            "oracle that is shown both."
+            "All variants are SDFT, as in `knowledge`; only the teacher's context differs. The oracle in the "
+            "picture has article and answer in context."
         ],
     )
 
 
-def _scores(found: Comparison, label: str) -> list[tuple[float, float, float]]:
-    """For each seed: strict, lenient, out of distribution."""
-    return [_graded(outcome.measured) for outcome in found.outcomes[label][TASK]]
+def _scores(comparison: Comparison, label: str) -> list[tuple[float, float, float]]:
+    """Return strict, lenient and out-of-distribution accuracy for each seed."""
+    return [_graded(outcome.measured) for outcome in comparison.outcomes[label][TASK]]
 
 
 def _graded(measured: Any) -> tuple[float, float, float]:
@@ -136,18 +140,18 @@ def _graded(measured: Any) -> tuple[float, float, float]:
 
 
 def _lenient(completions: Sequence[str]) -> float:
-    """The same answers to the test, graded leniently."""
+    """Return the accuracy of answers to the test if one right detail suffices."""
     rows = [row for kind in ("direct", "pair") for row in storms.heldout(kind)]
     right = [storms.score_lenient(text, row) for text, row in zip(completions, rows, strict=True)]
     return sum(right) / len(right)
 
 
-def _single(found: Comparison, role: str) -> tuple[float, float, float]:
-    return _graded(found.base[role])
+def _single(comparison: Comparison, role: str) -> tuple[float, float, float]:
+    return _graded(comparison.base[role])
 
 
-def _oracle(found: Comparison) -> tuple[float, float, float]:
-    return _single(found, "teacher")
+def _oracle(comparison: Comparison) -> tuple[float, float, float]:
+    return _single(comparison, "teacher")
 
 
 def _difference(
@@ -168,17 +172,19 @@ def _untrained(label: str, scores: tuple[float, float, float]) -> dict[str, str]
     return {"": label, RATE: "–"} | _cells([scores])
 
 
-def _trained(found: Comparison, label: str, seeds: Sequence[tuple[float, float, float]]) -> dict[str, str]:
-    return {"": label, RATE: scientific(found.rates[label])} | _cells(seeds)
+def _trained(
+    comparison: Comparison, label: str, seeds: Sequence[tuple[float, float, float]]
+) -> dict[str, str]:
+    return {"": label, RATE: scientific(comparison.rates[label])} | _cells(seeds)
 
 
 def _bars(
-    found: Comparison, scores: dict[str, list[tuple[float, float, float]]], paper: bool = True
+    comparison: Comparison, scores: dict[str, list[tuple[float, float, float]]], paper: bool = True
 ) -> list[Bar]:
-    groups = {"base": [_single(found, "student")], "oracle": [_oracle(found)]} | scores
+    groups = {"base": [_single(comparison, "student")], "oracle": [_oracle(comparison)]} | scores
     bars = []
     for label, seeds in groups.items():
         for column, name in enumerate(SCORES):
-            said = PAPER_TABLE_1[label][column] if paper else None
-            bars.append(percent_bar(label, name, [row[column] for row in seeds], said))
+            reported = PAPER_TABLE_1[label][column] if paper else None
+            bars.append(percent_bar(label, name, [row[column] for row in seeds], reported))
     return bars

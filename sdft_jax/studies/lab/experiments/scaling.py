@@ -1,4 +1,4 @@
-"""Base models of weak, middling and strong in-context ability (the paper's Figure 5)."""
+"""Base models with weak, medium and strong in-context ability (the paper's Figure 5)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdft_jax.reporting.charts import plot_lines
+from sdft_jax.reporting.charts import Axes, plot_lines
 from sdft_jax.reporting.statistics import Estimate, difference_interval, mean_interval
 from sdft_jax.studies.lab.lab import Comparison, Lab, Swept, Variant, compare
 from sdft_jax.studies.lab.reports import COLUMNS, Check, Report, percent_line, table
@@ -17,44 +17,44 @@ VARIANTS = (Variant("SDFT"), Variant("SFT", "sft"))
 
 
 def scale(lab: Lab) -> Report:
-    """The gain over SFT at three sizes."""
-    found = {size: compare(lab, lists(size), VARIANTS) for size in SIZES}
-    gains = {size: _gain(one) for size, one in found.items()}
+    """Measure the gain of SDFT over SFT at three sizes of the base model."""
+    by_size = {size: compare(lab, lists(size), VARIANTS) for size in SIZES}
+    gains = {size: _gain(one) for size, one in by_size.items()}
     checks = [
         Check(
             "SDFT below SFT on the new skill at the smallest base",
-            _minus(_new_gain(found["small"])),
+            _minus(_new_gain(by_size["small"])),
             "62.1 against 65.4 at 3B",
         ),
         Check(
             "SDFT above SFT on the new skill at the largest base",
-            mean_interval(_new_gain(found["large"])),
+            mean_interval(_new_gain(by_size["large"])),
             "77.3 against 70.4 at 14B",
         ),
         Check(
-            "the difference grows from the smallest to the largest",
-            difference_interval(_new_gain(found["large"]), _new_gain(found["small"])),
+            "the difference grows from the smallest to the largest base",
+            difference_interval(_new_gain(by_size["large"]), _new_gain(by_size["small"])),
             "-3.3, 4.0, 6.9 points at 3B, 7B, 14B",
         ),
     ]
-    rows = [{"size": size} | dict(row) for size, one in found.items() for row in table(one, COLUMNS)]
+    rows = [{"size": size} | dict(row) for size, one in by_size.items() for row in table(one, COLUMNS)]
     return Report(
         "scale",
-        "Weak, middling and strong in-context ability",
+        "Weak, medium and strong in-context ability",
         "SDFT minus SFT is -3.3 points at 3B, 4.0 at 7B and 6.9 at 14B: the gain grows with in-context "
-        "ability and is negative at the smallest (Figure 5).",
+        "ability and is negative for the smallest model (Figure 5).",
         checks,
         rows,
-        lambda path, caption: _draw(found, gains, path, caption),
-        [_sized(size, row) for size, one in found.items() for row in one.sweep],
+        lambda path, caption: _draw(by_size, gains, path, caption),
+        [_sized(size, row) for size, one in by_size.items() for row in one.sweep],
         [
-            "One base model of each size, made by the same recipe in the same number of steps. The two "
-            "smaller shapes were picked out of twelve by how well they answer held-out questions with and "
-            "without a demonstration, before any method was run; below the largest, ability is no smooth "
-            "function of size. Both know fewer of the old skills too, so that their prior column says "
+            "There is one base model per size, trained with the same recipe for the same number of steps. "
+            "The two smaller shapes were chosen from twelve by their accuracy on held-out questions with "
+            "and without a demonstration, before any method was run; below the largest, ability is not a "
+            "smooth function of size. Both also know fewer of the old skills, so their prior accuracy shows "
             "little about forgetting. Their learning rates are ten times those of the largest base: in a "
-            "first run with the same rates for all, SFT's best at the middling base was the last of them, "
-            "and at the smallest nothing was learned at any."
+            "first run with the same rates for all sizes, SFT's best rate at the medium base was the "
+            "highest, and at the smallest base no rate learned anything."
         ],
     )
 
@@ -63,35 +63,36 @@ def _sized(size: str, row: Swept) -> Swept:
     return dataclasses.replace(row, label=f"{size}: {row.label}")
 
 
-def _new_gain(found: Comparison) -> list[float]:
-    return [a - b for a, b in zip(found.values("SDFT", "new"), found.values("SFT", "new"), strict=True)]
+def _new_gain(comparison: Comparison) -> list[float]:
+    return [
+        a - b for a, b in zip(comparison.values("SDFT", "new"), comparison.values("SFT", "new"), strict=True)
+    ]
 
 
 def _minus(values: list[float]) -> Estimate:
     return mean_interval([-x for x in values])
 
 
-def _gain(found: Comparison) -> Mapping[str, Estimate]:
-    """SDFT minus SFT, on the new skill and on prior skills."""
+def _gain(comparison: Comparison) -> Mapping[str, Estimate]:
+    """Return SDFT minus SFT on the new skill and on prior skills."""
     return {
-        field: difference_interval(found.values("SDFT", field), found.values("SFT", field))
+        field: difference_interval(comparison.values("SDFT", field), comparison.values("SFT", field))
         for field in ("new", "prior")
     }
 
 
 def _draw(
-    found: Mapping[str, Comparison], gains: Mapping[str, Mapping[str, Estimate]], path: Path, caption: str
+    by_size: Mapping[str, Comparison], gains: Mapping[str, Mapping[str, Estimate]], path: Path, caption: str
 ) -> None:
-    x = [100 * one.before("new", "teacher") for one in found.values()]
+    x = [100 * one.before("new", "teacher") for one in by_size.values()]
     lines = []
     for field, label in (("new", "new skill"), ("prior", "prior skills")):
-        estimates = [gains[size][field] for size in found]
+        estimates = [gains[size][field] for size in by_size]
         lines.append(percent_line(label, x, estimates))
     plot_lines(
         lines,
         path,
         caption,
-        x_label="base, shown the demonstration: accuracy (%)",
-        y_label="SDFT − SFT (points)",
+        axes=Axes("base, shown the demonstration: accuracy (%)", "SDFT − SFT (points)"),
         references={"no difference": 0.0},
     )

@@ -1,4 +1,4 @@
-"""New list skills: one at a time (the paper's Table 5), and three in turn (its Figure 3)."""
+"""New list skills: one at a time (the paper's Table 5) and three in sequence (its Figure 3)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from sdft_jax.config.methods import method_named
 from sdft_jax.continual.forgetting import backward_transfer
 from sdft_jax.continual.stages import PRIOR, scientific
 from sdft_jax.continual.summary import sequence_curves
@@ -30,12 +31,12 @@ PAPER_TABLE_5 = {
 
 
 def skill(lab: Lab) -> Report:
-    """SDFT against SFT, DFT and SFT + re-invoke on three skills, each learned alone."""
+    """Compare SDFT with SFT, DFT and SFT + re-invoke on three skills, each learned separately."""
     world = lists()
-    found = compare(lab, world, [SDFT, *BASELINES], world.skills[: 1 if lab.quick else None])
+    comparison = compare(lab, world, [SDFT, *BASELINES], world.skills[: 1 if lab.quick else None])
     checks = [
         exceeds(
-            found,
+            comparison,
             field,
             "SDFT",
             other.label,
@@ -47,66 +48,69 @@ def skill(lab: Lab) -> Report:
     ]
     return Report(
         "skill",
-        "A new skill, and what it costs the old ones",
+        "A new skill and its effect on the old skills",
         "SDFT is above SFT, DFT and SFT + re-invoke on the new task and on prior skills, in science, tool "
         "use and medicine (Table 5).",
         checks,
-        table(found, COLUMNS),
+        table(comparison, COLUMNS),
         lambda path, caption: plot_pareto(
-            pareto(found),
+            pareto(comparison),
             path,
             f"{caption} One run a point, on validation rows.",
-            base=(found.before("prior"), found.before("new")),
-            teacher=found.before("new", "teacher"),
+            base=Point("base model", prior=comparison.before("prior"), new=comparison.before("new")),
+            teacher=comparison.before("new", "teacher"),
         ),
-        found.sweep,
+        comparison.sweep,
         [
-            f"The table is the test: means over the skills {', '.join(next(iter(found.outcomes.values())))} "
-            f"and over {seeds_in_words(lab)}. The picture is the choice: the sweep on validation rows of "
-            "the first skill, one run a point, large where the rate was chosen; its star and its dashed "
-            "line are the base model on the test.",
-            *_idle(found),
+            f"The table has means over the skills {', '.join(next(iter(comparison.outcomes.values())))} and "
+            f"over {seeds_in_words(lab)}, on the test. The picture shows the sweep on validation rows of "
+            "the first skill, one run per point; large points are the chosen rates. The star and the dashed "
+            "line are the base model on the test, without and with the demonstration in context.",
+            *_idle(comparison),
         ],
     )
 
 
-def _idle(found: Comparison) -> list[str]:
-    """Why a method that learned nothing is not below SDFT on prior skills."""
-    if found.estimate("DFT", "new").mean > 0.01:
+def _idle(comparison: Comparison) -> list[str]:
+    """Explain why a method that learned nothing is not below SDFT on prior skills."""
+    if comparison.estimate("DFT", "new").mean > 0.01:
         return []
     return [
-        "DFT learned nothing at any rate, and so forgot nothing: it weights each token's loss by the "
-        "token's own probability, and the first tokens of the expert's style have next to none under the "
-        "base model."
+        "DFT learned nothing at any rate, so the chosen rate is the one that forgets least. DFT weights the "
+        "loss of each token by the token's own probability, and the base model gives the first tokens of the "
+        "expert's style almost no probability."
     ]
 
 
 def seeds_in_words(lab: Lab) -> str:
-    """`one seed` or `3 seeds`."""
+    """Return the number of seeds in words: `one seed` or `3 seeds`."""
     return "one seed" if len(lab.seeds) == 1 else f"{len(lab.seeds)} seeds"
 
 
-def pareto(found: Comparison) -> list[Point]:
-    """The sweep: new skill against prior skills at each learning rate."""
+def pareto(comparison: Comparison) -> list[Point]:
+    """Return the sweep as points: new against prior accuracy at each learning rate."""
     return [
-        Point(row.label, row.prior, row.new, scientific(row.rate), chosen=row.chosen) for row in found.sweep
+        Point(row.label, row.prior, row.new, scientific(row.rate), chosen=row.chosen)
+        for row in comparison.sweep
     ]
 
 
 def sequential(lab: Lab) -> Report:
-    """Three skills in turn: what is kept of each."""
+    """Train three skills in sequence and measure how much of each remains."""
     world = lists()
     skills = world.skills[: 2 if lab.quick else None]
     variants = [SDFT, SFT, Variant("joint SFT", "joint", rate_of="SFT")]
     rates, swept = sweep(lab, world, variants, skills[0])
-    # All tasks are measured twice in a stage; of joint there are no stages to draw.
+    # Measure all tasks twice per stage; joint SFT has no stages to draw.
     watched = {"train": {"eval_every": max(lab.steps(world) // 2, 1)}}
-    drawn = [v if v.method == "joint" else dataclasses.replace(v, changes=watched) for v in variants]
-    base, found = each_seed(lab, world, drawn, rates, skills, "sequential")
+    watched_variants = [
+        v if method_named(v.method).joint else dataclasses.replace(v, changes=watched) for v in variants
+    ]
+    base, results = each_seed(lab, world, watched_variants, rates, skills, "sequential")
     before = base["measured"]["student"]
-    means = {label: [_mean_accuracy(x, skills) for x in seeds] for label, seeds in found.items()}
-    transfer = {label: [_transfer(before, x, skills) for x in found[label]] for label in ("SDFT", "SFT")}
-    prior = {label: [x["measured"][-1][PRIOR]["accuracy"] for x in seeds] for label, seeds in found.items()}
+    means = {label: [_mean_accuracy(x, skills) for x in seeds] for label, seeds in results.items()}
+    transfer = {label: [_transfer(before, x, skills) for x in results[label]] for label in ("SDFT", "SFT")}
+    prior = {label: [x["measured"][-1][PRIOR]["accuracy"] for x in seeds] for label, seeds in results.items()}
     checks = [
         Check(
             "SDFT above SFT in mean accuracy after the last stage",
@@ -115,7 +119,7 @@ def sequential(lab: Lab) -> Report:
         Check(
             "SDFT above SFT in backward transfer",
             difference_interval(transfer["SDFT"], transfer["SFT"]),
-            "tool use, normalised: .93 to .83 under SDFT, .77 to below -.6 under SFT",
+            "tool use, normalized: .93 to .83 under SDFT, .77 to below -.6 under SFT",
         ),
         Check("SDFT above SFT on prior skills at the end", difference_interval(prior["SDFT"], prior["SFT"])),
     ]
@@ -125,30 +129,31 @@ def sequential(lab: Lab) -> Report:
         | {name: share_of([x["measured"][-1][name]["accuracy"] for x in seeds]) for name in (*skills, PRIOR)}
         | {"mean of skills": share_of(means[label])}
         | ({"backward transfer": share_of(transfer[label])} if label in transfer else {})
-        for label, seeds in found.items()
+        for label, seeds in results.items()
     ]
-    curves = {label: found[label] for label in ("SDFT", "SFT")}
+    curves = {label: results[label] for label in ("SDFT", "SFT")}
     starts = [(float(i * lab.steps(world)), name) for i, name in enumerate(skills)]
     return Report(
         "sequential",
-        "Skills in turn",
-        "SDFT accumulates skills, SFT loses each when the next begins (Figure 3).",
+        "Skills in sequence",
+        "SDFT accumulates skills; SFT loses each skill when training on the next one begins (Figure 3).",
         checks,
         rows,
         lambda path, caption: plot_sequence(_curves(curves, before, skills), path, caption, stages=starts),
         swept,
         [
-            "Accuracy in percent after the last stage. Backward transfer: mean change, in points, of the "
-            "earlier skills since the end of their own stages. Joint SFT sees the demonstrations of all "
-            "stages at once, in as many steps as all stages together: the ceiling of a sequence. Rates are "
-            "chosen on the first skill alone, where joint SFT is SFT. In the picture 0 is the base model and "
-            "1 the best of either method."
+            "Accuracy is in percent, after the last stage. Backward transfer is the mean change, in points, "
+            "of the earlier skills since the end of their own stages. Joint SFT trains on the "
+            "demonstrations of all stages at once, for as many steps as all stages together: it is the "
+            "upper bound for a sequence. Learning rates are chosen on the first skill alone, for which "
+            "joint SFT is the same as SFT. In the picture, 0 is the base model and 1 the best accuracy of "
+            "either method."
         ],
     )
 
 
 def share_of(values: Sequence[float]) -> str:
-    """Mean in percent with its interval."""
+    """Format the mean as percent, with its interval."""
     return share(mean_interval(values))
 
 
@@ -164,14 +169,14 @@ def _transfer(before: dict[str, Any], result: dict[str, Any], skills: Sequence[s
 
 
 def _curves(
-    found: dict[str, list[dict[str, Any]]], before: dict[str, Any], skills: Sequence[str]
+    results: dict[str, list[dict[str, Any]]], before: dict[str, Any], skills: Sequence[str]
 ) -> list[TaskCurve]:
-    """Every skill over the steps of all stages, as `sdft continual` draws it."""
+    """Return the accuracy of every skill over the steps of all stages, as `sdft continual` draws it."""
     start = [before[name]["accuracy"] for name in skills]
     return sequence_curves(
         [
             {"method": label, "tasks": skills, "accuracy": [start], "curve": result["curve"]}
-            for label, seeds in found.items()
+            for label, seeds in results.items()
             for result in seeds
         ]
     )

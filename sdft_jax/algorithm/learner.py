@@ -1,0 +1,73 @@
+"""Everything about an update that stays the same from step to step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+
+from sdft_jax.algorithm.optimizer import make_optimizer
+from sdft_jax.config import Config
+from sdft_jax.config.settings import TeacherConfig
+from sdft_jax.errors import SdftError
+from sdft_jax.models import Architecture, Model
+from sdft_jax.sharding import Sharding
+from sdft_jax.types import StopTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The static part of an update; hashable, and closed over by the jitted function."""
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    config: Config
+    stop: StopTokens
+    """The tokens that end a completion, and the token that pads it."""
+
+    @property
+    def teacher(self) -> TeacherConfig | None:
+        """The teacher's schedule, `frozen` if the method's teacher is the initial model; None without a
+        teacher."""
+        kind = self.config.method.teacher
+        if kind == "initial":
+            return dataclasses.replace(self.config.teacher, schedule="frozen")
+        return self.config.teacher if kind else None
+
+    @property
+    def micro_batches(self) -> int:
+        """The number of micro-batches that an update splits its batch into."""
+        train = self.config.train
+        return train.batch_size // (train.micro_batch or train.batch_size)
+
+
+def make_learner(config: Config, model: Model, steps: int, stop: StopTokens) -> Learner:
+    """Return the learner of a configuration, with an optimizer whose schedule has `steps` steps."""
+    return Learner(model, make_optimizer(config.optimizer, steps), config, stop)
+
+
+def make_model(config: Config, architecture: Architecture, sharding: Sharding, source: str = "") -> Model:
+    """Return the model that a configuration trains; `source` is the directory of its checkpoint."""
+    options = config.model
+    return Model(architecture, options.compute_dtype, options.remat, sharding, source, options.attention)
+
+
+def check_batch(config: Config, sharding: Sharding) -> None:
+    """Raise SdftError if the micro-batch does not divide the batch, or the mesh the micro-batch."""
+    batch = config.train.batch_size
+    micro = config.train.micro_batch or batch
+    if batch % micro:
+        raise SdftError(
+            f"train.batch_size={batch} is not divisible by train.micro_batch={micro}: change one of them."
+        )
+    check_rows(micro, "train.micro_batch" if config.train.micro_batch else "train.batch_size", sharding)
+
+
+def check_rows(rows: int, option: str, sharding: Sharding) -> None:
+    """Raise SdftError if the mesh does not divide a number of rows, which `option` sets."""
+    parts = sharding.size("batch")
+    if rows % parts:
+        raise SdftError(
+            f"{option}={rows} is not divisible by the {parts} parts of mesh axes data x fsdp: "
+            "change it, or mesh.data or mesh.fsdp."
+        )

@@ -1,0 +1,33 @@
+"""A command that trains or evaluates on one host or many: joining, agreeing, and saving on SIGTERM."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from sdft_jax.config import Config, to_dict
+from sdft_jax.training.compile_cache import enable_compile_cache
+from sdft_jax.training.preemption import Interrupted, watch_maintenance
+from sdft_jax.training.processes import initialize, require_agreement
+
+TERMINATED = 143
+"""The exit code after SIGTERM."""
+
+
+def join_processes(config: Config) -> None:
+    """Join the other processes of this run, if there are any; all must have the same configuration."""
+    initialize()
+    require_agreement(to_dict(config))
+
+
+def run_until_terminated(run: Callable[[Config], object], config: Config) -> int:
+    """Run a command that saves its state on SIGTERM, and return the exit code."""
+    join_processes(config)
+    watch_maintenance()
+    enable_compile_cache()
+    try:
+        run(config)
+    except Interrupted as interruption:
+        print(f"sdft: {interruption}", file=sys.stderr)
+        return TERMINATED
+    return 0

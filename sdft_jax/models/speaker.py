@@ -1,0 +1,36 @@
+"""A model with its parameters, tokenizer and stop tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from sdft_jax.models.decoder import Model
+from sdft_jax.types import Params, StopTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Speaker:
+    """A model with everything that it needs to answer a prompt in text."""
+
+    model: Model
+    params: Params
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...]
+    """The tokens that end a completion."""
+
+    @property
+    def stop(self) -> StopTokens:
+        """The stop tokens and the padding token."""
+        return StopTokens(self.eos_ids, self.tokenizer.pad_token_id)
+
+    def with_params(self, params: Params) -> Speaker:
+        """Return the speaker with other parameters."""
+        return dataclasses.replace(self, params=params)
+
+    def decode(self, ids: Any) -> str:
+        """Return the text of a completion's tokens, without special tokens, as a scorer reads it."""
+        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))

@@ -1,0 +1,63 @@
+"""The console output of one process: messages and progress bars, or nothing on all processes but the
+first."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+from rich.console import Console
+
+from sdft_jax.reporting.progress import bar, track, training_bar
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reporter:
+    """A console, and everything that a run prints to it."""
+
+    console: Console
+
+    @property
+    def writes(self) -> bool:
+        """True if this process prints, and writes the files that people read."""
+        return not self.console.quiet
+
+    def print(self, *renderables: Any) -> None:
+        """Print tables, or text without markup, highlighting and line breaks."""
+        for renderable in renderables:
+            plain = isinstance(renderable, str)
+            self.console.print(renderable, markup=False, highlight=False, soft_wrap=plain)
+
+    def heading(self, text: str, more: str = "") -> None:
+        """Print a text in bold, and more after it."""
+        self.console.print(f"[bold]{text}[/]{more}", highlight=False, soft_wrap=True)
+
+    def bar(
+        self, description: str, total: int | None
+    ) -> contextlib.AbstractContextManager[Callable[[int, str], None]]:
+        """Return a progress bar as a context, which yields `show(completed, text)`."""
+        return bar(description, total, console=self.console)
+
+    def training_bar(
+        self, total: int, start: int
+    ) -> contextlib.AbstractContextManager[Callable[[int, Mapping[str, float]], None]]:
+        """Return a progress bar as a context, which yields `show(step, metrics)`."""
+        return training_bar(total, start, console=self.console)
+
+    def track(self, items: Iterable[Item], description: str) -> Iterator[Item]:
+        """Yield the items with a progress bar over them."""
+        return track(items, description, console=self.console)
+
+
+SILENT = Reporter(Console(quiet=True))
+"""Prints nothing."""
+
+
+def process_reporter() -> Reporter:
+    """Return a reporter on the first process, and a silent one on all others."""
+    return Reporter(Console()) if jax.process_index() == 0 else SILENT

@@ -1,0 +1,35 @@
+"""Random keys of one named generator, so that a seed has the same results under every
+`jax_default_prng_impl`."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, UInt32
+
+GENERATOR = "threefry2x32"
+"""A counter-based generator: a row's numbers do not depend on the other rows, as they do with `rbg` under
+`vmap`."""
+
+
+def make_key(seed: int) -> Key[Array, ""]:
+    """Return the typed key of a seed."""
+    return jax.random.key(seed, impl=GENERATOR)
+
+
+def from_data(data: UInt32[Array, "*B K"]) -> Key[Array, "*B"]:
+    """Return the typed key with this raw key data, such as `TrainState.key`."""
+    return jax.random.wrap_key_data(data, impl=GENERATOR)
+
+
+@functools.partial(jax.jit, static_argnames="rows")
+def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
+    """Return one typed key per row: `key` folded with each row's position, or `key` itself if it has one per
+    row."""
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = from_data(key)
+    if key.ndim == 1:
+        return key
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))

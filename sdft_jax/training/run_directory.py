@@ -1,0 +1,237 @@
+"""The output directory of a run: the paths in it, its owner's configuration, and its copy in a bucket."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+from etils import epath
+from jax.experimental import multihost_utils
+
+from sdft_jax.config import Config, flatten, load_config
+from sdft_jax.errors import SdftError
+from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
+from sdft_jax.training.bucket import download, is_remote, upload
+
+CHECKPOINTS = "checkpoints"
+
+RESUMABLE = (
+    # Where and how the run is computed: rounding may differ, the algorithm does not.
+    "output",
+    "preset",
+    "mesh",
+    "sharding",
+    "model.remat",
+    "train.micro_batch",
+    "train.completion_buckets",
+    "divergence.chunk",
+    # What is reported, and how often.
+    "report",
+    "profile",
+    "debug",
+    "checkpoint",
+    "eval.batch_size",
+    "eval.overlap",
+    "train.log_every",
+    "train.eval_every",
+    "train.save_every",
+    "train.rollouts_every",
+    "train.rollouts_rows",
+    "train.phases_every",
+    # When to stop, and what else is run. Not train.steps: the learning rate decays over them.
+    "train.stop_at",
+    "train.patience",
+    "train.max_kl",
+    "train.choose",
+    "baseline",
+    "baseline_learning_rate",
+)
+"""Keys, with all keys below them, that may differ between a run and its resumption."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+    """The output of a run: a local directory, or a bucket with a local directory for all but the
+    checkpoints."""
+
+    output: str
+    """The setting `output`."""
+
+    @property
+    def is_remote(self) -> bool:
+        """True for a bucket."""
+        return is_remote(self.output)
+
+    @property
+    def local(self) -> Path:
+        """The local directory that holds everything except the checkpoints."""
+        if not self.is_remote:
+            return Path(self.output)
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return home / "sdft_jax" / "mirror" / self.output.replace("://", "/")
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        """The directory of the checkpoints, in the bucket if there is one."""
+        path = epath.Path(self.output)
+        # epath.absolute() turns gs:// into a local path
+        return (path if path.is_absolute() else path.absolute()) / CHECKPOINTS
+
+    @property
+    def config(self) -> epath.Path:
+        """The run's configuration; it makes a directory a run."""
+        return epath.Path(self.output) / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Metrics of each step, as JSON lines."""
+        return self.local / METRICS
+
+    @property
+    def evaluations(self) -> Path:
+        """Results of each evaluation, as JSON lines."""
+        return self.local / EVALUATIONS
+
+    @property
+    def rollouts(self) -> Path:
+        """Sampled completions with the divergence of each token."""
+        return self.local / "rollouts"
+
+    @property
+    def model(self) -> Path:
+        """The exported model, a Hugging Face directory."""
+        return self.local / "model"
+
+    @property
+    def profile(self) -> Path:
+        """Profiler traces and memory profiles; TensorBoard's profile plugin reads this name."""
+        return self.local / "profile"
+
+    @property
+    def plot(self) -> Path:
+        """The picture of the run."""
+        return self.local / "run.png"
+
+    @property
+    def summary(self) -> Path:
+        """The final table as JSON."""
+        return self.local / "summary.json"
+
+    def below(self, name: str) -> RunDirectory:
+        """Return the directory of another run inside this one."""
+        return RunDirectory(f"{self.output.rstrip('/')}/{name}")
+
+    def named(self, path: Path) -> str:
+        """Return the name by which a user finds a local path of this run, in the bucket if there is one."""
+        return f"{self.output.rstrip('/')}/{path.relative_to(self.local)}"
+
+    def pull(self, resumed: bool) -> None:
+        """Copy what another machine has left in the bucket; a new run first deletes the local directory.
+
+        Every process calls it; only process 0 copies.
+        """
+        if self.is_remote and jax.process_index() == 0:
+            if not resumed:
+                shutil.rmtree(self.local, ignore_errors=True)
+            download(self.output, self.local, exclude=CHECKPOINTS)
+
+    def push(self) -> None:
+        """Copy new and changed files to the bucket; only process 0 copies."""
+        if self.is_remote and jax.process_index() == 0:
+            upload(self.local, self.output, exclude=CHECKPOINTS)
+
+    def claim(self, config: Mapping[str, Any], resumable: Sequence[str] = RESUMABLE) -> bool:
+        """Write the configuration into the directory; return True if it already held this run, which is
+        resumed.
+
+        Every process calls it; process 0 reads and writes.
+
+        Raises:
+            SdftError: the directory holds another run (the message names the first different key) or foreign
+                files, or cannot be written.
+        """
+        refusal, resumed = "", False
+        if jax.process_index() == 0:
+            try:
+                resumed = self._claim(config, resumable)
+            except SdftError as error:
+                refusal = str(error)
+        if jax.process_count() > 1:
+            refused, resumed = multihost_utils.broadcast_one_to_all((bool(refusal), resumed))
+            if refused:
+                refusal = refusal or "process 0 cannot use the run directory: see its message."
+        if refusal:
+            raise SdftError(refusal)
+        return bool(resumed)
+
+    def load_config(self) -> Config:
+        """Return the run's configuration. Raises SdftError if this is not a run directory."""
+        file = Path(self.output) / "config.yaml"
+        if not file.is_file():
+            raise SdftError(
+                f"{self.output} is not a run directory, since it has no config.yaml: give the `output` of a "
+                "run."
+            )
+        return load_config(file)
+
+    def _claim(self, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
+        output = epath.Path(self.output)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            resumed = self.config.exists()
+            if resumed:
+                self._refuse_other_run(self.config.read_text(), config, resumable)
+            else:
+                self._refuse_foreign_files()
+            self._write_config(yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise SdftError(
+                f"output={self.output} cannot be written ({error.strerror or error}): give another directory."
+            ) from error
+        return resumed
+
+    def _refuse_other_run(self, text: str, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
+        remedy = f"give another output=, or delete {self.output}"
+        try:
+            theirs = flatten(yaml.safe_load(text))
+        except (yaml.YAMLError, AttributeError):
+            raise SdftError(f"{self.config} is not the configuration of a run: {remedy}.") from None
+        ours = flatten(_plain(config))
+        for key in [*ours, *(key for key in theirs if key not in ours)]:
+            may_differ = any(key == name or key.startswith(name + ".") for name in resumable)
+            if not may_differ and theirs.get(key) != ours.get(key):
+                raise SdftError(
+                    f"output={self.output} holds another run: its {key} is {theirs.get(key)!r}, and this "
+                    f"one's is {ours.get(key)!r}: {remedy}."
+                )
+
+    def _refuse_foreign_files(self) -> None:
+        output = epath.Path(self.output)
+        if not output.exists():  # a bucket has no empty directories
+            return
+        names = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
+        if names:
+            raise SdftError(
+                f"output={self.output} holds files that do not belong to a run, such as {names[0]}: give "
+                "another output=, or delete it."
+            )
+
+    def _write_config(self, text: str) -> None:
+        if self.is_remote:  # an object in a bucket appears whole
+            self.config.write_text(text)
+            return
+        temporary = self.config.parent / f".{self.config.name}.tmp"
+        temporary.write_text(text)
+        temporary.replace(self.config)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration as it reads back from YAML, with lists for tuples."""
+    return json.loads(json.dumps(config))

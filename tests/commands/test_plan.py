@@ -1,0 +1,63 @@
+"""`sdft plan`: its tables, its files, and its error messages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plans import SETTINGS, describe_model
+from sdft_jax import cli
+
+pytest.importorskip("libtpu")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return describe_model(tmp_path_factory)
+
+
+def test_all_meshes_in_a_table_and_files(directory, capsys):
+    output = directory / "out"
+    options = ["--topology", "v5e-4", "--mesh", "all", "--fast", "--output", str(output)]
+    code = cli.main(["plan", str(directory / "run.yaml"), *SETTINGS, *options, "train.batch_size=2"])
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert "left out: v5e:2x2 fsdp=4: train.batch_size=2 is not divisible by the 4 parts" in printed
+    assert "left out: v5e:2x2 tensor=4: layers.k" in printed
+    assert {"1x2x2", "2x1x2"} <= set(printed.split())
+    assert "Times are estimates, not measured on a TPU" in " ".join(printed.split())
+    assert [line.rpartition("/")[2] for line in printed.splitlines()[-2:]] == ["plan.json", "plan.png"]
+    estimates = json.loads((output / "plan.json").read_text())["estimates"]
+    assert {tuple(x["mesh"].values()) for x in estimates} == {(1, 2, 2), (2, 1, 2)}
+    assert all(x["fits"] and x["largest_batch"] is None for x in estimates)
+    assert (output / "plan.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_update_that_is_too_large_names_the_excess_and_remedies(tmp_path, capsys):
+    config = tmp_path / "big.yaml"
+    config.write_text(json.dumps({"model": {"path": "Qwen2.5-7B"}}))
+    assert cli.main(["plan", str(config), "--topology", "v5e-4", "--mesh", "fsdp=4", "--fast"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "It does not fit: not compiled: the state alone needs 28.4 GiB per device." in printed
+    remedy = "model.param_dtype=bfloat16 (rounding removes small updates): needs about "
+    assert f"To reduce memory: {remedy}" in printed
+    assert "GiB too much; none of these changes is enough: use more chips." in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--topology", "v5e:4x5"), "--topology v5e:4x5: there is no such TPU topology; the nearest are"),
+        (
+            ("--topology", "v5e-4", "--mesh", "tensor=4"),
+            "is not divisible by the 4 parts of mesh axis tensor",
+        ),
+        (("--topology", "v5e-4", "--mesh", "fsdp=4", "--output", "run.yaml"), "--output run.yaml is a file"),
+    ],
+)
+def test_mistake_is_one_sentence(arguments, sentence, directory, monkeypatch, capsys):
+    monkeypatch.chdir(directory)
+    assert cli.main(["plan", "run.yaml", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors
+    assert Path("run.yaml").is_file()

@@ -1,0 +1,76 @@
+"""The scorer of tool calls in ReAct form."""
+
+from pathlib import Path
+
+import pytest
+
+from sdft_jax.config.settings import DataConfig
+from sdft_jax.data import make_examples, read_rows
+from sdft_jax.data.examples import Example
+from sdft_jax.evaluation.tasks import tooluse
+
+FIXTURE = str(Path(__file__).parents[2] / "fixtures" / "tooluse.jsonl")
+
+
+def react(actions):
+    """Return the completion that makes these calls."""
+    return "\n".join(
+        f"Thought: so\nAction: {a['Action']}\nAction Input: {a['Action_Input']}" for a in actions
+    )
+
+
+def test_reference_calls_score_with_and_without_nested_inputs():
+    rows = make_examples(
+        read_rows(FIXTURE), DataConfig(answer="golden_answer"), FIXTURE, demonstration=False, answer=True
+    )
+    for row in rows:
+        assert tooluse.problem(row.answer) is None
+        assert tooluse.score(react(row.answer), row), row.location
+
+
+REFERENCE = [
+    {"Action": "get", "Action_Input": '{"id": 1, "tags": {"a": ["x}"]}}'},
+    {"Action": "put", "Action_Input": "{}"},
+]
+GET = 'Action: get\nAction Input: {"tags": {"a": ["x}"]}, "id": 1}\n'
+PUT = "Action: put\nAction Input: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "correct"),
+    [
+        (GET + PUT, True),
+        (PUT + GET, True),
+        (GET, False),
+        (GET + GET + PUT, False),
+        (GET.replace("1", "2") + PUT, False),
+        (GET.replace("}\n", "\n") + PUT, False),
+        (GET + PUT + 'Action Input: {"more": 1}', False),
+        ("<think>" + GET + "</think>" + GET + PUT, True),
+        (GET + "</think>" + GET + PUT, True),
+        ("<think>" + GET + PUT, False),
+        (GET + "<think>hm " + GET + "</think>" + PUT, True),
+        ("I would call get.", False),
+    ],
+)
+def test_scores(completion, correct):
+    assert tooluse.score(completion, Example("q", "d", REFERENCE, 0, "rows.jsonl")) is correct
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        "get",
+        [{"Action": "get"}],
+        [{"Action": "get", "Action_Input": "{"}],
+        [{"Action": "g", "Action_Input": "1"}],
+    ],
+)
+def test_problem_of_an_invalid_answer(answer):
+    assert "as data.answer=golden_answer does" in tooluse.problem(answer)
+
+
+def test_inputs_may_be_objects_instead_of_json_text():
+    assert tooluse.problem([{"Action": "get", "Action_Input": {}}]) is None

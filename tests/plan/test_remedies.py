@@ -1,0 +1,85 @@
+"""The savings of changed settings, compared with counting the arrays of the changed configuration."""
+
+import pytest
+
+from plans import describe_model
+from sdft_jax.algorithm.learner import make_model
+from sdft_jax.config import load_config
+from sdft_jax.plan.footprint import GIB, peak_phase, update_arrays
+from sdft_jax.plan.program import model_shape
+from sdft_jax.plan.remedies import combined, remedies
+from sdft_jax.sharding import Sharding, make_mesh
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return describe_model(tmp_path_factory)
+
+
+def setting(directory, *overrides, mesh=(2, 2, 2)):
+    config = load_config(
+        None,
+        [
+            f"model.path={directory}",
+            "train.batch_size=16",
+            "data.max_prompt=24",
+            "data.max_teacher_prompt=40",
+            "sampling.max_new_tokens=8",
+            "divergence.chunk=16",
+            *overrides,
+        ],
+    )
+    return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh), config.sharding))
+
+
+def test_saving_of_a_setting_is_the_difference_of_two_counts(directory):
+    config, model = setting(directory, "model.remat=none")
+    by_text = {remedy.text.partition(" (")[0]: remedy for remedy in remedies(config, model, update_arrays)}
+    assert list(by_text.values()) == sorted(by_text.values(), key=lambda remedy: -remedy.saves)
+    _, before = peak_phase(update_arrays(config, model))
+    for text in (
+        "model.remat=full",
+        "train.micro_batch=8",
+        "teacher.dtype=bfloat16",
+        "sharding.sequence=tensor",
+    ):
+        _, after = peak_phase(update_arrays(*setting(directory, "model.remat=none", text)))
+        assert by_text[text].saves == before - after > 0
+    moved = by_text["mesh.data=1 mesh.fsdp=4"]
+    _, after = peak_phase(update_arrays(*setting(directory, "model.remat=none", mesh=(1, 4, 2))))
+    assert moved.saves == before - after
+    assert not any("eval." in text for text in by_text)
+    # two key-value heads are not divisible by four
+    assert not any("mesh.tensor=4" in text for text in by_text)
+
+
+def test_drawbacks_are_named(directory):
+    texts = [remedy.text for remedy in remedies(*setting(directory, "model.remat=none"), update_arrays)]
+    assert "model.remat=full (slower)" in texts
+    assert "model.param_dtype=bfloat16 (rounding removes small updates)" in texts
+    assert "train.micro_batch=8" in texts
+
+
+def test_setting_that_contradicts_another_is_not_a_remedy(directory):
+    """Half of max_new_tokens, 4, would not be above the bucket of 6 tokens."""
+    config, model = setting(directory, "train.completion_buckets=[6]")
+    texts = [remedy.text for remedy in remedies(config, model, update_arrays)]
+    assert texts
+    assert not any("max_new_tokens" in text for text in texts)
+
+
+def test_combined_settings_save_the_target_or_as_much_as_possible(directory):
+    config, model = setting(directory)
+    best = remedies(config, model, update_arrays)[0]
+    assert combined(config, model, update_arrays, best.saves / 2) is None
+    several = combined(config, model, update_arrays, best.saves * 1.01)
+    assert several.saves > best.saves
+    assert several.text.startswith(f"{best.text} with ")
+    most = combined(config, model, update_arrays, 1000 * GIB)
+    keys = [text.partition("=")[0] for text in most.text.split(" with ")]
+    assert len(set(keys)) == len(keys) > 2  # each setting is named once, with its final value
+    _, before = peak_phase(update_arrays(config, model))
+    sharding = Sharding(make_mesh(**most.mesh), most.config.sharding)
+    other = make_model(most.config, model_shape(most.config), sharding)
+    _, after = peak_phase(update_arrays(most.config, other))
+    assert most.saves == before - after

@@ -1,0 +1,35 @@
+"""Random keys of a named generator: the same under every `jax_default_prng_impl`."""
+
+import jax
+import numpy as np
+import pytest
+
+from sdft_jax.sampling.keys import from_data, make_key, row_keys
+
+
+@pytest.fixture(params=["threefry2x32", "rbg", "unsafe_rbg"])
+def generator(request):
+    """Run a test with another default generator."""
+    before = jax.config.jax_default_prng_impl
+    jax.config.update("jax_default_prng_impl", request.param)
+    yield request.param
+    jax.config.update("jax_default_prng_impl", before)
+
+
+def test_the_key_of_a_seed_is_that_of_threefry_under_every_default(generator):
+    key = make_key(3)
+    assert key.dtype == jax.random.key(0, impl="threefry2x32").dtype
+    np.testing.assert_array_equal(jax.random.key_data(key), [0, 3])
+    assert from_data(jax.random.key_data(key)) == key
+
+
+def test_row_keys_are_the_key_folded_with_each_position(generator):
+    key = make_key(0)
+    expected = [jax.random.key_data(jax.random.fold_in(key, row)) for row in range(4)]
+    np.testing.assert_array_equal(jax.random.key_data(row_keys(key, 4)), expected)
+    np.testing.assert_array_equal(jax.random.key_data(row_keys(jax.random.key_data(key), 4)), expected)
+
+
+def test_one_key_per_row_is_used_as_it_is(generator):
+    keys = jax.random.split(make_key(0), 4)
+    np.testing.assert_array_equal(jax.random.key_data(row_keys(keys, 4)), jax.random.key_data(keys))
