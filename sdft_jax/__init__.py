@@ -3,13 +3,16 @@
 Each name is imported when it is first used, so that `import sdft_jax` is fast. The groups, in the order of a
 run:
 
-* configuration: `Config`, `load_config`, `SamplingConfig`, `DivergenceConfig` * devices: `Rules`, `Sharding`,
-`make_mesh`, `sharding_from` * models: `Model`, `Speaker`, `load_model`, `load_speaker`, `load_tokenizer`,
-`save_pretrained` * data: `Example`, `load_examples`, `make_format`, `encode_all`, `make_batches`,
-`Sequences`, `TokenBatch` * algorithm: `Learner`, `make_learner`, `TrainState`, `init_state`,
-`student_params`, `make_update`, `Metrics`, `student_rollout`, `divergence`, `FactoredLogits` * sampling:
-`generate`, `Rollout`, `StopTokens`, `make_key` * evaluation: `EvalSet`, `load_eval_set`, `evaluate` * runs:
-`load_inputs`, `train`, `export`, `plan_update`, `plot_placement`"""
+* configuration: `Config`, `load_config`, `SamplingConfig`, `DivergenceConfig`
+* devices: `Rules`, `Sharding`, `make_mesh`, `sharding_from`
+* models: `Model`, `Speaker`, `load_model`, `load_speaker`, `load_tokenizer`, `save_pretrained`
+* data: `Example`, `load_examples`, `make_format`, `encode_all`, `make_batches`, `Sequences`, `TokenBatch`
+* algorithm: `Learner`, `make_learner`, `TrainState`, `init_state`, `student_params`, `make_update`,
+  `Metrics`, `student_rollout`, `divergence`, `FactoredLogits`
+* sampling: `generate`, `Rollout`, `StopTokens`, `make_key`
+* evaluation: `EvalSet`, `load_eval_set`, `evaluate`
+* runs: `load_inputs`, `train`, `export`, `plan_update`, `collectives`, `plot_placement`
+"""
 
 from etils import epy
 
@@ -35,6 +38,7 @@ with epy.lazy_api_imports(globals()):
     from sdft_jax.models.hf.tokenizer import load_tokenizer
     from sdft_jax.models.hf.writing import save_pretrained
     from sdft_jax.models.speaker import Speaker
+    from sdft_jax.plan.hlo import collectives
     from sdft_jax.plan.planner import plan_update
     from sdft_jax.reporting.placement_plot import plot_placement
     from sdft_jax.sampling.decode import generate
@@ -66,6 +70,7 @@ __all__ = [
     "StopTokens",
     "TokenBatch",
     "TrainState",
+    "collectives",
     "divergence",
     "encode_all",
     "evaluate",

@@ -28,16 +28,19 @@ examples:
   sdft lab skill --quick
       run one of the paper's experiments at small scale; sdft lab all runs all of them
   sdft bench trl --output runs/bench
-      compare time and memory of a step with TRL's, as a table, a picture and JSON
+      compare the time and memory of a step with TRL's, and write a table, a figure and JSON
   sdft plan configs/qwen2.5-7b-tooluse.yaml --topology v5e-16 --mesh all
       estimate memory, communication and time on every mesh of a TPU slice, without a TPU
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
 
-exit codes: 0 success; 1 internal error, missing processes, or sdft bench measured a regression; 2 a mistake that you
-can fix, which the message explains; 143 stopped by SIGTERM
+exit codes:
+  0    success
+  1    internal error, missing processes, or a regression measured by sdft bench
+  2    an error that you can fix, as the message explains
+  143  stopped by SIGTERM
 """
-MISTAKE = 2
+USER_ERROR = 2
 
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not needed
@@ -50,16 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.command(arguments)
     except SdftError as error:
         print(f"sdft: {error}", file=sys.stderr)
-        return MISTAKE
+        return USER_ERROR
     except Exception as error:
         from sdft_jax.training.checkpoint import storage_reason
 
         reason = storage_reason(error)
         if reason is None:
             raise
-        place = getattr(error, "filename", None) or "the output"
-        print(f"sdft: {place} cannot be written ({reason}): fix that and start again.", file=sys.stderr)
-        return MISTAKE
+        file = getattr(error, "filename", None) or "the output"
+        print(f"sdft: {file} cannot be written ({reason}): fix that and start again.", file=sys.stderr)
+        return USER_ERROR
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -134,8 +137,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def sample(arguments: argparse.Namespace) -> int:
     """Run `sdft sample`."""
     prompts = arguments.prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if not prompts or arguments.n < 1:
-        raise SdftError("there is no prompt: give one as an argument or on stdin, and -n of at least 1.")
+    if not prompts:
+        raise SdftError("there is no prompt: give one as an argument, or one per line on stdin.")
+    if arguments.n < 1:
+        raise SdftError(f"-n {arguments.n}: give at least 1 completion per prompt.")
     config = load_config(None, [f"model.path={arguments.model}", *arguments.overrides])
     from sdft_jax.commands.sample import run
 
@@ -160,7 +165,7 @@ def _run_until_terminated(run: Callable[[Config], object], config: Config) -> in
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments; key=value may come before and after options, which argparse does not support."""
+    """Return the arguments; key=value overrides may precede or follow options, unlike in argparse."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (
@@ -201,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "continual",
         continual,
-        "train one model on stages in order by several methods, and measure forgetting",
+        "train a model on a sequence of stages by several methods, and measure forgetting",
     )
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/continual.yaml")
     command.add_argument("overrides", metavar="key=value", nargs="*", help="such as continual.seeds=[0,1,2]")
@@ -221,19 +226,21 @@ def _parser() -> argparse.ArgumentParser:
     command = add(
         "evaluate", evaluate, "measure the accuracy of a model, alone and with the demonstration in context"
     )
-    command.add_argument("model", metavar="MODEL", help="Hugging Face directory or Hub name")
-    command.add_argument("file", metavar="FILE", help="JSONL file, dataset directory or name, tfds:NAME")
-    command.add_argument("overrides", metavar="key=value", nargs="*")
-    command.add_argument("--task", help="scorer: exact, contains, choice, tooluse or mini")
+    command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name or run directory")
+    command.add_argument(
+        "file", metavar="FILE", help="JSONL or Parquet file, dataset directory or name, tfds:NAME"
+    )
+    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as eval.limit=100")
+    command.add_argument("--task", help="scorer: exact, contains, choice, tooluse, mini or storms")
     command.add_argument("--config", help="YAML file to start from")
     command.add_argument(
-        "--json", metavar="OUT", help="also write every answer with its verdict to this file"
+        "--json", metavar="OUT", help="also write every answer with its verdict to this file, as JSON lines"
     )
 
-    command = add("sample", sample, "answer prompts through the model's chat template")
-    command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name, or run directory")
+    command = add("sample", sample, "answer prompts, in the format of the model's chat template")
+    command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name or run directory")
     command.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help="user turns; without any, one per line of stdin"
+        "prompts", metavar="PROMPT", nargs="*", help="user messages; default: each line of stdin"
     )
     command.add_argument("-n", type=int, default=1, help="number of completions of each prompt")
     command.add_argument(
@@ -254,10 +261,12 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", metavar="RUN", help="output directory of a run")
     command.add_argument("directory", metavar="DIR", help="directory to write")
     command.add_argument(
-        "--best", action="store_true", help="the checkpoint with the best score instead of the newest"
+        "--best", action="store_true", help="use the checkpoint with the best score instead of the newest"
     )
     command.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: the dtypes of the source model"
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="dtype of the tensors; default: as in the source model",
     )
 
 
@@ -302,19 +311,19 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
     )
     command.set_defaults(command=lab)
     command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
-    command.add_argument(
-        "--quick", action="store_true", help="one seed and fewer steps, to check that it runs"
-    )
+    command.add_argument("--quick", action="store_true", help="one seed and fewer steps, as a quick check")
     command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     command.add_argument(
         "--output", default="runs/lab", help="directory of trials and reports (default: runs/lab)"
     )
     command.add_argument("--workers", type=int, help="number of processes; default: one per CPU core")
-    command.add_argument("--publish", metavar="DIR", help="also write tables and pictures to DIR/README.md")
+    command.add_argument(
+        "--publish", metavar="DIR", help="also write the tables to DIR/README.md, and the figures to DIR"
+    )
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
-    """Add `sdft bench`; each measurement parses the words after its name."""
+    """Add `sdft bench`; each measurement parses its own options, which follow its name."""
     from sdft_jax.studies.bench import BENCHES
 
     listed = "\n".join(f"  {name:<12} {what}" for name, what in BENCHES.items())
@@ -322,11 +331,12 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
         "bench",
         help="measure speed and memory against a peer or a physical limit",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure against a named peer or a physical limit in one run; sdft bench NAME --help has the options.",
+        description="Measure against a named peer or a physical limit in the same run; "
+        "sdft bench NAME --help lists the options.",
         epilog=f"measurements:\n{listed}",
     )
     command.set_defaults(command=bench)
-    command.add_argument("name", metavar="NAME", choices=list(BENCHES), help="a measurement")
+    command.add_argument("name", metavar="NAME", choices=list(BENCHES), help="name of a measurement")
     command.add_argument(
         "words", metavar="...", nargs=argparse.REMAINDER, help="options, such as --output DIR"
     )

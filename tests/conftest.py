@@ -20,16 +20,23 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Shapes and number formats in these modules' signatures are checked at every call (so while tracing).
-# types and state are left out: their dataclasses also hold shardings and shapes in place of arrays.
+# The shapes and dtypes in the signatures of these modules are checked at every call, that is, while tracing.
+# types and state are not in the list: their dataclasses also hold shardings and shapes instead of arrays.
 CHECKED = (
     "algorithm.accumulate",
     "algorithm.chunked_loss",
     "algorithm.divergence",
+    "algorithm.imitation",
+    "algorithm.rollout",
     "algorithm.teacher",
     "algorithm.token_weights",
     "algorithm.update",
+    "kernels.argmax",
+    "kernels.attention",
+    "kernels.fused_attention",
+    "kernels.matmul",
     "sampling.decode",
+    "sampling.keys",
     "sampling.token_choice",
 )
 

@@ -1,4 +1,4 @@
-"""`sdft continual`: train one model on stages in order, by several methods, and compare what is kept."""
+"""`sdft continual`: train a model on a sequence of stages by several methods, and measure forgetting."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXTENDABLE = ("continual.methods", "continual.learning_rates", "continual.seeds"
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train all arms through all stages; write continual.json and the pictures, and return the JSON.
+    """Train all stages of all arms; write continual.json and the figures, and return the content of the JSON.
 
     Raises:
         SdftError: a mistake in the configuration or the data of any stage, before anything is trained.
@@ -63,7 +63,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _dropped(plan: Plan) -> list[str]:
-    """Return a sentence about the dropped rows of each stage, by method if they differ."""
+    """Return a sentence per stage with dropped rows; several if methods drop different rows."""
     lines = {
         f"{stage.name}: dropped {inputs.dropped.total} rows: {inputs.dropped}.": None
         for stages in plan.inputs.values()
@@ -74,7 +74,7 @@ def _dropped(plan: Plan) -> list[str]:
 
 
 def _brief(base: Mapping[str, Measured]) -> dict[str, Any]:
-    """Return the base model's results without single items."""
+    """Return the base model's results without those of single rows."""
     kept = ("accuracy", "length", "kl_to_base")
     return {
         role: {name: {key: result[key] for key in kept} for name, result in measured.items()}
@@ -101,7 +101,7 @@ def _conclude(
         marks = {arm["method"]: stage_starts(arm["curve"]) for arm in best}
         plot_sequence(curves, output / "accuracy.png", caption, stages=marks)
     reporter.print(
-        summary_table([_table_row(arm, untrained) for arm in arms], "After the last stage, greedy"),
+        summary_table([_table_row(arm, untrained) for arm in arms], "Accuracy after the last stage, greedy"),
         "",
         summary_table(_matrix_rows(arms, chosen, untrained), "Accuracy after each stage, mean over seeds"),
         "BWT: mean change of earlier tasks since their own stage; -/+: prior items forgotten and gained "
@@ -130,8 +130,7 @@ def _table_row(arm: Mapping[str, Any], untrained: set[str]) -> dict[str, Any]:
 def _matrix_rows(
     arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float], untrained: set[str]
 ) -> list[dict[str, Any]]:
-    """Return the accuracy matrix of each method at its chosen learning rate: a row per stage, a column per
-    task."""
+    """Return the accuracy matrix of each method at its chosen rate: a row per stage, a column per task."""
     rows: list[dict[str, Any]] = []
     for method, rate in chosen.items():
         members = [arm for arm in arms if (arm["method"], arm["learning_rate"]) == (method, rate)]

@@ -21,14 +21,22 @@ from sdft_jax.training.out_of_memory import explained
 
 
 def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
-    """Evaluate the student and, with `eval.teacher`, the teacher with the demonstration in context; print a
-    table.
+    """Evaluate the student and, if `eval.teacher`, the teacher; print a table.
 
-    `out` is a file that receives a JSON line per row, with both answers and verdicts. All processes evaluate,
-    and process 0 prints and writes."""
+    All processes evaluate; process 0 prints and writes.
+
+    Args:
+        config: its `eval` section names the rows and the task.
+        out: file for one JSON line per row, with the answers and their verdicts; None for no file.
+
+    Raises:
+        SdftError: a mistake in the configuration or the rows, or a lack of memory.
+    """
     reporter = process_reporter()
     if out and not Path(out).absolute().parent.is_dir():
-        raise SdftError(f"{out} cannot be written, since its directory does not exist: create it.")
+        raise SdftError(
+            f"{out} cannot be written, since its directory does not exist: create the directory first."
+        )
     if config.eval.path is None:
         raise SdftError("eval.path is not set: set it to a file of questions with answers.")
     check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
@@ -61,7 +69,7 @@ def _report(reporter: Reporter, config: Config, evaluations: Mapping[str, Evalua
         {
             "role": role,
             "accuracy": evaluation.accuracy,
-            "right": f"{sum(evaluation.correct)}/{len(evaluation.correct)}",
+            "correct": f"{sum(evaluation.correct)}/{len(evaluation.correct)}",
             "mean tokens": evaluation.mean_length,
         }
         for role, evaluation in evaluations.items()

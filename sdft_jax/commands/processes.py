@@ -1,4 +1,4 @@
-"""A command that trains or evaluates on one host or many: joining, agreeing, and saving on SIGTERM."""
+"""The start and the end of a command that runs in one or several processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ TERMINATED = 143
 
 
 def join_processes(config: Config) -> None:
-    """Join the other processes of this run, if there are any; all must have the same configuration."""
+    """Join the other processes of this run, if there are any.
+
+    Raises:
+        SdftError: the processes differ in configuration, code or jax version.
+    """
     initialize()
     require_agreement(to_dict(config))
 

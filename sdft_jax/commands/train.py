@@ -1,4 +1,4 @@
-"""`sdft train`: check, train, compare with SFT, and print where the results are."""
+"""`sdft train`: load the inputs, train, compare with SFT, and print the results and their paths."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sdft_jax.training.loop import Run, total_steps, train
 from sdft_jax.training.run_directory import RunDirectory
 
 BASELINE = "sft"
-"""The directory of the baseline inside the run's."""
+"""The directory of the baseline, below that of the run."""
 
 
 def run(config: Config) -> Run:
-    """Train by `config`, and by SFT in addition if `config.baseline`; print a table, and write a plot.
+    """Train by `config` and, if `config.baseline`, also by SFT; print a table and write a plot.
 
     Raises what `load_inputs` and `train` raise.
     """
@@ -39,7 +39,7 @@ def run(config: Config) -> Run:
 
 
 def baseline_config(config: Config) -> Config:
-    """Return the configuration of the same run by SFT: the same data, model and steps, without a teacher."""
+    """Return the configuration of the SFT baseline: the same data, model and steps, without a teacher."""
     rate = config.baseline_learning_rate
     return dataclasses.replace(
         config,
@@ -93,16 +93,16 @@ def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> No
 
 
 def result_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
-    """Return the rows of the final table: before training, the teacher, and after each method."""
+    """Return the rows of the final table: before training, the teacher, and after training by each method."""
     rows: list[dict[str, Any]] = []
     start = next(iter(runs.values())).evaluations[:1]
     if start and start[0].keys() - {"step"}:
         rows.append(_row("before", 0, start[0]))
         if "teacher" in start[0]:
             rows.append({"model": "before, with the demonstration", "new skill": start[0]["teacher"]})
-    for method, done in runs.items():
+    for method, result in runs.items():
         if rows:
-            rows.append(_row(f"after {method.upper()}", done.step, done.evaluations[-1]))
+            rows.append(_row(f"after {method.upper()}", result.step, result.evaluations[-1]))
     return rows
 
 
@@ -116,10 +116,10 @@ def _row(model: str, step: int, evaluation: Mapping[str, Any]) -> dict[str, Any]
 
 
 def plot_points(runs: Mapping[str, Run]) -> Sequence[Mapping[str, Any]]:
-    """Return the evaluations as `plot_run` takes them."""
+    """Return the evaluations in the format of `plot_run`."""
     points: list[dict[str, Any]] = []
-    for method, done in runs.items():
-        for evaluation in (row for row in done.evaluations if "accuracy" in row or "prior" in row):
+    for method, result in runs.items():
+        for evaluation in (row for row in result.evaluations if "accuracy" in row or "prior" in row):
             both = {"new": evaluation.get("accuracy"), "old": evaluation.get("prior")}
             known = {key: value for key, value in both.items() if value is not None}
             points.append({"method": method.upper(), "step": evaluation["step"], **known})

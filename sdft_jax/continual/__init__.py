@@ -1,1 +1,1 @@
-"""Stage after stage: training on each in turn, and measuring what is kept."""
+"""Continual learning: training on a sequence of stages, and measuring forgetting."""

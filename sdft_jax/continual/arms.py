@@ -1,8 +1,8 @@
-"""One model, stage after stage: train, measure every task and the prior skills, continue with the next stage.
+"""The training of an arm: its stages in order, with measurements of all tasks and prior skills after each.
 
-Each stage of each arm is a run of `training.train` in a directory of its own. It starts from the weights that
-the previous stage ended with, and so does its teacher. Finished work is read from disk, and a stage that was
-killed resumes as any run does: the result is bit-identical to that of an uninterrupted run."""
+Each stage of an arm is a run of `training.train` in its own directory. Student and teacher start from the
+final weights of the previous stage. Finished work is read from disk, and an interrupted stage resumes like
+any run: the result is bit-identical to that of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.types import Params
 
 Measured = dict[str, dict[str, Any]]
-"""Results of tasks, `prior` and other suites: accuracy, length, kl_to_base (or None), verdicts,
-completions."""
+"""Name of a task, a suite or `prior` -> its results, see `as_json`."""
 
 MEASURED = "measured.json"
+"""The file with the results of a stage."""
 VALIDATION = "validation/"
 """Prefix of a task's name for its validation rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that the arms of one run share."""
+    """The data and settings that all arms of a run share."""
 
     config: Config
     stages: tuple[Stage, ...]
@@ -79,7 +79,11 @@ class Plan:
 
 
 def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter = SILENT) -> Plan:
-    """Read and tokenize everything. Raises SdftError for a mistake in the data of any stage."""
+    """Read and tokenize the rows of all stages, methods and suites.
+
+    Raises:
+        SdftError: a mistake in the data of any stage, or an evaluation contains training prompts.
+    """
     stages = stages_of(config)
     inputs = load_all_inputs(stages, methods, reporter)
     first = inputs[methods[0].name][0]
@@ -123,7 +127,13 @@ def _measure_base(plan: Plan) -> dict[str, Measured]:
 
 
 def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
-    """Train the stages of an arm that are not finished yet; return the results after each stage."""
+    """Train the unfinished stages of an arm; return the results after each stage.
+
+    Args:
+        plan: from `make_plan`.
+        arm: the method, learning rate and seed.
+        sweep: True if the arm's learning rate replaces those of the stages.
+    """
     if not arm.method.trains:
         file = RunDirectory(plan.config.output).below(arm.name).local / MEASURED
         return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages))
@@ -144,7 +154,7 @@ def _run_stage(plan: Plan, stage: Stage, config: Config, inputs: Inputs, handoff
     """Train one stage and measure its final model, which is written to `handoff` in full precision."""
     inputs = dataclasses.replace(inputs, directory=model_directory(config.model.path))
     watched = config.train.eval_every > 0
-    if not watched and config.train.choose == "last":  # evaluations decide nothing: measured once, below
+    if not watched and config.train.choose == "last":  # only the final model is measured, below
         inputs = dataclasses.replace(inputs, new=None, validation=None, prior=None)
     watch = _other_tasks(plan, stage) if watched else None
     run = train(config, inputs, reporter=plan.reporter, watch=watch)
@@ -154,7 +164,7 @@ def _run_stage(plan: Plan, stage: Stage, config: Config, inputs: Inputs, handoff
 
 
 def _other_tasks(plan: Plan, stage: Stage) -> Watch:
-    """Return a function that measures the accuracy on the tasks of all other stages, as `accuracy/TASK`."""
+    """Return a function that measures the accuracies on the tasks of all other stages, as `accuracy/TASK`."""
     names = {other.name for other in plan.stages} - {stage.name}
     rows = {name: pair for name, pair in plan.rows.items() if name in names}
 
@@ -176,7 +186,7 @@ def _evaluate(
 
 
 def _oracle(plan: Plan) -> Measured:
-    """Return the initial model's results: tasks with the demonstration in context, prior skills without."""
+    """Return the initial model's results; tasks and suites have the demonstration in context."""
     base = measure_base(plan)
     return base["student"] | base.get("teacher", {})
 
@@ -184,13 +194,13 @@ def _oracle(plan: Plan) -> Measured:
 def measure(
     plan: Plan, model: Model, params: Params, teacher: bool = False, base: Params | None = None
 ) -> Measured:
-    """Return accuracy, mean length and distance from the base on every task and on the prior skills.
+    """Return accuracy, mean length and KL from the base for every task, validation, suite and prior skills.
 
     Args:
-        plan: tasks, prior skills and the base model.
+        plan: the rows, and the directory of the base model.
         model: the architecture.
         params: the parameters to measure.
-        teacher: answer with the demonstration in context; leaves out the prior suite, validation, and
+        teacher: answer with the demonstration in context; omits prior skills, validation rows, and
             evaluations with eval.teacher=false.
         base: the base model's parameters; None to read them from its files.
     """
@@ -211,18 +221,18 @@ def measure(
 
 
 def _has_teacher(name: str, config: Config) -> bool:
-    """Return True if the teacher is measured on these rows."""
+    """Return True if the teacher is evaluated on these rows."""
     return config.eval.teacher and name != PRIOR and not name.startswith(VALIDATION)
 
 
 def as_json(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
-    """Return an evaluation as JSON, with every completion and its verdict."""
+    """Return an evaluation as JSON: accuracy, length, KL, the skill of each row, verdicts and completions."""
     skills = [example.skill for example in rows.examples]
     return ({"skills": skills} if any(skills) else {}) | {
         "accuracy": evaluation.accuracy,
         "length": evaluation.mean_length,
         "kl_to_base": evaluation.kl_to_base,
-        "correct": [int(right) for right in evaluation.correct],
+        "correct": [int(verdict) for verdict in evaluation.correct],
         "completions": list(evaluation.completions),
     }
 

@@ -1,7 +1,7 @@
 """Forgetting: the change of each task's accuracy over the stages of a continual run.
 
-`accuracy[i][j]` is the accuracy in [0, 1] on task j after stage i: T + 1 rows of T columns. Row 0 is before
-any training, and stage j + 1 trains task j."""
+`accuracy[i][j]` is the accuracy in [0, 1] on task j after stage i, with T + 1 rows and T columns. Row 0 is
+before any training, and stage j + 1 trains task j."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdft_jax.reporting.statistics import McNemar, mcnemar
 
 Matrix = Sequence[Sequence[float]]
 Items = Sequence[bool]
-"""The verdict on each answer; the same items in the same order after every stage."""
+"""The verdict on each item of a task; the items have the same order after every stage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,8 @@ class TaskRetention:
     since_base: McNemar | None
     """Items forgotten and gained between the base model and the end; None without verdicts."""
     since_learned: McNemar | None
-    """Items forgotten and gained between its own stage and the end; None for the last task too."""
+    """Items forgotten and gained between its stage and the end; None without verdicts, and for the last
+    task."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +39,10 @@ class Retention:
     """The changes of all tasks and of the prior skills."""
 
     average_accuracy: float
-    """The mean over tasks at the end."""
+    """The mean accuracy over tasks at the end."""
     backward_transfer: float | None
-    """The mean change of earlier tasks since their stages, negative for forgetting; None for one stage."""
+    """The mean change of all tasks but the last since their stages, negative for forgetting; None for one
+    stage."""
     tasks: tuple[TaskRetention, ...]
     general_forgetting: tuple[float, ...] | None
     """The prior accuracy before any training minus that after each of the T stages; None without prior
@@ -56,17 +58,17 @@ def measure_retention(
     verdicts: Sequence[Sequence[Items]] | None = None,
     prior_verdicts: Sequence[Items] | None = None,
 ) -> Retention:
-    """Return all metrics of a sequence of stages.
+    """Return the metrics of a sequence of stages.
 
     Args:
         tasks: T names, in the order of their stages.
-        accuracy: [T + 1][T], see the module.
-        prior: [T + 1] accuracies on the suite of prior skills.
+        accuracy: [T + 1][T] accuracies, see the module.
+        prior: [T + 1] accuracies on prior skills.
         verdicts: [T + 1][T][items of the task].
-        prior_verdicts: [T + 1][items of the suite].
+        prior_verdicts: [T + 1][items of the prior skills].
 
     Raises:
-        SdftError: an argument has another number of stages or tasks, or verdicts of different items.
+        SdftError: the arguments differ in the number of stages, tasks or items.
     """
     matrix = _matrix(accuracy)
     stages = len(matrix) - 1
@@ -88,7 +90,7 @@ def measure_retention(
 
 
 def average_accuracy(accuracy: Matrix) -> float:
-    """Return the mean over tasks after the last stage."""
+    """Return the mean accuracy over tasks after the last stage."""
     return float(_matrix(accuracy)[-1].mean())
 
 
@@ -99,10 +101,9 @@ def acquisition(accuracy: Matrix) -> tuple[float, ...]:
 
 
 def backward_transfer(accuracy: Matrix) -> float | None:
-    """Return the backward transfer: the mean change since its stage of all tasks but the last; None for one
-    stage.
+    """Return the mean change of all tasks but the last since their stages; None for one stage.
 
-    Negative is forgetting (Lopez-Paz and Ranzato 2017, arXiv 1706.08840).
+    Negative values are forgetting (Lopez-Paz and Ranzato 2017, arXiv 1706.08840).
     """
     matrix = _matrix(accuracy)
     change = (matrix[-1] - _learned(matrix))[:-1]
@@ -110,25 +111,24 @@ def backward_transfer(accuracy: Matrix) -> float | None:
 
 
 def forgetting(accuracy: Matrix) -> tuple[float, ...]:
-    """Return [T - 1], for all tasks but the last: the best from its stage to the last but one, minus the end.
+    """Return the forgetting of all tasks but the last, [T - 1].
 
-    It is negative if the last stage improved the task (Chaudhry et al. 2018, arXiv 1801.10112; the best is
-    theirs, except that stages before the task's own do not count)."""
+    It is the best accuracy from the task's stage to the last stage but one, minus the final accuracy. It is
+    negative if the last stage improved the task. Source: Chaudhry et al. 2018, arXiv 1801.10112, except that
+    stages before the task's own do not count here."""
     matrix = _matrix(accuracy)
     return tuple(float(matrix[j + 1 : -1, j].max() - matrix[-1, j]) for j in range(len(matrix) - 2))
 
 
 def normalize(curves: Mapping[str, Sequence[Sequence[float]]], base: float) -> dict[str, np.ndarray]:
-    """Return the accuracies of one task in the units of the paper's Figure 3: 0 is the base, 1 the best
-    method.
+    """Return the accuracies of one task, scaled to 0 for the base and 1 for the best (paper, Figure 3).
 
     Args:
         curves: method -> [seeds][steps] accuracies; methods may differ in seeds and steps.
         base: accuracy before training.
 
-    Returns: method -> [seeds, steps]. The unit is the highest mean over seeds of any method at any step, so
-        that single seeds may exceed 1. All values are nan if no method exceeds the base: there is no unit
-        then."""
+    Returns: method -> [seeds, steps]. The highest mean over seeds of any method at any step is 1, and single
+        seeds may exceed it. All values are NaN if no method exceeds the base."""
     arrays = {method: np.asarray(rows, np.float64) for method, rows in curves.items()}
     gap = max((float(rows.mean(axis=0).max()) for rows in arrays.values()), default=base) - base
     return {method: (rows - base) / (gap if gap > 0 else np.nan) for method, rows in arrays.items()}
@@ -138,8 +138,8 @@ def by_skill(correct: Sequence[bool], skills: Sequence[str | None]) -> dict[str,
     """Return the accuracy of each skill, in order of appearance.
 
     Args:
-        correct: verdict on each row.
-        skills: name of each row's skill; rows with None count for no skill.
+        correct: the verdict on each row.
+        skills: the skill of each row; None for a row without a skill.
 
     Raises:
         SdftError: the lists differ in length.
@@ -157,7 +157,7 @@ def by_skill(correct: Sequence[bool], skills: Sequence[str | None]) -> dict[str,
 def _changes(
     verdicts: Sequence[Sequence[Items]] | None, task: int, last: bool
 ) -> tuple[McNemar | None, McNemar | None]:
-    """Return the items of a task that changed (since the base, since its stage)."""
+    """Return the changed items of a task: (since the base, since its stage)."""
     if verdicts is None:
         return None, None
     base, learned, end = (verdicts[i][task] for i in (0, task + 1, -1))
@@ -181,6 +181,6 @@ def _matrix(accuracy: Matrix) -> np.ndarray:
 def _check_rows(name: str, length: int, expected: int) -> None:
     if length != expected:
         raise SdftError(
-            f"{name} has length {length} instead of {expected}: give accuracies before training and after "
-            "each stage, each with one task per stage."
+            f"{name} has length {length} instead of {expected}: for T stages give T tasks, and T + 1 rows "
+            "(before training and after each stage) of T entries."
         )

@@ -1,7 +1,7 @@
-"""Stages and arms: the configurations that a continual run consists of.
+"""The stages and arms of a continual run, and their configurations.
 
-A stage is the run's configuration with the keys that the stage changes; an arm is one method at one learning
-rate with one seed, which takes one model through all stages in order."""
+A stage is the run's configuration with the changes of that stage. An arm is a method with a learning rate and
+a seed; it trains one model on all stages in order."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from sdft_jax.training.inputs import Inputs, load_inputs
 from sdft_jax.training.run_directory import RunDirectory
 
 PRIOR = "prior"
-"""The name of the suite of prior skills among the tasks; no stage may have it."""
+"""The name of the prior skills among the tasks; reserved, so no stage or suite may have it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage, before an arm is chosen."""
+    """One stage, independent of the arm."""
 
     name: str
     config: Config
     changes: Mapping[str, Any]
-    """The keys that the stage changes, nested."""
+    """The keys that the stage changes, as nested dictionaries."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way through the stages."""
+    """A method, a learning rate and a seed."""
 
     method: Method
     learning_rate: float
@@ -44,7 +44,7 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The directory below the run's."""
+        """The name of its directory, below that of the run."""
         if not self.method.trains:
             return self.method.name
         return f"{self.method.name}-lr{self.rate}-seed{self.seed}"
@@ -64,8 +64,8 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
     """Return the stages of a configuration.
 
     Raises:
-        SdftError: there is no stage, or one without a name or data of its own, or with keys that are unknown
-            or belong to the whole run; no stage is evaluated, or not in the way that a method needs.
+        SdftError: there is no stage; a stage has no name or no data of its own, or has unknown keys or keys
+            of the whole run; no stage has an evaluation; or the oracle is evaluated without demonstrations.
     """
     if not config.continual.stages:
         raise SdftError(
@@ -96,11 +96,12 @@ def stages_of(config: Config) -> tuple[Stage, ...]:
 
 
 def _check_names(section: str, names: Sequence[str], taken: Sequence[str] = ()) -> None:
-    """Raise SdftError for a name that is used twice or cannot name a directory."""
+    """Raise SdftError for a name that is used twice, is reserved, or cannot be the name of a directory."""
     for name in names:
         if names.count(name) > 1 or name in (PRIOR, *taken) or "/" in name:
             raise SdftError(
-                f"{section}: the name {name!r} is used twice, is reserved or has a slash: use another name."
+                f"{section}: the name {name!r} is used twice, is reserved or contains a slash: choose "
+                "another name."
             )
 
 
@@ -118,8 +119,11 @@ def _stage(config: Config, number: int, tree: dict[str, Any]) -> Stage:
 
 
 def load_suites(config: Config, format: PromptFormat) -> dict[str, tuple[Config, EvalSet]]:
-    """Return the additional evaluations by name, each with its settings and rows. Raises SdftError for a
-    faulty one."""
+    """Return the additional evaluations by name, each with its settings and rows.
+
+    Raises:
+        SdftError: a suite has no name or path, an invalid name, unknown keys, or invalid rows.
+    """
     suites = {}
     for number, tree in enumerate(config.continual.suites):
         name = tree.get("name")
@@ -136,8 +140,7 @@ def load_suites(config: Config, format: PromptFormat) -> dict[str, tuple[Config,
 
 
 def arms_of(config: Config) -> tuple[Arm, ...]:
-    """Return every method at every learning rate with every seed; one arm for a method that does not
-    train."""
+    """Return every combination of method, learning rate and seed; one arm for a method without training."""
     options = config.continual
     methods = [method_named(name) for name in options.methods] or [config.method]
     rates = options.learning_rates or (config.optimizer.learning_rate,)
@@ -168,8 +171,7 @@ def arm_config(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> 
 
 
 def arm_stages(arm: Arm, stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Return the stages that an arm trains: all in order, or one for all if the method trains on them
-    jointly."""
+    """Return the stages that an arm trains: all in order, or one that combines them for a joint method."""
     return (_joint_stage(stages),) if arm.method.joint else tuple(stages)
 
 
@@ -179,7 +181,7 @@ def arm_inputs(arm: Arm, inputs: Sequence[Inputs]) -> tuple[Inputs, ...]:
 
 
 def _joint_stage(stages: Sequence[Stage]) -> Stage:
-    """Return one stage with the steps of all; it runs to the end, since no stage's rows are those of all."""
+    """Return one stage with the steps of all; it never stops early, since no eval set covers all stages."""
     steps = [stage.config.train.steps for stage in stages]
     total = sum(step for step in steps if step) if all(steps) else None
     first = stages[0]
@@ -190,7 +192,7 @@ def _joint_stage(stages: Sequence[Stage]) -> Stage:
 
 
 def _joint_inputs(inputs: Sequence[Inputs]) -> Inputs:
-    """Return the rows of all stages in one; row numbers count through the stages in order."""
+    """Return inputs with the training rows of all stages, numbered consecutively."""
     rows = tuple(row for stage_inputs in inputs for row in stage_inputs.train)
     numbered = tuple(dataclasses.replace(row, row=number) for number, row in enumerate(rows))
     return dataclasses.replace(inputs[0], train=numbered)
@@ -199,8 +201,7 @@ def _joint_inputs(inputs: Sequence[Inputs]) -> Inputs:
 def load_all_inputs(
     stages: Sequence[Stage], methods: Sequence[Method], reporter: Reporter = SILENT
 ) -> dict[str, tuple[Inputs, ...]]:
-    """Return the inputs of every stage by method name, so that any mistake in them is found before
-    training."""
+    """Return the inputs of every stage by method name; any error in them is raised before training."""
 
     def load(stage: Stage, method: Method) -> Inputs:
         config = stage.config
@@ -217,6 +218,6 @@ def stage_directory(config: Config, arm: Arm, number: int, stage: Stage) -> RunD
 
 
 def last_model(config: Config, arm: Arm, stages: Sequence[Stage]) -> str:
-    """Return the Hugging Face directory of an arm's final model."""
+    """Return the Hugging Face directory of the model after an arm's last stage."""
     own = arm_stages(arm, stages)
     return str(stage_directory(config, arm, len(own) - 1, own[-1]).model)

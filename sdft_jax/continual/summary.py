@@ -1,4 +1,4 @@
-"""The results of a continual run as JSON, table rows and curves."""
+"""The results of a continual run: JSON of each arm, points and curves."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sdft_jax.reporting.statistics import mean_interval
 
 
 def ceilings(tasks: Sequence[str], base: Mapping[str, Measured]) -> list[str]:
-    """Return a sentence per task with the base model's accuracy alone and with the demonstration in
-    context."""
+    """Return a sentence per task: the base model's accuracy alone and with the demonstration in context."""
     sentences = []
     for task in (task for task in tasks if task in base.get("teacher", {})):
-        alone, shown = (base[role][task]["accuracy"] for role in ("student", "teacher"))
+        alone, in_context = (base[role][task]["accuracy"] for role in ("student", "teacher"))
         sentence = (
-            f"{task}: the base model's accuracy is {alone:.3f}, with the demonstration in context {shown:.3f}"
+            f"{task}: the base model's accuracy is {alone:.3f}, and {in_context:.3f} with the demonstration "
+            "in context"
         )
-        if shown <= alone:
+        if in_context <= alone:
             sentence += (
-                ": the demonstration does not help it, and self-distillation cannot improve on it; "
+                ": the demonstration does not help, so self-distillation has nothing to teach; "
                 "use better demonstrations, a larger model, or SFT"
             )
         sentences.append(sentence + ".")
@@ -33,10 +33,10 @@ def ceilings(tasks: Sequence[str], base: Mapping[str, Measured]) -> list[str]:
 
 
 def summarize(arm: Arm, tasks: Sequence[str], base: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
-    """Return all results of one arm as JSON.
+    """Return the results of one arm as JSON.
 
     Args:
-        arm: the way through the stages.
+        arm: the method, learning rate and seed.
         tasks: the names of the stages' tasks, in order.
         base: the results before training.
         measured: the results after each stage.
@@ -79,26 +79,26 @@ def _is_suite(name: str, tasks: Sequence[str]) -> bool:
 
 
 def curve(plan: Plan, arm: Arm) -> list[dict[str, Any]]:
-    """Return the accuracies over the steps of all stages: step (counted through the stages), stage, tasks,
-    prior."""
+    """Return the evaluations of all stages: step (counted across stages), stage, tasks and prior skills."""
     rows: list[dict[str, Any]] = []
-    passed = 0
+    steps_before = 0
     for number, stage in enumerate(arm_stages(arm, plan.stages)):
         file = stage_directory(plan.config, arm, number, stage).evaluations
         evaluations = read_jsonl(file) if file.is_file() else []
         for row in evaluations:
             tasks = {name.partition("/")[2]: x for name, x in row.items() if name.startswith("accuracy/")}
-            here = {stage.name: row["accuracy"]} if "accuracy" in row else {}
-            kept = {key: row[key] for key in (PRIOR, "kl_to_base", "length") if key in row}
-            rows.append({"step": passed + row["step"], "stage": stage.name, "tasks": here | tasks, **kept})
-        passed += max((row["step"] for row in evaluations), default=0)
+            own = {stage.name: row["accuracy"]} if "accuracy" in row else {}
+            others = {key: row[key] for key in (PRIOR, "kl_to_base", "length") if key in row}
+            step = steps_before + row["step"]
+            rows.append({"step": step, "stage": stage.name, "tasks": own | tasks, **others})
+        steps_before += max((row["step"] for row in evaluations), default=0)
     return rows
 
 
 def chosen_rates(arms: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return for each method the learning rate with the best mean score over seeds, the lower one of equals.
+    """Return for each method the learning rate with the best mean score over seeds; the lower one of a tie.
 
-    The score is the accuracy on validation rows if the stages have them, otherwise on the tasks.
+    The score is the accuracy on the validation rows, or on the tasks if the stages have no validation rows.
     """
     scores: dict[str, dict[float, list[float]]] = {}
     for arm in arms:
@@ -111,8 +111,7 @@ def chosen_rates(arms: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def points(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> list[Point]:
-    """Return new against prior skills: the mean over seeds, with its interval, per method and learning
-    rate."""
+    """Return a point per method and learning rate: new against prior skills, as means with intervals."""
     groups: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for arm in arms:
         groups.setdefault((arm["method"], arm["learning_rate"]), []).append(arm)
@@ -135,8 +134,7 @@ def points(arms: Sequence[Mapping[str, Any]], chosen: Mapping[str, float]) -> li
 
 
 def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
-    """Return every task over steps, scaled to 0 for the base model and 1 for the best method (paper, Figure
-    3)."""
+    """Return each task over steps, scaled to 0 for the base and 1 for the best method (paper, Figure 3)."""
     curves = []
     for number, task in enumerate(arms[0]["tasks"] if arms else []):
         seeds = {
@@ -148,23 +146,23 @@ def sequence_curves(arms: Sequence[Mapping[str, Any]]) -> list[TaskCurve]:
         steps = {
             method: sorted({step for series in rows for step, _ in series}) for method, rows in seeds.items()
         }
-        units = normalize(
+        normalized = normalize(
             {method: [_on(steps[method], series) for series in rows] for method, rows in seeds.items()},
             arms[0]["accuracy"][0][number],
         )
         curves += [
-            TaskCurve(method, task, steps[method], values.tolist()) for method, values in units.items()
+            TaskCurve(method, task, steps[method], values.tolist()) for method, values in normalized.items()
         ]
     return curves
 
 
 def _on(steps: Sequence[int], series: Sequence[tuple[int, float]]) -> list[float]:
-    """Return the last known value at each step; a seed that stopped early keeps its last one."""
+    """Return the last known value at each step; a seed that stopped early keeps its last value."""
     return [next((y for at, y in reversed(series) if at <= step), series[0][1]) for step in steps]
 
 
 def _series(arm: Mapping[str, Any], task: str) -> list[tuple[int, float]]:
-    """Return (step, accuracy); the boundary of two stages is measured twice, and counts once."""
+    """Return (step, accuracy) in order; the boundary of two stages is evaluated twice but counts once."""
     return sorted({row["step"]: row["tasks"][task] for row in arm["curve"] if task in row["tasks"]}.items())
 
 

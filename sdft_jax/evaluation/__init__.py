@@ -1,4 +1,4 @@
-"""Answers scored: evaluation rows, tasks, accuracy."""
+"""Evaluation: rows with reference answers, the scorers of tasks, and accuracies."""
 
 from etils import epy
 

@@ -1,4 +1,4 @@
-"""The rows of an evaluation: read, checked and tokenized."""
+"""The rows of an evaluation: reading, validation and tokenization."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_eval_set(path: str, config: Config, format: PromptFormat, teacher: bool
 
 
 def read_eval(path: str, config: Config, teacher: bool) -> list[Example]:
-    """Return the rows of an evaluation source; each has an answer and, with `teacher`, the teacher's context.
+    """Return the rows of an evaluation source; each has an answer and, if `teacher`, the teacher's context.
 
     Raises:
         SdftError: a field is missing, or the task cannot score an answer.
@@ -39,7 +39,7 @@ def read_eval(path: str, config: Config, teacher: bool) -> list[Example]:
     except SdftError as error:
         if not teacher or not config.method.trains:
             raise
-        raise SdftError(f"{error} If there are no demonstrations, set eval.teacher=false.") from None
+        raise SdftError(f"{error} If the rows have no demonstrations, set eval.teacher=false.") from None
     validate(config.eval.task, examples)
     return examples
 

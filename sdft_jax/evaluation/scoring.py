@@ -24,7 +24,7 @@ from sdft_jax.sharding import to_global, to_host
 from sdft_jax.types import Params, Sequences, TokenBatch
 
 Track = Callable[[Iterable], Iterator]
-"""Wraps batches in a progress bar, such as `functools.partial(reporter.track, description=...)`."""
+"""Yields batches and shows a progress bar, such as `functools.partial(reporter.track, description=...)`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Evaluation:
     """Length of each completion, in tokens."""
     kl_to_base: float | None
     """KL(model || base) in nats per token on the model's own answers; None without a base. The base always
-    sees the plain prompt, so that a teacher's KL is the distance that the demonstration makes."""
+    sees the prompt without the demonstration, so a teacher's KL measures the effect of the demonstration."""
 
     @property
     def accuracy(self) -> float:
@@ -59,15 +59,15 @@ def evaluate(
     base: Params | None = None,
     track: Track = iter,
 ) -> Evaluation:
-    """Answer every row greedily, and score the answers by `config.eval.task`.
+    """Answer every row greedily, and score the answers with the scorer of `config.eval.task`.
 
     Args:
         speaker: the model that answers.
         rows: prompts and reference answers.
         config: its `eval`, `sampling` and `data` sections are read.
         teacher: answer with the demonstration in context.
-        base: the parameters to measure the distance from; None not to measure it.
-        track: shows the progress over the batches.
+        base: the parameters that the KL is measured from; None for no KL.
+        track: shows progress over the batches.
     """
     model, params, stop = speaker.model, speaker.params, speaker.stop
     score = get_scorer(config.eval.task)
@@ -95,8 +95,16 @@ def evaluate(
 def sample_verdicts(
     speaker: Speaker, rows: EvalSet, config: Config, key: Array, n: int, track: Track = iter
 ) -> list[list[int]]:
-    """Return, for each row, the verdicts (1 for correct, 0 for wrong) on `n` answers sampled by
-    `config.sampling`."""
+    """Return for each row the verdicts (1 for correct, 0 for wrong) on `n` sampled answers.
+
+    Args:
+        speaker: the model that answers.
+        rows: prompts and reference answers.
+        config: its `eval`, `sampling` and `data` sections are read.
+        key: the random key of the samples.
+        n: the number of answers per row.
+        track: shows progress over the batches.
+    """
     model, stop = speaker.model, speaker.stop
     score = get_scorer(config.eval.task)
     sampling = dataclasses.replace(

@@ -25,9 +25,9 @@ class AttentionCall:
     average, which callers ignore."""
 
     q: Float[Array, "B T N H"]
-    k: Float[Array, "B S K H"]
-    v: Float[Array, "B S K H"]
-    mask: Bool[Array, "B S"] | Bool[Array, "B 1 S"]
+    k: Float[Array, "B T K H"]
+    v: Float[Array, "B T K H"]
+    mask: Bool[Array, "B T"] | Bool[Array, "B 1 S"]
     """True on real tokens; for one query per row, True on the keys that it reads."""
     window: int | Int[Array, ""] | None
     """Number of positions that a query reads, itself included; None for all positions up to its own."""

@@ -33,7 +33,7 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "hidden": jax.checkpoint_policies.save_only_these_names("attended", "hidden"),
 }
-"""What the forward pass of a layer saves for its backward pass besides the layer's input: "none" (no
+"""The activations that a layer saves for its backward pass, in addition to its input: "none" (no
 rematerialization) everything; "full" nothing; "dots" every matrix product; "dots_no_batch" those without
 batch dimensions, so not the attention scores; "hidden" the output of attention and the feed-forward's hidden
 activations."""

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -227,8 +227,9 @@ def _compile(lowered: jax.stages.Lowered) -> _Program:
             )
             for report in ("-live-range", "-buffer-assignment")
         )
-    peak = float(compiled.memory_analysis().peak_memory_in_bytes)
-    return _Program(compiled.as_text(), live_ranges, buffers, peak, seconds)
+    memory: Any = compiled.memory_analysis()
+    peak = float(memory.peak_memory_in_bytes)
+    return _Program(compiled.as_text() or "", live_ranges, buffers, peak, seconds)
 
 
 def _seconds(program: _Program, generation: Generation, kernel_flops: float) -> dict[str, float]:

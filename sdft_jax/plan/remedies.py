@@ -42,7 +42,7 @@ def remedies(config: Config, model: Model, count: Count) -> list[Remedy]:
         count: returns the arrays whose memory is to be reduced.
     """
     _, current = peak_phase(count(config, model))
-    found = []
+    options = []
     for text, changed, mesh in _changes(config, model.sharding.mesh.shape):
         try:
             other = _model_on(mesh, changed, model)
@@ -51,8 +51,8 @@ def remedies(config: Config, model: Model, count: Count) -> list[Remedy]:
         except SdftError:  # the mesh does not divide the batch or the model
             continue
         if current - size > MIN_SAVING * current:
-            found.append(Remedy(text, changed, mesh, current - size))
-    return sorted(found, key=lambda remedy: -remedy.saves)
+            options.append(Remedy(text, changed, mesh, current - size))
+    return sorted(options, key=lambda remedy: -remedy.saves)
 
 
 def combined(config: Config, model: Model, count: Count, target: float) -> Remedy | None:

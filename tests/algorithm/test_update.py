@@ -1,4 +1,5 @@
-"""The update as a whole, for every method: alignment by hand, zero losses, and the same result on every mesh."""
+"""The update of every method: alignment by hand, losses that must be zero, and the same result on every
+mesh."""
 
 import dataclasses
 import functools

@@ -109,7 +109,10 @@ def test_accuracy_by_skill():
     [
         (lambda: average_accuracy([]), "accuracy has 0 rows: give one before training"),
         (lambda: average_accuracy([[]]), "accuracy has 1 rows: give one before training"),
-        (lambda: forgetting([[0.1, 0.2], [0.3, 0.4]]), r"accuracy\[0\] has length 2 instead of 1: "),
+        (
+            lambda: forgetting([[0.1, 0.2], [0.3, 0.4]]),
+            r"accuracy\[0\] has length 2 instead of 1: for T stages give T tasks",
+        ),
         (lambda: acquisition([[0.1, 0.2], [0.3], [0.1, 0.1]]), r"accuracy\[1\] has length 1 instead of 2: "),
         (lambda: measure_retention(["a"], ACCURACY), "tasks has length 1 instead of 3: "),
         (lambda: measure_retention(TASKS, ACCURACY, prior=[0.5]), "prior has length 1 instead of 4: "),

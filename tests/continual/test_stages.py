@@ -60,10 +60,13 @@ ERRORS = {
     "name of another type": (({"name": 3},), "continual.stages: stage 1 has no name: add name: SOMETHING"),
     "name used twice": (
         (ONE, TWO, ONE),
-        "continual.stages: the name 'one' is used twice, is reserved or has a slash: use another",
+        "continual.stages: the name 'one' is used twice, is reserved or contains a slash: choose another",
     ),
-    "reserved name": (({"name": "prior"},), "the name 'prior' is used twice, is reserved or has a slash"),
-    "slash in a name": (({"name": "a/b"},), "the name 'a/b' is used twice, is reserved or has a slash"),
+    "reserved name": (
+        ({"name": "prior"},),
+        "the name 'prior' is used twice, is reserved or contains a slash",
+    ),
+    "slash in a name": (({"name": "a/b"},), "the name 'a/b' is used twice, is reserved or contains a slash"),
     "output": (({"name": "a", "output": "x"},), "stage a sets output, which belongs to the whole run"),
     "model": (({"name": "a", "model": {"path": "x"}},), "stage a sets model, which belongs to the whole run"),
     "continual": (({"name": "a", "continual": {}},), "stage a sets continual, which belongs to the whole"),
@@ -121,7 +124,7 @@ SUITES = {
     ),
     "slash in a name": (
         {"name": "validation/one", "path": "mini:old"},
-        "continual.suites: the name 'validation/one' is used twice, is reserved or has a slash: use another",
+        "continual.suites: the name 'validation/one' is used twice, is reserved or contains a slash: choose",
     ),
 }
 

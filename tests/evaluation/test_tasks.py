@@ -41,7 +41,9 @@ def test_an_invalid_text_answer_is_an_error(name, answer):
 
 @pytest.mark.parametrize("answer", [None, [], "get", [{"Action": "get"}]])
 def test_an_invalid_list_of_calls_is_an_error(answer):
-    with pytest.raises(SdftError, match=r"rows\.jsonl, line 5: eval\.task=tooluse .*golden_answer"):
+    with pytest.raises(
+        SdftError, match=r"rows\.jsonl, line 5: eval\.task=tooluse .*; set data\.answer .*golden_answer"
+    ):
         validate("tooluse", [example(ACTIONS), example(answer)])
 
 

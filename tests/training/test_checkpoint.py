@@ -1,15 +1,12 @@
-"""Checkpoints survive kills, other meshes, damage and full disks; run directories are not mixed up."""
+"""Checkpoints survive kills, damage and full disks, and are restored on any mesh."""
 
 import dataclasses
-import json
 import os
-import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grain
@@ -18,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import yaml
+from etils import epath
 
-from sdft_jax.config import Config, from_dict, to_dict
+from runs import finish, step_names
 from sdft_jax.errors import SdftError
 from sdft_jax.sharding import Rules, Sharding, make_mesh, tree_shardings
 from sdft_jax.training import checkpoint
@@ -49,19 +46,19 @@ def shapes() -> TrainState:
 
 
 def train_state(seed: int = 1) -> TrainState:
-    """Full of numbers that differ from each other and from those of another seed; compiles nothing."""
+    """Return a state of different numbers, which also differ from those of another seed; compiles nothing."""
     numbers = np.random.default_rng(seed)
     return jax.tree.map(lambda s: jnp.asarray((9 * numbers.random(s.shape)).astype(s.dtype)), shapes())
 
 
 def with_noise(seed: int, size: int) -> TrainState:
-    """A state with as many bytes that do not compress."""
+    """Return a state with `size` bytes that do not compress."""
     noise = np.random.default_rng(0).integers(0, 2**32, size // 4, dtype=np.uint32)
     return dataclasses.replace(train_state(seed), frozen={"noise": jnp.asarray(noise)})
 
 
 def placed(state: TrainState, sharding: Sharding) -> TrainState:
-    """The state with every tree that mirrors the parameters laid out by the rules."""
+    """Return the state with parameters, teacher and optimizer moments placed by the sharding rules."""
     by_name = tree_shardings(sharding, AXES, SHAPES)
     flat = {jax.tree_util.keystr(path): s for path, s in jax.tree_util.tree_leaves_with_path(by_name)}
 
@@ -89,29 +86,34 @@ def batches():
     return iter(grain.MapDataset.source(range(100)).shuffle(seed=1).repeat().batch(4).to_iter_dataset())
 
 
-def write(output: Path, steps, accuracies=None, state=None, **keep) -> None:
-    """A run that saves at these steps."""
+def directory_of(output: Path) -> epath.Path:
+    """Return the directory of a run's checkpoints."""
+    return epath.Path(output) / "checkpoints"
+
+
+def open_manager(output: Path, **keep):
+    return checkpoint.open_manager(directory_of(output), **keep)
+
+
+def write(output: Path, steps, scores=None, state=None, **keep) -> None:
+    """Save checkpoints of these steps, with these scores."""
     data = batches()
-    with checkpoint.open_manager(output, **keep) as manager:
+    with open_manager(output, **keep) as manager:
         for index, step in enumerate(steps):
             next(data)
-            metrics = {} if accuracies is None else {"score": accuracies[index]}
+            metrics = {} if scores is None else {"score": scores[index]}
             meta = {"step": step, "metrics": metrics}
             assert checkpoint.save(manager, step, state or train_state(step), data, meta)
 
 
 def restore(output: Path, like: TrainState | None = None, data=None) -> checkpoint.Restored | None:
-    with checkpoint.open_manager(output) as manager:
+    with open_manager(output) as manager:
         return checkpoint.restore_latest(manager, abstract(like or train_state()), data or batches())
-
-
-def step_names(output: Path) -> list[int]:
-    return sorted(int(path.name) for path in (output / "checkpoints").iterdir() if path.name.isdigit())
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-    """A run with checkpoints 1, 2 and 3, of which 2 is the best; tests copy it."""
+    """A run with checkpoints 1, 2 and 3, of which 2 has the best score; tests use copies."""
     output = tmp_path_factory.mktemp("three")
     write(output, [1, 2, 3], [0.1, 0.9, 0.2], keep_last=3)
     return output
@@ -148,7 +150,7 @@ def test_round_trip_is_bit_identical_on_any_mesh(sharded, target):
         assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
 
 
-def test_iterator_and_meta_come_back(run):
+def test_iterator_and_meta_are_restored(run):
     data, uninterrupted = batches(), batches()
     restored = restore(run, data=data)
     assert (restored.step, restored.meta, restored.skipped) == (3, {"step": 3, "metrics": {"score": 0.2}}, ())
@@ -160,69 +162,69 @@ def test_iterator_and_meta_come_back(run):
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
     state = placed(train_state(), EIGHT)
-    with checkpoint.open_manager(tmp_path) as manager:
+    with open_manager(tmp_path) as manager:
         checkpoint.save(manager, 1, state, batches(), {})
         jax.block_until_ready(overwrite(state))
     assert_identical(restore(tmp_path).state, train_state())
 
 
-def test_fresh_directory_has_nothing_to_restore(tmp_path):
+def test_empty_directory_has_nothing_to_restore(tmp_path):
     assert restore(tmp_path) is None
 
 
 def test_saving_a_step_again_does_nothing(tmp_path):
-    with checkpoint.open_manager(tmp_path) as manager:
+    with open_manager(tmp_path) as manager:
         assert checkpoint.save(manager, 4, train_state(), batches(), {})
         assert not checkpoint.save(manager, 4, train_state(), batches(), {})
 
 
-def test_keeps_newest_and_best_across_a_restart(tmp_path):
+def test_newest_and_best_are_kept_across_a_restart(tmp_path):
     write(tmp_path, [1, 2, 3], [0.3, 0.9, 0.2], keep_last=2, keep_best=1)
     assert step_names(tmp_path) == [2, 3]
     write(tmp_path, [4, 5, 6], [0.1, 0.8, 0.4], keep_last=2, keep_best=1)
     assert step_names(tmp_path) == [2, 5, 6]
-    assert checkpoint.newest(tmp_path).name == "6"
-    assert checkpoint.best(tmp_path).name == "2"
+    assert checkpoint.newest(directory_of(tmp_path)).name == "6"
+    assert checkpoint.best(directory_of(tmp_path)).name == "2"
     write(tmp_path, [7], [0.9], keep_last=1, keep_best=2)
     assert step_names(tmp_path) == [2, 7]
-    assert checkpoint.best(tmp_path).name == "7"
+    assert checkpoint.best(directory_of(tmp_path)).name == "7"
 
 
-def test_without_accuracy_only_the_newest_are_kept(tmp_path):
+def test_without_scores_only_the_newest_are_kept(tmp_path):
     write(tmp_path, [1, 2, 3, 4], keep_last=2, keep_best=3)
     assert step_names(tmp_path) == [3, 4]
-    with pytest.raises(SdftError, match="eval_every"):
-        checkpoint.best(tmp_path)
+    with pytest.raises(SdftError, match=r"no intact checkpoint with a score: set train\.eval_every"):
+        checkpoint.best(directory_of(tmp_path))
 
 
-def test_what_has_no_score_is_never_the_best(tmp_path):
+def test_checkpoint_without_a_score_is_never_the_best(tmp_path):
     write(tmp_path, [1, 2, 3, 4], [None, 0.2, 0.0, None], keep_last=1, keep_best=1)
     assert step_names(tmp_path) == [2, 4]
-    assert checkpoint.best(tmp_path).name == "2"
+    assert checkpoint.best(directory_of(tmp_path)).name == "2"
     write(tmp_path, [5], [None], keep_last=1, keep_best=1)
     assert step_names(tmp_path) == [2, 5]
 
 
-def test_step_0_counts_as_a_checkpoint(tmp_path):
+def test_step_0_is_a_checkpoint_like_others(tmp_path):
     write(tmp_path, [0, 1], [0.5, 0.4], keep_last=1, keep_best=1)
     assert step_names(tmp_path) == [0, 1]
-    assert checkpoint.best(tmp_path).name == "0"
+    assert checkpoint.best(directory_of(tmp_path)).name == "0"
     assert_identical(
-        checkpoint.load(checkpoint.best(tmp_path), {"params": abstract(train_state()).params}),
+        checkpoint.load(checkpoint.best(directory_of(tmp_path)), {"params": abstract(train_state()).params}),
         {"params": train_state(0).params},
     )
 
 
-def test_newest_and_best_name_an_empty_run(tmp_path):
-    with pytest.raises(SdftError, match=tmp_path.name):
-        checkpoint.newest(tmp_path)
-    with pytest.raises(SdftError, match=tmp_path.name):
-        checkpoint.best(tmp_path)
+def test_run_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(SdftError, match=f"^{tmp_path} has no checkpoint: give the output directory of a run"):
+        checkpoint.newest(directory_of(tmp_path))
+    with pytest.raises(SdftError, match=f"^{tmp_path} has no intact checkpoint with a score: "):
+        checkpoint.best(directory_of(tmp_path))
 
 
-def test_load_reads_some_fields_only(run):
+def test_load_reads_the_requested_fields_only(run):
     wanted = {"params": abstract(train_state()).params}
-    loaded = checkpoint.load(checkpoint.best(run), wanted)
+    loaded = checkpoint.load(checkpoint.best(directory_of(run)), wanted)
     assert_identical(loaded, {"params": train_state(2).params})
 
 
@@ -252,26 +254,28 @@ VICTIMS = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_damaged_checkpoint_is_found_whatever_is_hit(run, victim, kind):
+def test_every_damaged_file_is_detected(run, victim, kind):
     DAMAGE[kind](VICTIMS[victim](run / "checkpoints" / "3"))
-    assert checkpoint.newest(run).name == "2"
+    assert checkpoint.newest(directory_of(run)).name == "2"
 
 
-def test_damaged_checkpoints_are_skipped_with_a_sentence_and_can_be_written_again(run):
+def test_damaged_checkpoints_are_skipped_with_a_message_and_can_be_saved_again(run):
     flip(largest(run / "checkpoints" / "3"))
     halve(run / "checkpoints" / "2" / "meta" / "metadata")
     restored = restore(run)
     assert restored.step == 1
     assert_identical(restored.state, train_state(1))
-    assert ["checkpoints/3 " in restored.skipped[0], "checkpoints/2 " in restored.skipped[1]] == [True, True]
-    assert "meta/metadata has" in restored.skipped[1]
+    three, two = restored.skipped
+    assert "checkpoints/3 is damaged and was skipped: the bytes of state/ocdbt.process_0/d/" in three
+    assert three.endswith(" have changed.")
+    assert "checkpoints/2 is damaged and was skipped: meta/metadata has " in two
     write(run, [2, 3], keep_last=3)
     assert restore(run).step == 3
     assert (run / "checkpoints" / "damaged-3").exists()
 
 
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
-def test_files_completed_after_the_manifest_are_not_needed(run, name):
+def test_files_that_orbax_writes_after_the_manifest_are_not_needed(run, name):
     for change in (flip, halve, os.remove):
         if (run / "checkpoints" / "3" / name).exists():  # Orbax 0.11 has no commit file on a local disk
             change(run / "checkpoints" / "3" / name)
@@ -279,54 +283,70 @@ def test_files_completed_after_the_manifest_are_not_needed(run, name):
         assert (restored.step, restored.skipped) == (3, ())
 
 
-def test_all_damaged_is_an_error_that_moves_nothing(run):
+def test_if_all_are_damaged_an_error_is_raised_and_none_is_renamed(run):
     for step in (1, 2, 3):
         flip(largest(run / "checkpoints" / str(step)))
-    with pytest.raises(SdftError, match=r"no checkpoint in .* is intact"):
+    with pytest.raises(
+        SdftError, match=r"^every checkpoint in \S+/checkpoints is damaged \(.*\): restore one"
+    ):
         restore(run)
     assert step_names(run) == [1, 2, 3]
 
 
 KILLED = """
-import os, signal, sys
-sys.path.insert(0, {here!r})
+import os, signal, sys, threading, time
+sys.path[:0] = {paths!r}
 import conftest
 import test_checkpoint as t
 from sdft_jax.training import checkpoint
+
+moment, output = sys.argv[1:]
+directory = t.directory_of(output)
 seal = checkpoint.seal
-def seal_or_die(directory):
-    if {moment!r} == "just before the commit" and (directory / "1").exists():
-        os.kill(os.getpid(), signal.SIGKILL)
-    seal(directory)
-checkpoint.seal = seal_or_die
-with checkpoint.open_manager({output!r}) as manager:
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def seal_first_only(directory):
+    if not (directory / "1").exists():
+        seal(directory)
+    elif moment == "just before the commit":
+        die()
+    else:
+        threading.Event().wait()  # never commit
+
+checkpoint.seal = seal_first_only
+with t.open_manager(output) as manager:
     t.save_and_wait(manager, 1, t.train_state(1))
     checkpoint.save(manager, 2, t.with_noise(2, 1 << 25), t.batches(), dict())
+    while not any(directory.glob("2.*/state*/ocdbt*")):
+        time.sleep(0.001)
+    if moment == "while arrays are written":
+        die()
 """
+MOMENTS = ("while arrays are written", "just before the commit")
 
 
 def start_killed(output: Path, moment: str) -> subprocess.Popen:
-    code = KILLED.format(here=str(Path(__file__).parents[1]), output=str(output), moment=moment)
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    here = Path(__file__).parent
+    code = KILLED.format(paths=[str(here), str(here.parent)])
+    command = [sys.executable, "-c", code, moment, str(output)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def test_killed_while_saving_leaves_the_previous_checkpoint(tmp_path):
-    moments = ["as soon as it writes", "just before the commit"]
-    children = [start_killed(tmp_path / moment, moment) for moment in moments]
-    first = tmp_path / moments[0] / "checkpoints"
-    while not list(first.glob("2.*/state*/ocdbt*")) and children[0].poll() is None:
-        time.sleep(0.001)
-    children[0].kill()
-    for moment, process in zip(moments, children, strict=True):
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == -signal.SIGKILL, errors[-3000:]
+def test_kill_during_a_save_leaves_the_previous_checkpoint(tmp_path):
+    processes = {moment: start_killed(tmp_path / moment, moment) for moment in MOMENTS}
+    for moment, process in processes.items():
+        code, errors = finish(process)
+        assert code == -signal.SIGKILL, errors
         directory = tmp_path / moment / "checkpoints"
-        assert sorted(path.name.partition(".")[0] for path in directory.iterdir()) == ["1", "2"]
-        assert not (directory / "2").exists(), "the kill came too late"
+        names = sorted(path.name for path in directory.iterdir())
+        assert [name.partition(".")[0] for name in names] == ["1", "2"]
+        assert names[1] != "2", "the checkpoint was committed before the kill"
         restored = restore(tmp_path / moment)
         assert (restored.step, restored.skipped) == (1, ())
         assert_identical(restored.state, train_state(1))
-        with checkpoint.open_manager(tmp_path / moment) as manager:  # clears the remains before it saves
+        with open_manager(tmp_path / moment) as manager:  # removes the remains of step 2 before it saves
             save_and_wait(manager, 2, train_state(2))
         assert sorted(os.listdir(directory)) == ["1", "2"]
 
@@ -336,11 +356,11 @@ def save_and_wait(manager, step: int, state: TrainState) -> None:
     checkpoint.wait(manager)
 
 
-def fill(output: Path) -> None:
-    """Save until the disk refuses; then the last good checkpoint restores and the space is back."""
-    with checkpoint.open_manager(output) as manager:
+def check_full_disk(output: Path) -> None:
+    """Save more than the disk can hold; the space is freed, and the next save succeeds."""
+    with open_manager(output) as manager:
         save_and_wait(manager, 1, train_state(1))
-        with pytest.raises(SdftError, match=r"/checkpoints cannot be written: (No space|File too)"):
+        with pytest.raises(SdftError, match=r"^checkpoints in \S+ cannot be written \((No space|File too)"):
             save_and_wait(manager, 2, with_noise(2, 1 << 22))
         assert os.listdir(output / "checkpoints") == ["1"]
         assert checkpoint.save(manager, 3, train_state(3), batches(), {})
@@ -349,13 +369,13 @@ def fill(output: Path) -> None:
     assert_identical(restored.state, train_state(3))
 
 
-UPSTREAM = pytest.mark.filterwarnings(  # Orbax closes its event loop under the writes that still fail
+UPSTREAM = pytest.mark.filterwarnings(  # Orbax closes its event loop before the other writes have failed
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 
 
 @UPSTREAM
-def test_full_disk(tmp_path):
+def test_full_disk_is_reported_and_freed(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -364,93 +384,16 @@ def test_full_disk(tmp_path):
     if mounted.returncode:
         pytest.skip(f"a small tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        fill(disk / "run")
+        check_full_disk(disk / "run")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @UPSTREAM
-def test_file_size_limit(tmp_path):
+def test_file_size_limit_is_reported_and_freed(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        fill(tmp_path)
+        check_full_disk(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-CONFIG = to_dict(Config())
-
-
-def changed(key: str, value) -> dict:
-    tree = json.loads(json.dumps(CONFIG))
-    *sections, name = key.split(".")
-    target = tree
-    for section in sections:
-        target = target[section]
-    target[name] = value
-    return tree
-
-
-def test_claim_then_resume(tmp_path):
-    output = tmp_path / "a" / "run"
-    assert checkpoint.claim(output, CONFIG) is False
-    assert from_dict(yaml.safe_load((output / "config.yaml").read_text()), "claimed") == Config()
-    (output / "metrics.jsonl").write_text("")
-    assert checkpoint.claim(output, CONFIG) is True
-    free = {"train.choose": "best", "train.patience": 3, "train.max_kl": 0.5, "mesh.tensor": 2}
-    for key, value in free.items():
-        assert checkpoint.claim(output, changed(key, value)) is True
-    assert yaml.safe_load((output / "config.yaml").read_text())["mesh"]["tensor"] == 2
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("data.path", "x.jsonl"),
-        ("train.steps", 9),
-        ("teacher.rate", 0.5),
-        ("eval.base", "x"),
-        ("continual.stages", [{"name": "x"}]),
-        ("continual.seeds", [1]),
-    ],
-)
-def test_claim_refuses_another_run(tmp_path, key, value):
-    checkpoint.claim(tmp_path / "run", CONFIG)
-    here = re.escape(repr(value))
-    with pytest.raises(
-        SdftError, match=f"whose {key} is .* this one has {here}: give another output=, or delete"
-    ):
-        checkpoint.claim(tmp_path / "run", changed(key, value))
-    assert checkpoint.claim(tmp_path / "run", CONFIG)
-
-
-def test_a_caller_says_what_else_may_differ(tmp_path):
-    free = (*checkpoint.RESUMABLE, "continual.seeds")
-    checkpoint.claim(tmp_path / "run", CONFIG, free)
-    assert checkpoint.claim(tmp_path / "run", changed("continual.seeds", [1]), free) is True
-    with pytest.raises(SdftError, match=r"whose continual\.seeds is \[1\]"):
-        checkpoint.claim(tmp_path / "run", CONFIG)
-
-
-def test_claim_refuses_foreign_files_and_names_one(tmp_path):
-    (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(SdftError, match=r"such as thesis\.tex: give another output="):
-        checkpoint.claim(tmp_path, CONFIG)
-    with pytest.raises(SdftError, match="cannot be used"):
-        checkpoint.claim(tmp_path / "thesis.tex", CONFIG)
-    assert os.listdir(tmp_path) == ["thesis.tex"]
-
-
-def test_claim_refuses_a_broken_config(tmp_path):
-    (tmp_path / "config.yaml").write_text("[1, 2")
-    with pytest.raises(SdftError, match="is not a run's configuration"):
-        checkpoint.claim(tmp_path, CONFIG)
-
-
-def test_resumable_keys_exist():
-    known = {"output", "preset", "baseline", *CONFIG}
-    for key in checkpoint.RESUMABLE:
-        section, _, name = key.partition(".")
-        assert section in known
-        assert not name or name in CONFIG[section]

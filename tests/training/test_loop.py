@@ -1,43 +1,44 @@
-"""A run ends the same however often it is killed; it stops where it must, and keeps what it should."""
+"""A run's result does not depend on interruptions; stopping and the choice of a model."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from runs import config_of, read, start, step_names, write_config
+from runs import config_of, finish, read, start, step_names, write_config
 from sdft_jax import cli
-from sdft_jax.algorithm.baselines import UPDATES
-from sdft_jax.algorithm.baselines.oracle import make_oracle_update
+from sdft_jax.algorithm.rollout import target_rollout
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.scoring import Evaluation
 from sdft_jax.models import load_model
-from sdft_jax.training import checkpoint, evaluations
-from sdft_jax.training import loop as train_module
-from sdft_jax.training.inputs import prepare
-from sdft_jax.training.loop import train
+from sdft_jax.reporting.reporter import SILENT
+from sdft_jax.training import checkpoint, evaluations, loop
+from sdft_jax.training.inputs import load_inputs
+from sdft_jax.training.loop import total_steps, train
+from sdft_jax.types import Metrics
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 PLAIN = ("eval.path=null", "eval.prior=null", "train.eval_every=0", "train.rollouts_every=0")
-"""Steps alone."""
+"""Settings without evaluations and rollouts."""
 
 
-def run(model, output, *overrides, watch=None):
+def run(model, output, *overrides, **options):
     config = config_of(model, output, *overrides)
-    return train(config, prepare(config, active=False), watch=watch)
+    return train(config, load_inputs(config), **options)
 
 
 def content(output: Path) -> dict:
-    """Everything that a run leaves, but for times."""
+    """Return everything that a run writes, without timings."""
     last = max(step_names(output))
     checkpoint = output / "checkpoints" / str(last)
     with ocp.PyTreeCheckpointer() as reader:
@@ -61,7 +62,7 @@ def assert_same(one: Path, two: Path) -> None:
     assert sorted(path.name for path in two.iterdir() if path.name.startswith(".")) == []
 
 
-DYING = """
+INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from sdft_jax import cli
@@ -70,91 +71,128 @@ from sdft_jax.reporting import sinks
 from sdft_jax.models.hf import writing
 
 place, output = sys.argv[1], Path(sys.argv[2])
+write_all, seal = sinks._write_all, checkpoint.seal
 
-def die():
+def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def dying(function, last_words):
-    def wrapped(*arguments):
-        last_words(*arguments)
-        return function(*arguments)
-    return wrapped
-
-def half_a_line(sinks, step, metrics):
-    if step == 4:  # that of the evaluation at step 3 is already written
+def write_and_interrupt(sinks, step, metrics):
+    if place == "half a line" and step == 4:
         with (output / "metrics.jsonl").open("a") as file:
             file.write('{"step": 4, "lo')
         die()
+    write_all(sinks, step, metrics)
+    if place == "first step" and "loss" in metrics:
+        die()
+    if place == "SIGTERM" and step == 3 and "loss" in metrics:
+        os.kill(os.getpid(), signal.SIGTERM)
 
-def half_a_checkpoint(directory):
+def seal_or_die(directory):
     if list(directory.glob("4.*")):
         die()
+    seal(directory)
 
-if place == "metrics":
-    sinks._write_all = dying(sinks._write_all, half_a_line)
+sinks._write_all = write_and_interrupt
 if place == "checkpoint":
-    checkpoint.seal = dying(checkpoint.seal, half_a_checkpoint)
+    checkpoint.seal = seal_or_die
 if place == "export":
-    writing._write_index = dying(writing._write_index, lambda files, directory: die())
+    writing._write_index = die
 sys.exit(cli.main(sys.argv[3:]))
 """
 PLACES = {
-    "metrics": "in the middle of a line of metrics, after an evaluation that no checkpoint has seen",
-    "checkpoint": "while a checkpoint is being written",
-    "export": "while the model is being exported",
+    "first step": "after the metrics of step 1, before the first checkpoint",
+    "half a line": "in a line of metrics, after an evaluation that is in no checkpoint",
+    "checkpoint": "while a checkpoint is written",
+    "export": "while the model is exported",
 }
 
 
-def test_killed_again_and_again_it_ends_bit_identical(finished, tiny_directory, tmp_path, caches):
+def test_run_that_is_killed_repeatedly_ends_bit_identical(finished, tiny_directory, tmp_path, caches):
     output = tmp_path / "run"
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output)]
-    process = start(["-m", "sdft_jax.cli", *command], caches)
-    wait_for(output / "metrics.jsonl", process)
-    process.kill()
-    assert ended(process)[0] == -signal.SIGKILL, "the kill came too late"
     for place in PLACES:
-        code, errors = ended(start(["-c", DYING, place, str(output), *command], caches))
+        code, errors = finish(start(["-c", INTERRUPTED, place, str(output), *command], caches))
         assert code == -signal.SIGKILL, errors
+        if place == "first step":
+            assert [row["step"] for row in read(output / "metrics.jsonl")] == [1]
+            assert step_names(output) == []
+        if place == "half a line":
+            assert (output / "metrics.jsonl").read_text().endswith('\n{"step": 4, "lo')
         if place == "checkpoint":
             assert list((output / "checkpoints").glob("4.*"))
-    code, errors = ended(start(["-m", "sdft_jax.cli", *command], caches))
+        if place == "export":
+            assert step_names(output) == [4, 6]
+        assert not (output / "model").exists()
+    code, errors = finish(start(["-m", "sdft_jax.cli", *command], caches))
     assert code == 0, errors
     assert_same(finished, output)
 
 
-def test_sigterm_saves_the_step_and_exits_143(finished, tiny_directory, tmp_path, caches):
+def test_sigterm_saves_the_step_and_exits_with_143(finished, tiny_directory, tmp_path, caches):
     output = tmp_path / "run"
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
-    process = start(["-m", "sdft_jax.cli", *command], caches)
-    wait_for(output / "metrics.jsonl", process)
-    process.terminate()
-    code, errors = ended(process)
+    code, errors = finish(start(["-c", INTERRUPTED, "SIGTERM", str(output), *command], caches))
     assert code == 143, errors
-    step = int(re.fullmatch(r"sdft: stopped by SIGTERM after step (\d); .*\n", errors)[1])
-    assert step_names(output) == [step]
-    assert [row["step"] for row in read(output / "metrics.jsonl")] == list(range(1, step + 1))
+    assert errors == "sdft: stopped by SIGTERM after step 3: start the same command again to resume.\n"
+    assert step_names(output) == [3]
+    assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3]
     assert cli.main([*command, "train.save_every=2"]) == 0
-    shutil.rmtree(output / "checkpoints" / str(step), ignore_errors=True)
     left, right = content(finished), content(output)
     del left["steps"], right["steps"]
     assert left == right
 
 
-def wait_for(path: Path, process) -> None:
-    """Until the file has its first line."""
-    while process.poll() is None and not (path.exists() and path.stat().st_size):
-        time.sleep(0.002)
+@pytest.mark.parametrize("place", ["make_update", "_next_batch", "throughputs"])
+def test_implicit_transfer_in_a_step_is_an_error(tiny_directory, tmp_path, monkeypatch, place):
+    """One is added to the second call of the update, the next batch or the report."""
+    on_device, on_host, calls = jnp.ones(3), np.ones(3, np.float32), []
+
+    def with_transfer(function):
+        def wrapped(*arguments):
+            calls.append(place)
+            if len(calls) == 2:
+                jnp.add(on_device, on_host)
+            return function(*arguments)
+
+        return wrapped
+
+    monkeypatch.setattr(loop, "make_update", make_nudge)
+    if place == "make_update":
+        monkeypatch.setattr(loop, place, lambda learner: with_transfer(make_nudge(learner)))
+    else:
+        monkeypatch.setattr(loop, place, with_transfer(getattr(loop, place)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tiny_directory, tmp_path, *PLAIN, "train.method=sft")
+    assert len(calls) == 2
 
 
-def ended(process) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=300)
-    return process.returncode, errors
+def test_steps_make_no_implicit_transfer(tiny_directory, tmp_path, monkeypatch):
+    """None is allowed from the first step to the last, within the loop's own guard or outside."""
+    make_update, calls = loop.make_update, []
+
+    def make_guarded(learner):
+        update = make_update(learner)
+
+        def guarded(state, batch):
+            calls.append(len(calls))
+            result = update(state, batch)
+            jax.config.update("jax_transfer_guard", "disallow" if len(calls) < 5 else "allow")
+            return result
+
+        return guarded
+
+    monkeypatch.setattr(loop, "make_update", make_guarded)
+    try:
+        done = run(tiny_directory, tmp_path, *PLAIN, "train.steps=5", "train.save_every=0")
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")
+    assert (done.step, len(calls)) == (5, 5)
 
 
-def test_metrics_say_everything_at_every_step(finished):
+def test_every_step_has_all_metrics(finished):
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    every = {
+    names = {
         "loss",
         "forward_kl",
         "reverse_kl",
@@ -171,12 +209,12 @@ def test_metrics_say_everything_at_every_step(finished):
         "seconds",
         "tokens_per_second",
     }
-    assert all(every <= row.keys() for row in rows)
+    assert all(names <= row.keys() for row in rows)
     phases = {"rollout_tokens_per_second", "learn_tokens_per_second"}
     assert [row["step"] for row in rows if phases & row.keys()] == [2, 6]
 
 
-def test_evaluations_before_during_and_after(finished):
+def test_evaluations_before_during_and_after_training(finished):
     rows = read(finished / "evaluations.jsonl")
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert rows[0].keys() == {"step", "accuracy", "length", "teacher", "prior"}
@@ -194,7 +232,7 @@ def test_evaluations_before_during_and_after(finished):
     assert rows[2]["kl_to_base"] > 0
 
 
-def test_rollouts_are_samples_to_be_looked_at(finished):
+def test_rollouts_are_written_as_text_and_as_rows(finished):
     names = sorted(path.name for path in (finished / "rollouts").iterdir())
     assert names == ["000003.jsonl", "000003.txt", "000006.jsonl", "000006.txt"]
     rows = read(finished / "rollouts" / "000003.jsonl")
@@ -204,7 +242,7 @@ def test_rollouts_are_samples_to_be_looked_at(finished):
         assert len(row["tokens"]) == len(row["divergence"]) == len(row["log_ratio"]) > 0
 
 
-def test_a_finished_run_is_only_reported_again(finished, tiny_directory, tmp_path, monkeypatch):
+def test_finished_run_is_not_evaluated_again(finished, tiny_directory, tmp_path, monkeypatch):
     output = shutil.copytree(finished, tmp_path / "run")
     monkeypatch.setattr(evaluations, "evaluate", None)
     done = run(tiny_directory, output)
@@ -212,68 +250,72 @@ def test_a_finished_run_is_only_reported_again(finished, tiny_directory, tmp_pat
     assert_same(finished, output)
 
 
-def test_a_damaged_checkpoint_is_skipped_aloud_and_made_again(finished, tiny_directory, tmp_path, capsys):
+def test_damaged_checkpoint_is_reported_and_saved_again(finished, tiny_directory, tmp_path, capsys):
     output = shutil.copytree(finished, tmp_path / "run")
     (output / "checkpoints" / "6" / "meta" / "metadata").write_text("{")
     run(tiny_directory, output)
-    said = capsys.readouterr().out
-    assert "checkpoints/6 is damaged and was skipped: meta/metadata has 1 bytes" in said
-    assert "resuming from step 4" in said
+    output_text = capsys.readouterr().out
+    assert "checkpoints/6 is damaged and was skipped: meta/metadata has 1 bytes" in output_text
+    assert "resuming from step 4" in output_text
     assert_same(finished, output)
 
 
-def test_rows_over_a_limit_are_a_share_of_the_metrics(tiny_directory, tmp_path):
+def test_share_of_dropped_rows_is_a_metric(tiny_directory, tmp_path):
     config = config_of(tiny_directory, tmp_path, *PLAIN, "train.steps=1", "data.max_teacher_prompt=24")
-    prepared = prepare(config, active=False)
-    assert 0 < prepared.dropped.total < 24
-    train(config, prepared)
-    assert read(tmp_path / "metrics.jsonl")[0]["dropped"] == prepared.dropped.total / 24
+    inputs = load_inputs(config)
+    assert 0 < inputs.dropped.total < 24
+    train(config, inputs)
+    assert read(tmp_path / "metrics.jsonl")[0]["dropped"] == inputs.dropped.total / 24
 
 
-def test_numbers_that_are_not_finite_stop_the_run(tiny_directory, tmp_path):
+def test_loss_or_update_that_is_not_finite_stops_the_run(tiny_directory, tmp_path):
     fast = (*PLAIN, "train.save_every=1", "optimizer.schedule=constant")
-    with pytest.raises(SdftError, match=r"step 1: .* update norm inf .*; nothing was saved yet"):
+    with pytest.raises(SdftError, match=r"^step 1: .* update norm inf .*; no checkpoint was saved yet: "):
         run(tiny_directory, tmp_path / "a", *fast, "optimizer.learning_rate=1e30")
     with pytest.raises(SdftError) as caught:
         run(tiny_directory, tmp_path / "b", *fast, "optimizer.learning_rate=1e16")
-    words = str(caught.value)
-    assert re.match(r"step 2: loss nan, .* at rows \[\d+(, \d+){0,7}\] of mini:blax; ", words), words
-    assert "the last good checkpoint is that of step 1: lower optimizer.learning_rate" in words
+    message = str(caught.value)
+    assert re.match(r"step 2: loss nan, .* at rows \[\d+(, \d+){0,7}\] of mini:blax; ", message), message
+    assert "the last good checkpoint is that of step 1: lower optimizer.learning_rate" in message
     assert step_names(tmp_path / "b") == [1]
     assert [row["step"] for row in read(tmp_path / "b" / "metrics.jsonl")] == [1]
 
 
-def test_a_nan_is_found_where_it_arises(tiny_directory, tmp_path):
+def test_debug_nans_locates_a_nan(tiny_directory, tmp_path):
     fast = (*PLAIN, "optimizer.schedule=constant", "optimizer.learning_rate=1e16", "debug.nans=true")
     with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered in \w+"):
         run(tiny_directory, tmp_path, *fast)
-    assert not jax.config.jax_debug_nans  # what comes after is as it was
+    assert not jax.config.jax_debug_nans  # restored after the run
 
 
-def make_nudge(*arguments, **options):
-    """An update that compiles at once: every parameter grows by a hundredth."""
-    count = make_oracle_update(*arguments, **options)
+def make_nudge(learner):
+    """Return an update that compiles fast: it adds 0.01 to every parameter."""
 
+    @functools.partial(jax.jit, donate_argnums=0)
     def update(state, batch):
-        state, metrics = count(state, batch)
-        return dataclasses.replace(state, params=jax.tree.map(lambda p: p + 0.01, state.params)), metrics
+        rollout = target_rollout(batch)
+        zeros = jnp.zeros(rollout.tokens.shape)
+        names = ("loss", "completion_length", "completion_tokens", "grad_norm", "update_norm")
+        params = jax.tree.map(lambda p: p + 0.01, state.params)
+        metrics = Metrics({name: jnp.zeros(()) for name in names}, rollout, zeros, zeros)
+        return dataclasses.replace(state, step=state.step + 1, params=params), metrics
 
     return update
 
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Evaluations that find these accuracies, or (accuracy, distance from the base), one after another.
+    """A function that sets the results of the next evaluations: accuracies, or (accuracy, distance).
 
-    What is between them is not learned: method sft is `make_nudge`.
+    Between them, updates are those of `make_nudge`.
     """
-    monkeypatch.setitem(UPDATES, "sft", make_nudge)
+    monkeypatch.setattr(loop, "make_update", make_nudge)
 
     def script(*results):
-        found = iter(result if isinstance(result, tuple) else (result, 0.0) for result in results)
+        remaining = iter(result if isinstance(result, tuple) else (result, 0.0) for result in results)
 
         def evaluate(*_, **__):
-            accuracy, kl = next(found)
+            accuracy, kl = next(remaining)
             right = round(10 * accuracy)
             return Evaluation((True,) * right + (False,) * (10 - right), ("",) * 10, (1,) * 10, kl)
 
@@ -292,7 +334,7 @@ NEW_ONLY = (
 )
 
 
-def test_stops_at_the_accuracy_asked_for_and_goes_on_when_more_is_asked(tiny_directory, tmp_path, scripted):
+def test_run_stops_at_an_accuracy_and_continues_if_it_is_raised(tiny_directory, tmp_path, scripted):
     scripted(0.0, 0.4, 0.6)
     assert run(tiny_directory, tmp_path, *NEW_ONLY, "train.stop_at=0.5").step == 2
     assert run(tiny_directory, tmp_path, *NEW_ONLY, "train.stop_at=0.5").step == 2
@@ -300,7 +342,7 @@ def test_stops_at_the_accuracy_asked_for_and_goes_on_when_more_is_asked(tiny_dir
     assert run(tiny_directory, tmp_path, *NEW_ONLY, "train.stop_at=0.8").step == 4
 
 
-def test_keeps_the_last_and_the_best(tiny_directory, tmp_path, scripted):
+def test_last_and_best_checkpoints_are_kept(tiny_directory, tmp_path, scripted):
     scripted(0.0, 0.1, 0.9, 0.3, 0.9, 0.2, 0.1)
     run(tiny_directory, tmp_path, *NEW_ONLY, "checkpoint.keep_last=1", "checkpoint.keep_best=2")
     assert step_names(tmp_path) == [2, 4, 6]
@@ -313,10 +355,10 @@ def exported(output: Path) -> list[bytes]:
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_model(output / "model")[1])]
 
 
-def test_the_checkpoint_of_best_score_becomes_the_model(tiny_directory, tmp_path, scripted):
+def test_checkpoint_with_the_best_score_is_exported(tiny_directory, tmp_path, scripted):
     scripted(0.1, 0.4, 0.9, 0.9, 0.3)
     done = run(tiny_directory, tmp_path, *BEST)
-    assert done.step == 3, "the newest of equals"
+    assert done.step == 3, "the newest of equal ones"
     assert step_names(tmp_path) == [3, 4]
     with ocp.PyTreeCheckpointer() as reader:
         three, four = (
@@ -326,25 +368,25 @@ def test_the_checkpoint_of_best_score_becomes_the_model(tiny_directory, tmp_path
     assert exported(tmp_path) == three != four
     assert [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(done.params)] == three
     (tmp_path / "model" / "model.safetensors").unlink()
-    assert run(tiny_directory, tmp_path, *BEST).step == 3, "again, from disk"
+    assert run(tiny_directory, tmp_path, *BEST).step == 3, "again, from the checkpoint"
     assert exported(tmp_path) == three
 
 
-def test_the_initial_model_is_chosen_if_nothing_is_better(tiny_directory, tmp_path, scripted):
+def test_initial_model_is_exported_if_none_is_better(tiny_directory, tmp_path, scripted):
     scripted(0.5, 0.4, 0.4, 0.3, 0.2)
     assert run(tiny_directory, tmp_path, *BEST, "optimizer.freeze=[embed]").step == 0
     base = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_model(tiny_directory)[1])]
     assert exported(tmp_path) == base
 
 
-def test_a_checkpoint_too_far_from_the_base_ends_the_run_unchosen(tiny_directory, tmp_path, scripted):
+def test_checkpoint_beyond_max_kl_ends_the_run_and_is_not_exported(tiny_directory, tmp_path, scripted):
     limits = ("eval.prior=mini:old", "train.max_kl=0.5")
-    scripted(0.1, 1.0, 0.4, (1.0, 0.2), 0.3, (1.0, 0.4), 0.9, (1.0, 0.6))  # new and old skills in turn
+    scripted(0.1, 1.0, 0.4, (1.0, 0.2), 0.3, (1.0, 0.4), 0.9, (1.0, 0.6))  # new and prior skills in turn
     assert run(tiny_directory, tmp_path, *BEST, *limits).step == 1
     assert [row["step"] for row in read(tmp_path / "evaluations.jsonl")] == [0, 1, 2, 3]
 
 
-def test_scores_are_those_of_validation_rows(tiny_directory, tmp_path, scripted):
+def test_scores_are_accuracies_on_validation_rows(tiny_directory, tmp_path, scripted):
     scripted(0.9, 0.1, 0.2, 0.6, 0.9, 0.5)  # test and validation in turn
     more = ("eval.validation=mini:blax:validation", "train.patience=1", "train.steps=4")
     assert run(tiny_directory, tmp_path, *BEST, *more).step == 1
@@ -359,7 +401,7 @@ def scores_of(output: Path, step: int) -> list[float]:
 
 
 @pytest.mark.parametrize("choose", ["last", "best"])
-def test_a_resumed_run_remembers_its_scores(tiny_directory, tmp_path, scripted, monkeypatch, choose):
+def test_resumed_run_has_its_earlier_scores(tiny_directory, tmp_path, scripted, monkeypatch, choose):
     save = checkpoint.save
 
     def die(manager, step, *arguments):
@@ -380,37 +422,37 @@ def test_a_resumed_run_remembers_its_scores(tiny_directory, tmp_path, scripted, 
     assert [row["accuracy"] for row in read(tmp_path / "evaluations.jsonl")] == [0.5, 0.4, 0.3, 0.2]
 
 
-def test_a_run_killed_before_its_first_step_goes_on_as_if_it_had_not_been(
+def test_run_that_is_killed_before_its_first_step_starts_again(
     tiny_directory, tmp_path, scripted, monkeypatch
 ):
-    """Its initial model reaches stop_at, which ends no run that has not made a step."""
-    next_batch = train_module._next_batch
-    monkeypatch.setattr(train_module, "_next_batch", lambda *_: 1 / 0)
+    """Its initial model reaches stop_at, which does not end a run before its first step."""
+    next_batch = loop._next_batch
+    monkeypatch.setattr(loop, "_next_batch", lambda *_: 1 / 0)
     scripted(0.9)
     with pytest.raises(ZeroDivisionError):
         run(tiny_directory, tmp_path, *BEST, "train.stop_at=0.5")
     assert step_names(tmp_path) == [0]
-    monkeypatch.setattr(train_module, "_next_batch", next_batch)
+    monkeypatch.setattr(loop, "_next_batch", next_batch)
     scripted(0.9, 1.0)
     assert run(tiny_directory, tmp_path, *BEST, "train.stop_at=0.5").step == 1
     assert [row["step"] for row in read(tmp_path / "evaluations.jsonl")] == [0, 1]
 
 
-def test_what_is_watched_joins_the_evaluations_and_decides_nothing(tiny_directory, tmp_path, scripted):
+def test_measurements_of_watch_join_the_evaluations_and_decide_nothing(tiny_directory, tmp_path, scripted):
     scripted(0.5, 0.4, 0.3)
-    seen = []
+    parameters = []
 
     def watch(model, params):
-        seen.append(np.asarray(jax.tree.leaves(params)[0]).tobytes())
-        return {"accuracy/other": len(seen) / 10}
+        parameters.append(np.asarray(jax.tree.leaves(params)[0]).tobytes())
+        return {"accuracy/other": len(parameters) / 10}
 
     assert run(tiny_directory, tmp_path, *BEST, "train.steps=2", watch=watch).step == 0
     rows = read(tmp_path / "evaluations.jsonl")
     assert [row["accuracy/other"] for row in rows] == [0.1, 0.2, 0.3]
-    assert len(set(seen)) == 3, "each time with the parameters of then"
+    assert len(set(parameters)) == 3, "each evaluation has its own parameters"
 
 
-def test_the_oracle_makes_no_step_and_leaves_the_model_as_it_was(tiny_directory, tmp_path, monkeypatch):
+def test_the_oracle_takes_no_step_and_exports_the_initial_model(tiny_directory, tmp_path, monkeypatch):
     def evaluate(*_, teacher, **__):
         return Evaluation((teacher, False), ("",) * 2, (1,) * 2, None)
 
@@ -424,7 +466,7 @@ def test_the_oracle_makes_no_step_and_leaves_the_model_as_it_was(tiny_directory,
     assert exported(tmp_path) == base
 
 
-def test_sft_goes_through_the_same_loop_and_imitates(tiny_directory, tmp_path):
+def test_sft_runs_in_the_same_loop_and_learns(tiny_directory, tmp_path):
     learns = (
         *PLAIN,
         "train.method=sft",
@@ -437,3 +479,26 @@ def test_sft_goes_through_the_same_loop_and_imitates(tiny_directory, tmp_path):
     rows = read(tmp_path / "metrics.jsonl")
     assert rows[0]["cross_entropy"] > 3
     assert rows[-1]["cross_entropy"] < 0.3 * rows[0]["cross_entropy"]
+
+
+def test_process_without_a_console_writes_no_metrics(tiny_directory, tmp_path, scripted, capsys):
+    scripted(0.1, 0.2)
+    done = run(tiny_directory, tmp_path, *NEW_ONLY, "train.steps=1", reporter=SILENT)
+    assert (done.step, done.evaluations) == (1, ())
+    assert step_names(tmp_path) == [1]
+    assert not {"metrics.jsonl", "evaluations.jsonl", "rollouts"} & {path.name for path in tmp_path.iterdir()}
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (("train.steps=7", "train.epochs=3"), 7),
+        (("train.steps=null", "train.epochs=2"), 5),
+        (("train.steps=null", "train.epochs=0.01"), 1),
+        (("train.steps=7", "train.method=oracle"), 0),
+    ],
+)
+def test_total_steps(overrides, steps):
+    """20 rows in batches of 8."""
+    assert total_steps(config_of("mini", "unused", *overrides), 20) == steps

@@ -1,4 +1,4 @@
-"""A device whose memory really does not suffice: arrays, settings and files are named, nothing is lost."""
+"""Runs on a device with too little memory: the error names arrays, settings and files; nothing is lost."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from sdft_jax.training.out_of_memory import explained, is_exhausted
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no limit on a process's memory")
 
 LIMIT = 2**36
-"""Bytes that a process may have, so that the machine's own memory is never asked for more."""
+"""The maximum memory of a process in bytes, so that the machine itself does not run out of memory."""
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
@@ -34,7 +34,7 @@ def limited(caches, *arguments, limit=LIMIT):
     return process.returncode, errors
 
 
-def test_an_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, caches):
+def test_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, caches):
     output = tmp_path / "run"
     config = write_config(
         tmp_path / "run.yaml", tiny_directory, output, *UPDATE, "eval.path=null", "eval.prior=null"
@@ -44,13 +44,13 @@ def test_an_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, cach
     assert "sdft: out of memory in training: " in errors
     assert "Traceback" not in errors
     # 2^24 tokens of 155 logits, 4 bytes each: 9.69 GiB.
-    assert "logits of a chunk, student [16777216, 155] float32: 9.69 GiB a device" in errors
+    assert "logits of a chunk, student [16777216, 155] float32: 9.69 GiB per device" in errors
     assert "activations attention scores of a layer [4096, 2, 32, 4128] float32: 4.03 GiB" in errors
     assert "train.micro_batch=2048, about " in errors
-    assert "no step was saved yet" in errors
+    assert "No step was saved; details are in " in errors
     table = output / "profile" / "memory.json"
     profile = output / "profile" / "memory.prof"
-    assert f"see {table} and {profile}" in errors
+    assert f"details are in {table} and {profile}." in errors
     assert b".py" in gzip.decompress(profile.read_bytes())
     report = json.loads(table.read_text())
     names = {(row["kind"], row["name"]): row["bytes"] for row in report["arrays"]}
@@ -61,9 +61,7 @@ def test_an_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, cach
     assert report["would save"]["train.micro_batch=2048"] > 2**35
 
 
-def test_a_later_evaluation_that_does_not_fit_names_the_last_saved_step(
-    finished, tiny_directory, tmp_path, caches
-):
+def test_evaluation_that_does_not_fit_names_the_last_saved_step(finished, tiny_directory, tmp_path, caches):
     output = tmp_path / "run"
     shutil.copytree(finished, output)
     shutil.rmtree(output / "checkpoints" / "6")
@@ -78,27 +76,27 @@ def test_a_later_evaluation_that_does_not_fit_names_the_last_saved_step(
     code, errors = limited(caches, "train", config, limit=2**33)
     assert code == 2, errors
     assert "sdft: out of memory in the evaluation at step 6: " in errors
-    assert "what was written is kept, and the last saved step is 4; see " in errors.lower()
+    assert "The last saved step is 4; details are in " in errors
     assert "base model" in (output / "profile" / "memory.json").read_text()
     assert step_names(output) == [4]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    # The same command with less to ask goes on from there.
+    # the same command with smaller batches resumes from there
     assert cli.main(["train", config, "eval.batch_size=8"]) == 0
     assert read(output / "metrics.jsonl") == read(finished / "metrics.jsonl")
 
 
-def test_an_evaluation_by_itself_is_explained(tiny_directory, caches):
+def test_evaluation_without_training_is_explained(tiny_directory, caches):
     words = ["evaluate", str(tiny_directory), "mini:blax:heldout", "--task", "mini", "mesh.fsdp=1"]
     code, errors = limited(caches, *words, *ANSWERS, "eval.limit=8", "model.compute_dtype=float32")
     assert code == 2, errors
     (first,) = [line for line in errors.splitlines() if line.startswith("sdft: ")]
     assert first.startswith("sdft: out of memory in the evaluation: ")
-    assert "answers' KV cache keys [2, 4096, 1, 16, 65568] float32: 32.02 GiB a device" in errors
+    assert "evaluation KV cache keys [2, 4096, 1, 16, 65568] float32: 32.02 GiB per device" in errors
     assert "eval.batch_size=2048, about 32." in errors
     assert "teacher" not in errors
 
 
-def test_what_else_goes_wrong_is_not_touched():
+def test_other_errors_pass():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), explained("", None, None, None):
         raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
     with pytest.raises(KeyError), explained("", None, None, None):

@@ -1,166 +1,218 @@
-"""A real server in place of Google's: what it announces ends real runs, on all hosts after the same step."""
+"""SIGTERM, and maintenance notices from a local metadata server, end a run after a step on all hosts."""
 
 import contextlib
 import http.server
+import os
 import re
+import signal
 import threading
-import time
-from pathlib import Path
+import types
 
 import pytest
 
 from process_groups import begin, wait_for_step
-from runs import start, step_names, write_config
+from runs import TIMEOUT, finish, start, step_names, wait_until, write_config
 from sdft_jax.errors import SdftError
 from sdft_jax.training import preemption
+from sdft_jax.training.preemption import termination_requests, watch_maintenance
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers as the metadata server does; `event` is what it announces, None: it knows of no such key."""
+    """A metadata server that announces `event`, or does not have the key if `event` is None."""
 
+    daemon_threads = True
     event: str | None = "NONE"
-    asked = 0
+    requests = 0
 
     @property
     def address(self):
         return f"127.0.0.1:{self.server_port}"
 
 
-class Answer(http.server.BaseHTTPRequestHandler):
+class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        known = self.path == "/computeMetadata/v1/instance/maintenance-event" and self.server.event
-        code = 403 if self.headers["Metadata-Flavor"] != "Google" else 200 if known else 404
-        self.server.asked += 1
+        event = self.server.event
+        exists = self.path == "/computeMetadata/v1/instance/maintenance-event" and event
+        code = 403 if self.headers["Metadata-Flavor"] != "Google" else 200 if exists else 404
+        self.server.requests += 1
         self.send_response(code)
         self.end_headers()
         if code == 200:
-            self.wfile.write(self.server.event.encode())
+            self.wfile.write(event.encode())
 
     def log_message(self, *_):
         pass
 
 
+@contextlib.contextmanager
+def serving():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
 @pytest.fixture
 def server():
-    with Server(("127.0.0.1", 0), Answer) as found:
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield found
-        found.shutdown()
+    with serving() as server:
+        yield server
 
 
-@contextlib.contextmanager
 def watching(server, seconds="0.1"):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SDFT_MAINTENANCE", seconds)
-        patch.setenv("GCE_METADATA_HOST", server.address)
-        yield patch
+    return {"SDFT_MAINTENANCE": seconds, "GCE_METADATA_HOST": server.address}
 
 
-SETTINGS = (
-    "train.steps=2000",
+ENDLESS = (
+    "train.steps=1000000",
     "train.save_every=1",
     "eval.path=null",
     "eval.prior=null",
     "train.rollouts_every=0",
-    "checkpoint.keep_last=9999",
+    "checkpoint.keep_last=1000000",
 )
+"""Settings of a run that only a signal ends."""
 
 
-def test_announced_maintenance_saves_and_exits_143(server, half_directory, tmp_path, caches):
+def test_announced_maintenance_saves_and_exits_with_143(server, half_directory, tmp_path, caches):
     output = tmp_path / "run"
-    config = write_config(tmp_path / "run.yaml", half_directory, output, *SETTINGS)
-    with watching(server) as patch:
-        patch.setenv("http_proxy", "http://127.0.0.1:9")  # never asked
-        process = start(["-m", "sdft_jax.cli", "train", config], caches)
-    wait_for(output, process)
-    server.event = "MIGRATE_ON_HOST_MAINTENANCE"  # a migration is survived
-    asked = server.asked
-    while server.asked < asked + 3:
-        time.sleep(0.05)
+    config = write_config(tmp_path / "run.yaml", half_directory, output, *ENDLESS)
+    # The metadata server is on the host: requests do not use a proxy.
+    environment = os.environ | watching(server) | {"http_proxy": "http://127.0.0.1:9"}
+    process = start(["-m", "sdft_jax.cli", "train", config], caches, environment)
+    wait_until((output / "checkpoints" / "1" / "manifest.json").exists, process)
+    server.event = "MIGRATE_ON_HOST_MAINTENANCE"  # does not end a process
+    before = server.requests
+    wait_until(lambda: server.requests >= before + 3, process)
     assert process.poll() is None
     server.event = preemption.ANNOUNCED
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
+    code, errors = finish(process)
+    assert code == 143, errors
     announced, stopped = errors.splitlines()
     assert announced == "sdft: maintenance of this host is announced."
-    step = int(re.fullmatch(r"sdft: stopped by SIGTERM after step (\d+); .*", stopped)[1])
+    step = int(re.fullmatch(r"sdft: stopped by SIGTERM after step (\d+): start the same .*", stopped)[1])
     assert max(step_names(output)) == step
 
 
 def test_maintenance_of_one_host_stops_all_after_the_same_step(server, half_directory, tmp_path, caches):
     output = tmp_path / "run"
     config = write_config(
-        tmp_path / "run.yaml", half_directory, output, *SETTINGS, "mesh.data=-1", "mesh.fsdp=2"
+        tmp_path / "run.yaml", half_directory, output, *ENDLESS, "mesh.data=-1", "mesh.fsdp=2"
     )
-    quiet = Server(("127.0.0.1", 0), Answer)
-    threading.Thread(target=quiet.serve_forever, daemon=True).start()
-    with watching(server):
-        other = [{"GCE_METADATA_HOST": quiet.address}, {}]
-        group = begin(config, 2, caches, environments=other)
-    wait_for_step(output, 1, group)
-    server.event = preemption.ANNOUNCED
-    codes, errors = group.end()
-    quiet.shutdown()
-    quiet.server_close()
+    with serving() as other:
+        group = begin(config, 2, caches, environments=[watching(other), watching(server)])
+        wait_for_step(output, 1, group)
+        server.event = preemption.ANNOUNCED
+        codes, errors = group.end()
+        assert other.requests > 0
     assert codes == [143, 143], errors
-    assert quiet.asked > 0
-    told = [re.search(r"stopped by SIGTERM after step \d+;", text)[0] for text in errors]
-    assert told[0] == told[1]
-    assert ["announced" in text for text in errors] == [False, True]
-
-
-def wait_for(output: Path, process) -> None:
-    until = time.monotonic() + 120
-    while not (output / "checkpoints" / "1" / "manifest.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    messages = [re.search(r"stopped by SIGTERM after step \d+:", text)[0] for text in errors]
+    assert messages[0] == messages[1]
+    assert ["maintenance of this host is announced" in text for text in errors] == [False, True]
 
 
 @pytest.fixture
-def killed(monkeypatch):
-    """Signals that were sent, none of which arrives."""
+def watch(monkeypatch):
+    """`watch_maintenance`, which returns the threads that it has started."""
+
+    def watch(environment):
+        threads = []
+
+        def make_thread(**options):
+            threads.append(threading.Thread(**options))
+            return threads[-1]
+
+        monkeypatch.setattr(preemption, "threading", types.SimpleNamespace(Thread=make_thread))
+        watch_maintenance(environment)
+        return threads
+
+    return watch
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """The signals that the process sent to itself; none is delivered."""
     sent = []
     monkeypatch.setattr(preemption.os, "kill", lambda *signal: sent.append(signal))
     return sent
 
 
-def test_what_was_announced_before_does_not_stop_a_run_again(server, killed):
+def test_event_that_was_announced_before_the_start_does_not_end_a_run(server, signals, watch):
     server.event = preemption.ANNOUNCED
-    preemption.watch({"SDFT_MAINTENANCE": "0.02", "GCE_METADATA_HOST": server.address})
-    until(lambda: server.asked > 3)
-    assert killed == []
+    (thread,) = watch(watching(server, "0.02"))
+    wait_until(lambda: server.requests > 3)
+    assert signals == []
     server.event = "NONE"
-    asked = server.asked
-    until(lambda: server.asked > asked + 1)
-    server.event = preemption.ANNOUNCED  # another one
-    until(lambda: killed)
+    before = server.requests
+    wait_until(lambda: server.requests > before + 1)
+    server.event = preemption.ANNOUNCED  # another event
+    thread.join(TIMEOUT)
+    assert signals == [(os.getpid(), signal.SIGTERM)]
 
 
-def test_where_nobody_knows_the_run_goes_on_and_says_so_once(server, killed, capsys):
+def test_server_without_the_key_is_queried_once(server, signals, watch, capsys):
     server.event = None
-    preemption.watch({"SDFT_MAINTENANCE": "0.02", "GCE_METADATA_HOST": server.address})
-    until(lambda: "does not tell of maintenance" in capsys.readouterr().err)
-    time.sleep(0.2)
-    assert server.asked == 1
-    assert killed == []
+    (thread,) = watch(watching(server, "0.02"))
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert re.fullmatch(
+        rf"sdft: {server.address} does not report maintenance events \(.*404.*\); the run continues without "
+        r"them\.\n",
+        capsys.readouterr().err,
+    )
+    assert server.requests == 1
+    assert signals == []
 
 
-def test_without_being_asked_for_nothing_is_watched(server):
-    threads = threading.active_count()
-    preemption.watch({"GCE_METADATA_HOST": server.address})
-    assert threading.active_count() == threads
-    assert server.asked == 0
+def test_unreachable_server_is_reported_once_and_queried_again(signals, watch, capsys, monkeypatch):
+    requests, events = [], {4: "NONE", 5: preemption.ANNOUNCED}
+
+    def event(host):
+        requests.append(host)
+        if len(requests) in events:
+            return events[len(requests)]
+        raise OSError("no route")
+
+    monkeypatch.setattr(preemption, "_event", event)
+    (thread,) = watch({"SDFT_MAINTENANCE": "0.02", "GCE_METADATA_HOST": "host"})
+    thread.join(TIMEOUT)
+    assert requests == ["host"] * 5
+    text = "host does not report maintenance events (no route); the run continues without them"
+    assert capsys.readouterr().err == f"sdft: {text}.\nsdft: maintenance of this host is announced.\n"
+    assert signals == [(os.getpid(), signal.SIGTERM)]
+
+
+def test_without_a_number_of_seconds_no_server_is_queried(server, watch):
+    assert watch({"GCE_METADATA_HOST": server.address}) == []
+    assert server.requests == 0
 
 
 @pytest.mark.parametrize("text", ["yes", "0", "-1", "nan", "inf"])
-def test_what_is_no_number_of_seconds_is_refused(text):
-    with pytest.raises(SdftError, match=f"SDFT_MAINTENANCE='{text}' is no number of seconds"):
-        preemption.watch({"SDFT_MAINTENANCE": text})
+def test_invalid_number_of_seconds_is_refused(text):
+    with pytest.raises(SdftError, match=f"^SDFT_MAINTENANCE='{text}' is not a number of seconds: set it to"):
+        watch_maintenance({"SDFT_MAINTENANCE": text})
 
 
-def until(condition) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+def test_termination_is_requested_by_sigterm_inside_the_context():
+    previous = signal.getsignal(signal.SIGTERM)
+    with termination_requests() as terminates:
+        assert not terminates(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert terminates(1)
+        assert terminates(2)
+    assert signal.getsignal(signal.SIGTERM) is previous
+    with termination_requests() as terminates:
+        assert not terminates(0)
+
+
+def test_other_threads_than_the_main_one_ignore_sigterm():
+    """Only the main thread of Python can handle signals; notebooks run cells in others."""
+    results = []
+
+    def enter():
+        with termination_requests() as terminates:
+            results.append(terminates(1))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert results == [False]

@@ -1,21 +1,27 @@
-"""Real processes on one machine: the same run as one process, killed, stopped, resumed in other numbers."""
+"""Several processes as one program: the same run as one process, killed, stopped and resumed by other numbers."""
 
-import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from process_groups import begin, results, wait_for_step
-from runs import start, step_names, write_config
+from process_groups import (
+    CLI,
+    begin,
+    devices_flag,
+    free_address,
+    member_environment,
+    results,
+    wait_for_step,
+)
+from runs import TIMEOUT, finish, start, step_names, wait_until, write_config
 from sdft_jax import cli
 from sdft_jax.errors import SdftError
 from sdft_jax.training import processes
@@ -35,15 +41,14 @@ def config(directory, half_directory):
 
 @pytest.fixture(scope="module")
 def two(directory, config, caches):
-    """A run of two processes, undisturbed."""
-    group = begin(config, 2, caches, f"output={directory / 'two'}")
-    codes, errors = group.end()
+    """The output of an uninterrupted run of two processes."""
+    codes, errors = begin(config, 2, caches, f"output={directory / 'two'}").end()
     assert codes == [0, 0], errors
     return directory / "two"
 
 
 def assert_close(one, other):
-    """The same losses to 1e-5, the same words."""
+    """Losses and other metrics differ by rounding only, and accuracies and lengths not at all."""
     left, right = results(one), results(other)
     assert left["rollouts"].keys() == right["rollouts"].keys()
     for a, b in zip(left["metrics"], right["metrics"], strict=True):
@@ -56,79 +61,125 @@ def assert_close(one, other):
             assert a[key] == b[key]
 
 
-def test_two_processes_are_as_one(two, directory, config, shared_compilations):
+def test_two_processes_train_as_one(two, directory, config, shared_compilations):
     output = directory / "one"
     assert cli.main(["train", config, f"output={output}", "mesh.data=2"]) == 0
     assert_close(two, output)
     assert step_names(two) == step_names(output) == list(range(1, 11))
 
 
+AT_STEP = """
+import os, signal, sys
+from sdft_jax import cli
+from sdft_jax.training import loop
+
+next_batch, batches = loop._next_batch, []
+
+def next_batch_and_act(arguments):
+    batches.append(next_batch(arguments))
+    if len(batches) == STEP:
+        act()
+    return batches[-1]
+
+loop._next_batch = next_batch_and_act
+"""
+KILLED = (
+    AT_STEP.replace("STEP", "4")
+    + """
+def act():  # the save of step 3 has waited for that of step 2
+    os.kill(os.getpid(), signal.SIGKILL)
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+)
+
+
 @pytest.fixture(scope="module")
 def killed(two, directory, config, caches):
-    """Two processes of which one was killed in mid-run: what is left on disk."""
+    """The output of a run of two processes, one of which was killed at step 4."""
     output = directory / "killed"
-    group = begin(config, 2, caches, f"output={output}")
-    wait_for_step(output, 2, group)
-    group.members[1].kill()
-    time.sleep(0.2)
-    group.members[0].kill()  # it would wait for the other; a launcher ends all
+    group = begin(config, 2, caches, f"output={output}", programs=[CLI, ["-c", KILLED]])
+    code, errors = finish(group.members[1])
+    assert code == -signal.SIGKILL, errors
+    group.kill()  # process 0 waits for the other one; a launcher kills all
     group.end()
     assert 2 in step_names(output)
+    assert not {4, 5} & set(step_names(output))
     assert not (output / "model").exists()
-    subprocess.run(["cp", "-r", str(output), str(directory / "four")], check=True)
+    shutil.copytree(output, directory / "four")
     return output
 
 
-def test_killed_and_started_again_it_ends_bit_identical(killed, two, config, caches):
+def test_killed_run_is_resumed_bit_identically(killed, two, config, caches):
     codes, errors = begin(config, 2, caches, f"output={killed}").end()
     assert codes == [0, 0], errors
     assert results(killed) == results(two)
 
 
-def test_four_processes_go_on_where_two_were_killed(killed, two, directory, config, caches):
+def test_killed_run_is_resumed_by_four_processes(killed, two, directory, config, caches):
     output = directory / "four"
-    group = begin(config, 4, caches, f"output={output}", "mesh.fsdp=4")
-    codes, errors = group.end()
+    codes, errors = begin(config, 4, caches, f"output={output}", "mesh.fsdp=4").end()
     assert codes == [0] * 4, errors
     assert_close(two, output)
 
 
+TERMINATED = (
+    AT_STEP.replace("STEP", "4")
+    + """
+from jax._src.distributed import global_state
+
+def act():
+    if global_state.process_id == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    # JAX checks for a signal once per second, and then informs all processes by this key.
+    global_state.client.blocking_key_value_get("RECEIVED_PREEMPTION_NOTICE", 600_000)
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+)
+
+
 def test_sigterm_on_one_host_stops_all_after_the_same_step(two, directory, config, caches):
     output = directory / "stopped"
-    group = begin(config, 2, caches, f"output={output}")
-    wait_for_step(output, 1, group)
-    group.members[1].send_signal(signal.SIGTERM)
-    codes, errors = group.end()
+    codes, errors = begin(config, 2, caches, f"output={output}", programs=[["-c", TERMINATED]] * 2).end()
     assert codes == [143, 143], errors
-    told = [
+    messages = [
         [line for line in text.splitlines() if "stopped by SIGTERM after step" in line] for text in errors
     ]
-    assert told[0] == told[1]
-    assert len(told[0]) == 1
+    assert messages[0] == messages[1]
+    assert len(messages[0]) == 1
     last = max(step_names(output))
-    assert f"after step {last};" in told[0][0]
-    assert last < 10
-    # One process goes on, on a mesh of its own.
-    flags = os.environ["XLA_FLAGS"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", flags.replace("device_count=8", "device_count=1"))
-        alone = start(
-            ["-m", "sdft_jax.cli", "train", config, f"output={output}", "mesh.data=1", "mesh.fsdp=1"], caches
-        )
-        _, errors = alone.communicate(timeout=240)
-    assert alone.returncode == 0, errors
+    assert f"after step {last}:" in messages[0][0]
+    assert 4 <= last < 10
+    # One process resumes the run, on another mesh.
+    environment = os.environ | {"XLA_FLAGS": devices_flag(1)}
+    arguments = [*CLI, "train", config, f"output={output}", "mesh.data=1", "mesh.fsdp=1"]
+    code, errors = finish(start(arguments, caches, environment))
+    assert code == 0, errors
     assert_close(two, output)
 
 
-def printed(text):
-    """Lines, without those of Gloo, whose threads break each other's."""
-    rest = r"\d+ is connected to \d+ peer ranks\. Expected number of connected peer ranks is : \d+"
+PROGRESS = r"[\w ]+ \d+/\d+, ([^,]*, )?[\d:]+ elapsed(, [\d:]+ left)?"
+"""A line of progress, which only slow work prints."""
+GLOO = r"\d+ is connected to \d+ peer ranks\. Expected number of connected peer ranks is : \d+"
+"""A part of a line of Gloo, whose threads split each other's lines."""
+
+
+def table(text):
+    """Return the lines of a table, without progress and the lines of Gloo."""
     lines = [line for line in text.splitlines() if line.strip() and "[Gloo]" not in line]
-    return [line for line in lines if not re.fullmatch(rest, line)]
+    return [line for line in lines if not re.fullmatch(f"{PROGRESS}|{GLOO}", line)]
+
+
+def test_lines_of_progress_are_recognized():
+    lines = ["student 8/10, 0:12 elapsed, 0:03 left", "old skills 10/10, 1:02:03 elapsed"]
+    assert table("\n".join([*lines, "training 3/10, loss 0.1, 0:12 elapsed", "student 0.5 5/10"])) == [
+        "student 0.5 5/10"
+    ]
 
 
 def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys):
-    """Two by two devices, ten rows in batches of eight: answers, and the table of process 0 alone."""
+    """Two processes with two devices each, ten rows in batches of eight; process 0 alone prints and writes."""
     words = [
         str(half_directory),
         "mini:old",
@@ -141,95 +192,119 @@ def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys
         "model.compute_dtype=float32",
     ]
     group = begin(words[0], 2, caches, *words[1:], f"--json={directory / 'two.jsonl'}", command="evaluate")
-    outputs = [member.communicate(timeout=240) for member in group.members]
+    outputs = [member.communicate(timeout=TIMEOUT) for member in group.members]
     assert [member.returncode for member in group.members] == [0, 0], outputs
-    told, silent = (printed(text) for text, _ in outputs)
-    assert silent == []
+    first, second = (table(text) for text, _ in outputs)
+    assert second == []
     assert cli.main(["evaluate", *words, f"--json={directory / 'one.jsonl'}", "mesh.fsdp=1"]) == 0
-    assert printed(capsys.readouterr().out) == told
+    assert table(capsys.readouterr().out) == first
+    assert {"student", "teacher"} <= {word for line in first for word in line.split()}
     rows = (directory / "two.jsonl").read_text()
     assert rows == (directory / "one.jsonl").read_text()
     assert len(rows.splitlines()) == 10
 
 
-def test_processes_with_other_configurations_are_refused(directory, config, caches):
+def test_different_configurations_are_refused(directory, config, caches):
     rates = [("optimizer.learning_rate=2e-3",), ("optimizer.learning_rate=1e-3",)]
     codes, errors = begin(config, 2, caches, f"output={directory / 'differ'}", each=rates).end()
     assert codes == [2, 2], errors
     assert "processes 1 differ from process 0: start all" in errors[0]
-    assert "optimizer.learning_rate is 0.001 here and 0.002 there" in errors[1]
+    rate = "optimizer.learning_rate is 0.001 on this process and 0.002 on process 0"
+    assert f"processes 1 differ from process 0 ({rate}): start all" in errors[1]
     assert not (directory / "differ").exists()
 
 
-def test_a_coordinator_that_does_not_answer_is_named_with_the_time(config, caches):
-    environment = {
-        "SDFT_COORDINATOR": "127.0.0.1:9",
-        "SDFT_PROCESSES": "2",
-        "SDFT_PROCESS": "1",
-        "SDFT_TIMEOUT": "1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in environment.items():
-            patch.setenv(key, value)
-        process = start(["-m", "sdft_jax.cli", "train", config], caches)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2, errors
-    (sentence,) = [line for line in errors.splitlines() if line.startswith("sdft: ")]
-    assert "the coordinator 127.0.0.1:9 could not be reached within 1 s" in sentence
+def test_refused_run_directory_ends_all_processes(directory, config, caches):
+    output = directory / "foreign"
+    output.mkdir()
+    (output / "thesis.tex").write_text("")
+    codes, errors = begin(config, 2, caches, f"output={output}").end()
+    assert codes == [2, 2], errors
+    assert f"sdft: output={output} holds files that do not belong to a run, such as thesis.tex: " in errors[0]
+    assert "sdft: process 0 cannot use the run directory: see its message." in errors[1]
+    assert os.listdir(output) == ["thesis.tex"]
 
 
-def test_processes_that_never_come_are_told_with_address_and_time(config, caches):
-    """Two of three are there: process 0, which listens, and one that has reached it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SDFT_TIMEOUT", "8")
-        group = begin(config, 2, caches, of=3)
-    began = time.monotonic()
-    codes, errors = group.end(100)
-    assert codes == [1, 1], errors
-    assert time.monotonic() - began < 60  # JAX's own deadline is later
-    address = re.search(r"127\.0\.0\.1:\d+", errors[0])[0]
-    for number, text in enumerate(errors):
-        (sentence,) = text.splitlines()
-        assert sentence.startswith(
-            f"sdft: process {number} has waited 8 s at {address}, and not all of the 3 "
+def messages(errors):
+    """Return the lines of stderr that are messages of sdft."""
+    return [line for line in errors.splitlines() if line.startswith("sdft: ")]
+
+
+def test_coordinator_that_does_not_answer_is_named(config, caches):
+    environment = member_environment("127.0.0.1:9", 2, 1) | {"SDFT_TIMEOUT": "1"}
+    code, errors = finish(start([*CLI, "train", config], caches, environment))
+    assert code == 2, errors
+    (message,) = messages(errors)
+    assert "the coordinator 127.0.0.1:9 could not be reached within 1 s (Connection refused): " in message
+
+
+def is_listening(address):
+    host, _, port = address.partition(":")
+    with socket.socket() as connection:
+        return connection.connect_ex((host, int(port))) == 0
+
+
+def test_missing_processes_are_reported(config, caches):
+    """Two of three processes are started: process 1 gives up while process 0 still waits, then process 0."""
+    address = free_address()
+
+    def begin_member(number, seconds):
+        environment = member_environment(address, 3, number) | {"SDFT_TIMEOUT": str(seconds)}
+        return start([*CLI, "train", config], caches, environment)
+
+    def check(process, number):
+        code, errors = finish(process)
+        assert code == 1, errors
+        (message,) = errors.splitlines()
+        assert message.startswith(
+            f"sdft: process {number} has waited 8 s at {address}, and not all of the 3 processes have joined: "
         )
-        assert "SDFT_TIMEOUT=SECONDS waits longer" in sentence
+        assert message.endswith("; SDFT_TIMEOUT=SECONDS sets a longer timeout.")
+
+    coordinator = begin_member(0, 100_000)
+    wait_until(lambda: is_listening(address), coordinator)
+    check(begin_member(1, 8), 1)
+    coordinator.kill()
+    coordinator.communicate()
+    check(begin_member(0, 8), 0)
 
 
 @pytest.mark.parametrize("name", ["SDFT_PROCESSES", "SDFT_PROCESS"])
-def test_a_variable_that_is_missing_is_named(name):
+def test_missing_variable_is_named(name):
     environment = {"SDFT_COORDINATOR": "a:1", "SDFT_PROCESSES": "2", "SDFT_PROCESS": "0"}
-    with pytest.raises(SdftError, match=f"{name}='' is no number"):
+    with pytest.raises(SdftError, match=f"^{name}='' is not a number: "):
         processes.initialize({key: value for key, value in environment.items() if key != name})
 
 
-def test_one_process_joins_nobody():
+@pytest.mark.parametrize("address", ["somewhere", ":80", "host:", "host:port"])
+def test_invalid_address_is_refused(address):
+    environment = {"SDFT_COORDINATOR": address, "SDFT_PROCESSES": "2", "SDFT_PROCESS": "1"}
+    with pytest.raises(SdftError, match=f"^SDFT_COORDINATOR='{address}' is not an address: give HOST:PORT"):
+        processes.initialize(environment)
+
+
+def test_single_process_joins_none():
     processes.initialize({})
     processes.require_agreement({"train": {"seed": 1}})
 
 
-def test_the_code_is_known_by_its_content(tmp_path):
-    command = [sys.executable, "-c", "from sdft_jax.distributed import code_digest; print(code_digest())"]
-    package = Path(processes.__file__).parent
+def test_code_digest_depends_on_all_source_files(tmp_path):
+    code = "from sdft_jax.training.processes import code_digest; print(code_digest())"
+    package = Path(processes.__file__).parents[1]
     copy = tmp_path / "sdft_jax"
-    subprocess.run(["cp", "-r", str(package), str(copy)], check=True)
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
 
     def digest():
-        return subprocess.run(
-            command, cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
 
-    assert digest() == processes.code_digest()
-    (copy / "update.py").write_text((package / "update.py").read_text() + "\n")
-    assert digest() != processes.code_digest()
-
-
-def test_arrays_are_spread_and_collected_whole():
-    sharding = NamedSharding(Mesh(np.asarray(jax.devices()), "x"), PartitionSpec("x"))
-    tree = {"a": np.arange(16).reshape(8, 2), "b": np.arange(8) % 2 == 0}
-    placed = processes.spread(tree, sharding)
-    assert all(x.sharding == sharding for x in jax.tree.leaves(placed))
-    back = processes.collect(placed)
-    assert json.dumps({k: v.tolist() for k, v in back.items()}) == json.dumps(
-        {k: v.tolist() for k, v in tree.items()}
-    )
+    unchanged = digest()
+    assert re.fullmatch("[0-9a-f]{16}", unchanged)
+    assert unchanged == processes.code_digest()
+    for name in ("types.py", "algorithm/update.py"):
+        (copy / name).write_text((package / name).read_text() + "\n")
+        assert digest() != unchanged
+        (copy / name).write_text((package / name).read_text())
+    assert digest() == unchanged

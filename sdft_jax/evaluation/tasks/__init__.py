@@ -1,4 +1,4 @@
-"""Tasks: the scorer of a completion, and the check of a reference answer."""
+"""Tasks by name: the scorer of a completion, and the validation of a reference answer."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ Scorer = Callable[[str, Example], bool]
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A scorer, and the check of a reference answer: an error message, or None if the scorer can use it."""
+    """The scorer of a task, and the validation of its reference answers."""
 
     score: Scorer
     problem: Callable[[object], str | None]
+    """Returns what is wrong with a reference answer, or None if the scorer can use it."""
 
 
 def _score_embedded(module: str, function: str) -> Scorer:
-    """Return a scorer of an embedded world, whose module is imported at the first use."""
+    """Return the scorer of an embedded world; its module is imported at the first use."""
 
     def score(completion: str, example: Example) -> bool:
         return getattr(importlib.import_module(module), function)(completion, {"answer": example.answer})

@@ -8,24 +8,24 @@ from sdft_jax.data.examples import Example
 def problem(answer: object) -> str | None:
     """Return what is wrong with an answer that is not a non-empty text or a number, or None."""
     if answer is None:
-        return "it is missing; add the field, or set data.answer to the name of another one."
+        return "it is missing; add the field, or set data.answer to the name of another field."
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         return f"it is {answer!r}; give a non-empty string or a number."
     return None
 
 
 def score_exact(completion: str, example: Example) -> bool:
-    """Return True if both are equal after stripping whitespace (exact match, as in SQuAD-style tasks)."""
+    """Return True if both are equal without surrounding whitespace (exact match, as in SQuAD-style tasks)."""
     return completion.strip() == str(example.answer).strip()
 
 
 def score_contains(completion: str, example: Example) -> bool:
-    """Return True if the answer occurs in the completion verbatim (containment, as in knowledge tasks)."""
+    """Return True if the completion contains the answer verbatim (containment, as in knowledge tasks)."""
     return str(example.answer).strip() in completion
 
 
 def score_choice(completion: str, example: Example) -> bool:
-    """Return True if the content of the last <answer> tag, stripped, is exactly the answer.
+    """Return True if the content of the last <answer> tag is the answer, without surrounding whitespace.
 
     Source: evaluation of the science task (SciKnowEval chemistry) of the SDFT paper's released code.
     """

@@ -1,9 +1,9 @@
 """Scorer of the tool-use task (ToolAlpaca, in ReAct form).
 
-Source: the SDFT paper's released evaluation: the multiset of action names equals the reference's, and all
-action inputs merged (a later key wins) equal the reference's merged. Two faults of it are fixed: inputs are
-read as JSON, where its regular expression `{.*?}` ends at the first closing brace and misses nested objects
-(a copy of the reference answer then scores at most 96.7 %); and drafts inside <think> do not count."""
+Source: the SDFT paper's released evaluation. The multiset of action names must equal the reference's, and so
+must the union of all action inputs (the last value of a key counts). Two of its bugs are fixed: inputs are
+parsed as JSON, because its regular expression `{.*?}` ends at the first closing brace and misses nested
+objects (a copy of the reference answers then scores at most 96.7 %); and calls in <think> do not count."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ _DECODER = json.JSONDecoder()
 
 
 def score(completion: str, example: Example) -> bool:
-    """Return True if the reference's tools are called with its inputs, in any order."""
+    """Return True if the completion calls the reference's tools with its inputs, in any order."""
     reply = _without_thoughts(completion)
     names = Counter(re.findall(r"\bAction:\s*(\S+)", reply))
     inputs: dict[str, Any] = {}
     for match in re.finditer(r"\bAction Input:\s*(?={)", reply):
         inputs |= _leading_object(reply[match.end() :])
-    golden: dict[str, Any] = {}
+    reference: dict[str, Any] = {}
     for action in example.answer:
-        golden |= _input(action)
-    return names == Counter(action["Action"] for action in example.answer) and inputs == golden
+        reference |= _input(action)
+    return names == Counter(action["Action"] for action in example.answer) and inputs == reference
 
 
 def problem(answer: object) -> str | None:
-    """Return what is wrong with an answer that is not a list of {"Action": ..., "Action_Input": ...}, or
-    None."""
+    """Return what is wrong with an answer, or None for a list of {"Action": ..., "Action_Input": ...}."""
     if isinstance(answer, list) and answer and all(_is_action(action) for action in answer):
         return None
-    return 'give a list of {"Action": name, "Action_Input": JSON object}, as data.answer=golden_answer does.'
+    return (
+        'it is not a list of {"Action": name, "Action_Input": JSON object}; set data.answer to a field with '
+        "such a list, as golden_answer of ToolAlpaca."
+    )
 
 
 def _without_thoughts(completion: str) -> str:
-    """Return the reply without thoughts, which the prompt may open, and the length limit may leave open."""
+    """Return the reply without thoughts, even if the prompt opened one or the length limit truncated it."""
     closed = re.sub(r"<think>.*?(</think>|\Z)", "", completion, flags=re.DOTALL)
     return closed.rpartition("</think>")[2]
 
 
 def _leading_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that `text` starts with, or an empty one if it is not valid JSON."""
+    """Return the JSON object at the start of `text`, or an empty one if it is not valid JSON."""
     try:
         return _DECODER.raw_decode(text)[0]
     except ValueError:

@@ -146,7 +146,7 @@ def record(estimate: Estimate) -> dict[str, Any]:
         "limit_seconds": sum(estimate.roofline.values()),
         "refusal": estimate.refusal,
         "seconds by phase": dict(estimate.seconds),
-        "bytes besides the state by phase": dict(estimate.temporaries),
+        "temporary bytes by phase": dict(estimate.temporaries),
         "compile_seconds": estimate.compile_seconds,
         "compiler": compiler(),
     }

@@ -69,7 +69,9 @@ def test_scores(completion, correct):
     ],
 )
 def test_problem_of_an_invalid_answer(answer):
-    assert "as data.answer=golden_answer does" in tooluse.problem(answer)
+    assert 'it is not a list of {"Action": name, "Action_Input": JSON object}; set ' in tooluse.problem(
+        answer
+    )
 
 
 def test_inputs_may_be_objects_instead_of_json_text():

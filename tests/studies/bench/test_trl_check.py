@@ -7,6 +7,7 @@ import pytest
 from benches import small_model
 from sdft_jax.models import load_model
 from sdft_jax.studies.bench import trl_check
+from sdft_jax.types import Sequences
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def test_our_loss_is_the_mean_of_the_divergence_of_each_row(directory, tmp_path)
         for params, side in ((student, "prompt"), (teacher, "teacher")):
             prompt = rows[side][rows[f"{side}_mask"]]
             tokens = np.concatenate([prompt, rows["completion"][0, :count]])[None]
-            logits = np.asarray(model.logits(params, tokens, np.ones_like(tokens, bool)), np.float64)
+            sequences = Sequences(tokens, np.ones_like(tokens, bool))
+            logits = np.asarray(model.logits(params, sequences), np.float64)
             logits = logits[0, len(prompt) - 1 : -1]
             logs.append(
                 logits

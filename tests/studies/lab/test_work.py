@@ -30,9 +30,11 @@ def test_arm_measures_the_rows_of_its_split_and_samples_from_its_last_model(worl
     sampling = {"n": 3, "prompts": 2}
     trial = tiny_arm(world, split="validation", changes=watched, pass_at_k=sampling)
     loaded = []
-    load = work._load
+    load_model = work.load_model
     monkeypatch.setattr(
-        work, "_load", lambda config, directory: (loaded.append(directory), load(config, directory))[1]
+        work,
+        "load_model",
+        lambda directory, **options: (loaded.append(directory), load_model(directory, **options))[1],
     )
     result = work.arm(trial.settings, tmp_path)
     assert json.loads(json.dumps(result)) == result

@@ -1,0 +1,39 @@
+"""`sdft sample`: prompts from arguments and stdin, and the number of completions."""
+
+import io
+import sys
+
+import pytest
+
+from sdft_jax import cli
+
+pytestmark = pytest.mark.usefixtures("shared_compilations")
+
+PROMPTS = ["please reverse the letters a b", "please rotate the letters a b"]
+SETTINGS = ("-o", "sampling.max_new_tokens=4", "-o", "mesh.fsdp=4")
+
+
+def test_prompts_are_arguments_or_lines_of_stdin(tiny_directory, capsys, monkeypatch):
+    command = ["sample", str(tiny_directory)]
+    assert cli.main([*command, *PROMPTS, *SETTINGS, "-n", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if not line.startswith("  -> ")] == [
+        PROMPTS[0],
+        PROMPTS[0],
+        PROMPTS[1],
+        PROMPTS[1],
+    ]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPTS[0]}\n\n{PROMPTS[1]}\n"))
+    assert cli.main([*command, *SETTINGS, "-n", "2"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_errors(tiny_directory, capsys, monkeypatch):
+    command = ["sample", str(tiny_directory)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert cli.main(command) == 2
+    assert "there is no prompt: give one as an argument" in capsys.readouterr().err
+    assert cli.main([*command, "x", "-n", "0"]) == 2
+    assert "-n 0: give at least 1 completion per prompt" in capsys.readouterr().err
+    assert cli.main([*command, "x", "-o", "data.max_prompt=2"]) == 2
+    assert "raise data.max_prompt" in capsys.readouterr().err
