@@ -10,8 +10,8 @@ import jax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 Params = Mapping[str, Any]
-"""A nested dictionary of arrays. A model's layers are stacked on axis 0, or are a tuple of layers while decoding
-without a scan over them."""
+"""A nested dictionary of arrays. A model's layers are stacked on axis 0, or are a tuple of layers while
+decoding without a scan over them."""
 
 
 class StopTokens(NamedTuple):

@@ -120,7 +120,8 @@ def half_directory(tmp_path_factory, tiny_directory):
 
 @pytest.fixture(scope="session")
 def finished_sequence(tmp_path_factory, half_directory):
-    """A directory with `run`, the output of `sdft continual`, and `alone`, its copy before arms were added."""
+    """A directory with `run`, the output of `sdft continual`, and `alone`, its copy before arms were
+    added."""
     import shutil
 
     from runs import sequence_settings, write_config

@@ -39,6 +39,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.mini.curriculum import Curriculum, Kind, Text
 from sdft_jax.mini.tokenizer import build_tokenizer
 from sdft_jax.models import Model, architecture_from_dict, save_pretrained
+from sdft_jax.sampling import make_key
 from sdft_jax.types import Sequences
 
 WORLDS = {"lists": "lists", "storms": "storms", "chains": "chains"}
@@ -216,7 +217,7 @@ def make_base(curriculum: Curriculum, recipe: Recipe) -> tuple[Model, Any, PreTr
     max_tokens = max(kind.prompt + kind.response for kind in curriculum.kinds.values())
     model = Model(architecture_from_dict(model_config(tokenizer, recipe.size, max_tokens)))
     optimizer = make_optimizer(recipe)
-    params = model.init(jax.random.key(recipe.seed))
+    params = model.init(make_key(recipe.seed))
     opt_state = optimizer.init(params)
     stream = batches(curriculum, tokenizer, recipe.seed)
     update = partial(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 from rich.console import Console
+from rich.text import Text
 
 from sdft_jax.reporting.progress import bar, track, training_bar
 
@@ -34,8 +35,8 @@ class Reporter:
             self.console.print(renderable, markup=False, highlight=False, soft_wrap=plain)
 
     def heading(self, text: str, more: str = "") -> None:
-        """Print a text in bold, and more after it."""
-        self.console.print(f"[bold]{text}[/]{more}", highlight=False, soft_wrap=True)
+        """Print `text` in bold, followed by `more`; neither is markup."""
+        self.console.print(Text.assemble((text, "bold"), more), soft_wrap=True)
 
     def bar(
         self, description: str, total: int | None

@@ -15,9 +15,16 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     Floating-point numbers have three decimals; a missing value is a dash.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    # Text, since paths and names of tasks are not markup.
+    table = Table(
+        title=Text(title, "table.title"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
+        table.add_column(Text(column), justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     return table

@@ -25,7 +25,13 @@ def to_host(tree: Any) -> Any:
         lambda x: (
             jax.device_get(x)  # explicit, so that a transfer guard allows it
             if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
-            else multihost_utils.process_allgather(x, tiled=True)
+            else _gather(x)
         ),
         tree,
     )
+
+
+def _gather(x: jax.Array) -> np.ndarray:
+    """Return an array that spans processes, whole on each of them."""
+    with jax.transfer_guard_device_to_host("allow"):  # process_allgather reads its result implicitly
+        return multihost_utils.process_allgather(x, tiled=True)

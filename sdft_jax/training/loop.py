@@ -228,7 +228,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
         while step < loop.steps and not stopped and not ending:
             step += 1
             before_step(step)
-            with jax.transfer_guard("disallow"):
+            with _transfer_guard(loop.config):
                 batch = _next_batch(loop)
             sampling = None
             if _is_due(step + options.phases_every - 2, options.phases_every):  # from the second step on
@@ -236,7 +236,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
                 sampling = time_sampling(loop.learner, state, batch)
                 pending.restart()
             assert loop.update is not None
-            with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+            with _transfer_guard(loop.config), jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = loop.update(state, batch)
                 pending.push(step, batch, metrics, sampling, saved)
             done = step == loop.steps
@@ -266,6 +266,12 @@ def _open_sinks(loop: _Loop, restored_step: int) -> contextlib.AbstractContextMa
     if not loop.reporter.writes:
         return contextlib.nullcontext(NO_SINKS)
     return open_sinks(loop.config.report, loop.directory.local, restored_step, to_dict(loop.config))
+
+
+def _transfer_guard(config: Config) -> contextlib.AbstractContextManager[None]:
+    """Refuse implicit transfers between host and devices: each of them would wait for the device."""
+    # jax.debug_nans runs a step again operation by operation, which transfers constants.
+    return jax.transfer_guard("allow" if config.debug.nans else "disallow")
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -14,7 +14,8 @@ import jax
 from sdft_jax.algorithm import Learner, join
 from sdft_jax.sampling import compiled_sample
 from sdft_jax.sampling.keys import from_data, row_keys
-from sdft_jax.types import TokenBatch, TrainState
+from sdft_jax.sharding import to_host
+from sdft_jax.types import Sequences, TokenBatch, TrainState
 
 
 class SamplingTime(NamedTuple):
@@ -53,12 +54,17 @@ def throughputs(
     rates = {"seconds": seconds, "tokens_per_second": completion / seconds}
     if sampling is None:
         return rates
-    scored = float(batch.prompt.mask.sum()) + completion
+    scored = _count(batch.prompt) + completion
     if "divergence" in scalars:
         has_own = batch.teacher_prompt.mask.shape[1] > 0
-        scored += float((batch.teacher_prompt if has_own else batch.prompt).mask.sum()) + completion
+        scored += _count(batch.teacher_prompt if has_own else batch.prompt) + completion
     if sampling.tokens:
         rates["rollout_tokens_per_second"] = sampling.tokens / sampling.seconds
     if seconds > sampling.seconds:
         rates["learn_tokens_per_second"] = scored / (seconds - sampling.seconds)
     return rates
+
+
+def _count(sequences: Sequences) -> float:
+    """Return the number of tokens that are not padding, by an explicit transfer."""
+    return float(to_host(sequences.mask.sum()))

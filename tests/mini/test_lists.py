@@ -11,6 +11,7 @@ from sdft_jax.mini import lists
 from sdft_jax.mini.curriculum import teacher_turn
 from sdft_jax.mini.make_base import batches, examine
 from sdft_jax.mini.tokenizer import build_tokenizer
+from sdft_jax.types import Sequences
 
 BASE = Path(mini.__file__).parent / "base"
 BASES = BASE.parent / "bases"
@@ -165,5 +166,5 @@ def test_logits_match_transformers():
     tokens = np.array([row for row in encoded if len(row) == len(encoded[0])])
     reference = transformers.AutoModelForCausalLM.from_pretrained(BASE)
     expected = reference(torch.tensor(tokens)).logits.detach().numpy()
-    actual = model.logits(params, tokens, np.ones_like(tokens, bool))
+    actual = model.logits(params, Sequences(tokens, np.ones_like(tokens, bool)))
     np.testing.assert_allclose(actual, expected, atol=2e-4)

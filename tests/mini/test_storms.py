@@ -183,29 +183,25 @@ def answer():
     """Return a function (rows, field of the context or None) -> greedy completions of the embedded model."""
     import jax
 
-    from sdft_jax import generate, load_model
+    from sdft_jax.config.settings import SamplingConfig
+    from sdft_jax.models import load_model
     from sdft_jax.models.hf.tokenizer import load_tokenizer, read_eos_ids
+    from sdft_jax.sampling import generate
+    from sdft_jax.types import Sequences, StopTokens
 
-    model, params = load_model(str(BASE))[:2]
+    model, params = load_model(BASE)
     tokenizer = load_tokenizer(str(BASE))
     tokenizer.padding_side = "left"
+    greedy = SamplingConfig(max_new_tokens=20, temperature=0.0)
+    stop = StopTokens(read_eos_ids(tokenizer, BASE), tokenizer.pad_token_id)
 
     def answer(rows, field=None):
         users = [teacher_turn(row["prompt"], row[field]) if field else row["prompt"] for row in rows]
         turns = [[{"role": "user", "content": user}] for user in users]
         texts = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         prompts = tokenizer(texts, padding="max_length", max_length=40, return_tensors="np")
-        rollout = generate(
-            model,
-            params,
-            prompts["input_ids"],
-            prompts["attention_mask"] == 1,
-            key=jax.random.key(0),
-            max_new_tokens=20,
-            temperature=0.0,
-            eos_ids=read_eos_ids(tokenizer, BASE),
-            pad_id=tokenizer.pad_token_id,
-        )
+        sequences = Sequences(prompts["input_ids"], prompts["attention_mask"] == 1)
+        rollout = generate(model, params, sequences, jax.random.key(0), greedy, stop)
         return tokenizer.batch_decode(np.asarray(rollout.tokens), skip_special_tokens=True)
 
     return answer

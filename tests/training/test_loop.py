@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import types
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax._src.array import ArrayImpl
+from jax._src.lib import guard_lib
 
 from runs import config_of, finish, read, start, step_names, write_config
 from sdft_jax import cli
@@ -166,8 +169,35 @@ def test_implicit_transfer_in_a_step_is_an_error(tiny_directory, tmp_path, monke
     assert len(calls) == 2
 
 
-def test_steps_make_no_implicit_transfer(tiny_directory, tmp_path, monkeypatch):
-    """None is allowed from the first step to the last, within the loop's own guard or outside."""
+@pytest.fixture
+def device_to_host_guard(monkeypatch):
+    """Refuse what JAX refuses on an accelerator: the implicit conversion of an array inside a transfer guard.
+
+    On a CPU, host and device share memory, and JAX allows it.
+    """
+    value = ArrayImpl._value
+
+    def guarded(array):
+        state = guard_lib.thread_local_state()
+        level = state.device_to_host or guard_lib.global_state().device_to_host
+        if level == guard_lib.TransferGuardLevel.DISALLOW and not state.explicit_device_get:
+            raise AssertionError("Disallowed device-to-host transfer")
+        return value.fget(array)
+
+    monkeypatch.setattr(ArrayImpl, "_value", property(guarded))
+
+
+def test_device_to_host_guard(device_to_host_guard):
+    array = jax.device_put(0.5)
+    with jax.transfer_guard("disallow"):
+        assert jax.device_get(array) == 0.5
+        with pytest.raises(AssertionError, match="device-to-host"):
+            float(array)
+    assert float(array) == 0.5
+
+
+def test_steps_make_no_implicit_transfer(tiny_directory, tmp_path, monkeypatch, device_to_host_guard):
+    """None is allowed from the end of the first step to the last, within the loop's own guard or outside."""
     make_update, calls = loop.make_update, []
 
     def make_guarded(learner):
@@ -187,6 +217,15 @@ def test_steps_make_no_implicit_transfer(tiny_directory, tmp_path, monkeypatch):
     finally:
         jax.config.update("jax_transfer_guard", "allow")
     assert (done.step, len(calls)) == (5, 5)
+
+
+def test_reports_make_no_implicit_transfer(tiny_directory, tmp_path, device_to_host_guard):
+    """Timings of sampling, rollouts and evaluations: outside the loop's guard, or explicit."""
+    settings = ("train.steps=4", "train.phases_every=2", "train.rollouts_every=1", "train.eval_every=2")
+    assert run(tiny_directory, tmp_path, *settings, "mesh.data=2").step == 4
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "learn_tokens_per_second" in row] == [2, 4]
+    assert len(list((tmp_path / "rollouts").glob("*.txt"))) == 4
 
 
 def test_every_step_has_all_metrics(finished):
@@ -502,3 +541,12 @@ def test_process_without_a_console_writes_no_metrics(tiny_directory, tmp_path, s
 def test_total_steps(overrides, steps):
     """20 rows in batches of 8."""
     assert total_steps(config_of("mini", "unused", *overrides), 20) == steps
+
+
+@pytest.mark.parametrize(("share", "imitated"), [(0.0, 10), (0.25, 8), (0.5, 5), (0.7, 3), (1.0, 0)])
+def test_steps_before_the_general_phase_of_reinvoke(share, imitated):
+    """Of 10 steps, the last share distills the base model on general prompts."""
+    inputs = types.SimpleNamespace(general=("row",))
+    settings = ("train.method=reinvoke", "data.general=unused", f"train.reinvoke={share}")
+    assert loop._general_phase(config_of("mini", "unused", *settings), inputs, 10) == (("row",), imitated)
+    assert loop._general_phase(config_of("mini", "unused"), inputs, 10) is None

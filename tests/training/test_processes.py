@@ -1,4 +1,4 @@
-"""Several processes as one program: the same run as one process, killed, stopped and resumed by other numbers."""
+"""Several processes as one program: their run is that of one process, also if it is killed and resumed."""
 
 import os
 import re
@@ -19,7 +19,6 @@ from process_groups import (
     free_address,
     member_environment,
     results,
-    wait_for_step,
 )
 from runs import TIMEOUT, finish, start, step_names, wait_until, write_config
 from sdft_jax import cli
@@ -69,7 +68,7 @@ def test_two_processes_train_as_one(two, directory, config, shared_compilations)
 
 
 AT_STEP = """
-import os, signal, sys
+import os, signal, sys, time
 from sdft_jax import cli
 from sdft_jax.training import loop
 
@@ -86,7 +85,10 @@ loop._next_batch = next_batch_and_act
 KILLED = (
     AT_STEP.replace("STEP", "4")
     + """
-def act():  # the save of step 3 has waited for that of step 2
+def act():
+    (output,) = (word.removeprefix("output=") for word in sys.argv if word.startswith("output="))
+    while not os.path.exists(f"{output}/checkpoints/2"):
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
 sys.exit(cli.main(sys.argv[1:]))
@@ -179,7 +181,7 @@ def test_lines_of_progress_are_recognized():
 
 
 def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys):
-    """Two processes with two devices each, ten rows in batches of eight; process 0 alone prints and writes."""
+    """Two processes with two devices each, ten rows in batches of eight; only process 0 prints and writes."""
     words = [
         str(half_directory),
         "mini:old",
@@ -256,9 +258,8 @@ def test_missing_processes_are_reported(config, caches):
         code, errors = finish(process)
         assert code == 1, errors
         (message,) = errors.splitlines()
-        assert message.startswith(
-            f"sdft: process {number} has waited 8 s at {address}, and not all of the 3 processes have joined: "
-        )
+        beginning = f"sdft: process {number} has waited 8 s at {address}, and not all of the 3 processes have"
+        assert message.startswith(f"{beginning} joined: ")
         assert message.endswith("; SDFT_TIMEOUT=SECONDS sets a longer timeout.")
 
     coordinator = begin_member(0, 100_000)
