@@ -24,7 +24,7 @@ examples:
   sdft evaluate DIR FILE --task choice data.demonstration=answer
       measure the accuracy of a model, alone and with the demonstration in context
   sdft continual configs/continual.yaml
-      train three skills in turn by SDFT and by SFT, and measure what is learned and forgotten
+      train three skills in sequence by SDFT and by SFT, and measure what is learned and forgotten
   sdft lab skill --quick
       run one of the paper's experiments at small scale; sdft lab all runs all of them
   sdft bench trl --output runs/bench
@@ -43,7 +43,7 @@ exit codes:
 USER_ERROR = 2
 
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not needed
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if PyTorch is missing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         file = getattr(error, "filename", None) or "the output"
-        print(f"sdft: {file} cannot be written ({reason}): fix that and start again.", file=sys.stderr)
+        print(
+            f"sdft: {file} cannot be written ({reason}): fix this and run the command again.", file=sys.stderr
+        )
         return USER_ERROR
 
 
@@ -165,7 +167,7 @@ def _run_until_terminated(run: Callable[[Config], object], config: Config) -> in
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments; key=value overrides may precede or follow options, unlike in argparse."""
+    """Parse the arguments; key=value overrides may precede or follow options, unlike in plain argparse."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (
@@ -279,7 +281,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="such as v5e:4x4 or v5e-16; may be repeated",
+        help="TPU topology, such as v5e:4x4 or v5e-16; may be repeated",
     )
     command.add_argument(
         "--mesh", help="data=N,fsdp=N,tensor=N (one may be -1), or all; default: as in CONFIG"
@@ -301,13 +303,13 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
     """Add `sdft lab`, which needs no configuration."""
     from sdft_jax.studies.lab.experiments import EXPERIMENTS
 
-    listed = "\n".join(f"  {name:<12} {what}" for name, (_, what) in EXPERIMENTS.items())
+    experiments = "\n".join(f"  {name:<12} {summary}" for name, (_, summary) in EXPERIMENTS.items())
     command = commands.add_parser(
         "lab",
         help="run the paper's experiments at small scale",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run the paper's experiments on embedded models; finished trials are reused.",
-        epilog=f"experiments:\n{listed}",
+        epilog=f"experiments:\n{experiments}",
     )
     command.set_defaults(command=lab)
     command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
@@ -326,14 +328,14 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     """Add `sdft bench`; each measurement parses its own options, which follow its name."""
     from sdft_jax.studies.bench import BENCHES
 
-    listed = "\n".join(f"  {name:<12} {what}" for name, what in BENCHES.items())
+    measurements = "\n".join(f"  {name:<12} {summary}" for name, summary in BENCHES.items())
     command = commands.add_parser(
         "bench",
         help="measure speed and memory against a peer or a physical limit",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure against a named peer or a physical limit in the same run; "
         "sdft bench NAME --help lists the options.",
-        epilog=f"measurements:\n{listed}",
+        epilog=f"measurements:\n{measurements}",
     )
     command.set_defaults(command=bench)
     command.add_argument("name", metavar="NAME", choices=list(BENCHES), help="name of a measurement")

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can fix."""
+"""The exception for mistakes that a user can fix."""
 
 
 class SdftError(Exception):

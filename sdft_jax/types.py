@@ -22,7 +22,7 @@ class StopTokens(NamedTuple):
 
 
 NO_STOP = StopTokens()
-"""No token ends a completion: each has the maximum length."""
+"""Stop tokens for completions of the maximum length: no token ends a completion."""
 
 
 @jax.tree_util.register_dataclass
@@ -59,7 +59,7 @@ class TokenBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """Right-padded completions: samples of the student, or what a method trains on instead."""
+    """Right-padded completions: samples of the student or the teacher, or given targets."""
 
     tokens: Int[Array, "B N"]
     mask: Bool[Array, "B N"]
@@ -77,7 +77,10 @@ class Rollout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that an update reads and writes; a run resumed from a checkpoint of it is bit-identical."""
+    """The state that an update reads and writes.
+
+    A run that resumes from a checkpoint of it is bit-identical to an uninterrupted run.
+    """
 
     step: Int[Array, ""]
     params: Params

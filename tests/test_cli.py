@@ -71,7 +71,7 @@ OVERRIDES = {
     "data.prompt_buckets=[8]": "tokens, more than the largest bucket: add a bucket",
     "train.method=sft sampling.max_new_tokens=2": "no row is left: 24 over sampling.max_new_tokens",
     "train.choose=best train.eval_every=0": "train.choose=best needs evaluations: set eval.validation",
-    "train.max_kl=0.5 eval.prior=null": "train.max_kl is a distance on the prompts of prior skills",
+    "train.max_kl=0.5 eval.prior=null": "train.max_kl is a distance on the prompts of eval.prior, which is",
     "eval.validation=nowhere.jsonl": "nowhere.jsonl does not exist: give a file",
     "model.path=mini:zzz": "model.path=mini:zzz: there is no such embedded model; use mini or one of",
     "eval.base=nowhere": "eval.base=nowhere: no such directory; give",
@@ -130,7 +130,7 @@ def test_incomplete_tokenizer(error_of, model):
         assert f"the tokenizer has no {name}: set {name} in tokenizer_config.json" in error_of()
         (model / "tokenizer_config.json").write_text(saved)
     (model / "tokenizer.json").unlink()
-    assert "no tokenizer here" in error_of()
+    assert "the directory has no tokenizer" in error_of()
 
 
 def test_incomplete_model(error_of, model):

@@ -1,9 +1,11 @@
-"""A loss on logits without the logits: heads are applied to a chunk of tokens at a time.
+"""A loss on logits that are never stored as a whole: heads are applied to one chunk of tokens at a time.
 
 Logits are computed from hidden states inside a scan over chunks and freed after each chunk, so that no array
 of shape [B, T, V] exists in either pass. The forward scan computes the gradients too (a custom VJP): a token
 loss returns its value together with its gradient with respect to the logits. Under `shard_map` each device
-has its own tokens and its own part of the vocabulary; only scalars per token cross the vocabulary axis."""
+has its own tokens and its own part of the vocabulary; scalars per token are all that is exchanged along the
+vocabulary axis.
+"""
 
 from __future__ import annotations
 
@@ -100,12 +102,12 @@ def _sharded_scan(scan: _Scan, with_gradients: bool, roles, targets, weights):
     def local(roles, targets, weights):
         student = roles[0]
         # cast before the gather: half the bytes to exchange
-        whole = tuple(
+        gathered = tuple(
             FactoredLogits(role.hidden, gather(role.head.astype(student.hidden.dtype), embed_axes, axis=1))
             for role in roles
         )
         loss, stats, d_hidden, d_head = _scan_chunks(
-            scan, vocab_axes, with_gradients, whole, targets, weights
+            scan, vocab_axes, with_gradients, gathered, targets, weights
         )
         loss = psum(loss, token_axes)
         if not with_gradients:
@@ -124,7 +126,7 @@ def _sharded_scan(scan: _Scan, with_gradients: bool, roles, targets, weights):
 
 
 def _scan_chunks(scan: _Scan, vocab_axes, with_gradients: bool, roles, targets, weights):
-    """Scan over chunks of this device's tokens; heads are whole along the width, local in the vocabulary."""
+    """Scan over chunks of this device's tokens; heads are not split along the width."""
     student = roles[0]
     shape, width = targets.shape, student.hidden.shape[-1]
     count = math.prod(shape)
@@ -163,11 +165,12 @@ def _sum_over_tokens(d_head: Float[Array, "v D"], token_axes: tuple[str, ...], e
     The tokens are split over `token_axes`, the columns of the stored head over `embed_axes`; the two sets may
     overlap. Examples on a mesh data=2, fsdp=2:
 
-    * Columns are not split: embed_axes = (). All devices sum over ("data", "fsdp"). * FSDP: token_axes =
-    ("data", "fsdp"), embed_axes = ("fsdp",). Sum over "data"; then, since the devices along "fsdp" hold both
-    different tokens and different columns, a reduce-scatter over "fsdp" does both at once. * Tokens over
-    token_axes = ("data",) only, columns over ("fsdp",): the devices along "fsdp" have computed the same sum,
-    so that each one slices its own columns."""
+    * Columns are not split: embed_axes = (). All devices sum over ("data", "fsdp").
+    * FSDP: token_axes = ("data", "fsdp"), embed_axes = ("fsdp",). Sum over "data". The devices along "fsdp"
+      hold different tokens and different columns, so a reduce-scatter over "fsdp" sums and splits at once.
+    * Tokens over token_axes = ("data",) only, columns over ("fsdp",): the devices along "fsdp" have computed
+      the same sum, so each one slices its own columns.
+    """
     if not embed_axes:
         return psum(d_head, token_axes)
     if set(embed_axes) <= set(token_axes):
@@ -183,8 +186,7 @@ def _logits(hidden: Float[Array, "n D"], head: Float[Array, "v D"]) -> Float[Arr
 
 
 def largest(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:
-    """Return the maximum over the whole vocabulary, of which each device holds a part; 0 if it is not
-    finite."""
+    """Return the maximum over the whole vocabulary, which is split over devices; 0 if it is not finite."""
     maximum = jnp.max(x, axis=-1, keepdims=True)
     maximum = jax.lax.pmax(maximum, axes) if axes else maximum
     return jnp.where(jnp.isfinite(maximum), maximum, 0.0)
@@ -208,10 +210,10 @@ def vocab_sum(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, " n
 
 
 def psum(x: Array, axes: tuple[str, ...]) -> Array:
-    """Return the sum over mesh axes, which may be none."""
+    """Return the sum over mesh axes; x itself if `axes` is empty."""
     return jax.lax.psum(x, axes) if axes else x
 
 
 def gather(x: Array, axes: tuple[str, ...], axis: int) -> Array:
-    """Concatenate the parts of an array along mesh axes, which may be none."""
+    """Concatenate the parts of an array along mesh axes; return x itself if `axes` is empty."""
     return jax.lax.all_gather(x, axes, axis=axis, tiled=True) if axes else x

@@ -7,7 +7,8 @@ the student's logits s: the Jacobian of the softmax applied to a pointwise q,
     dl/ds = q - S * sum(q),    q = S * dl/dS,
 
 so that a direction is one line of `_pointwise`. `chunked_loss` computes logits for one chunk of tokens at a
-time."""
+time.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def divergence(
     """Return the weighted sum of per-token divergences; only the student's logits have gradients.
 
     Args:
-        student: hidden states, of which position t predicts `targets[:, t]`, and the head.
+        student: the head, and hidden states whose position t predicts `targets[:, t]`.
         teacher: the same positions under the teacher's prompt; its head may be the student's.
         targets: the completion's tokens, for log-probabilities and the sampled-token estimator.
         weights: the constant weight of every token, 0 for a token that does not count; they include the
@@ -132,8 +133,7 @@ def _chunk(
 
 
 def _full(log_s, log_t, stats: TokenStats, alpha: float, vocab_axes):
-    """Return the divergence over the whole vocabulary and its gradient; the sums of a KL are known
-    already."""
+    """Return the divergence over the whole vocabulary and its gradient; `stats` has the sums of a KL."""
     terms, q = _pointwise(log_s, log_t, alpha)
     if alpha == 1:
         value = sum_q = stats.reverse_kl

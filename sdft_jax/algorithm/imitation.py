@@ -1,8 +1,9 @@
-"""Imitation: cross-entropy of given or sampled completions, given the student's prompt alone.
+"""Imitation: the cross-entropy of given or sampled completions after the student's prompt.
 
 This is supervised fine-tuning (SFT) if the completions are demonstrations. Methods joint and cpt use it on
 other data (the demonstrations of all stages, raw texts after a prompt of one token), and method offline on
-the teacher's samples. Method dft weights each token's loss by the token's own probability."""
+the teacher's samples. Method dft weights each token's loss by the token's own probability.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def imitate(
 
     Args:
         learner: the static part of the update.
-        state: before the step.
+        state: the state before the step.
         batch: prompts and sample weights.
         rollout: the completions; their log-probabilities are not read.
         mask: True on the tokens that carry loss.

@@ -1,4 +1,4 @@
-"""Everything about an update that stays the same from step to step."""
+"""The static part of an update: the model, the optimizer, the configuration and the stop tokens."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
 
 
 def check_batch(config: Config, sharding: Sharding) -> None:
-    """Raise SdftError if the micro-batch does not divide the batch, or the mesh the micro-batch."""
+    """Raise SdftError unless the micro-batch divides the batch, and the mesh divides the micro-batch."""
     batch = config.train.batch_size
     micro = config.train.micro_batch or batch
     if batch % micro:
@@ -64,7 +64,7 @@ def check_batch(config: Config, sharding: Sharding) -> None:
 
 
 def check_rows(rows: int, option: str, sharding: Sharding) -> None:
-    """Raise SdftError if the mesh does not divide a number of rows, which `option` sets."""
+    """Raise SdftError if the mesh does not divide the number of rows that `option` sets."""
     parts = sharding.size("batch")
     if rows % parts:
         raise SdftError(

@@ -1,7 +1,8 @@
 """AdamW with warm-up, decay and clipping, built from optax.
 
 The peak learning rate is part of the optimizer's state, not of the program, so that a comparison of learning
-rates compiles once."""
+rates compiles once.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     The schedule's peak is read when a state is initialized; afterwards the state's own peak is used.
     """
     clip = optax.clip_by_global_norm(config.clip) if config.clip > 0 else optax.identity()
-    # optax.adamw, except that the last part has its rate in the state
+    # the same as optax.adamw, but with the learning rate in the state
     adamw = optax.chain(
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay),

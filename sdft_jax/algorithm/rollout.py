@@ -25,7 +25,8 @@ def teacher_rollout(learner: Learner, state: TrainState, batch: TokenBatch) -> R
     """Sample completions from the teacher, given its prompts (paper, Figure 6).
 
     A row's key depends on its index only, so that every pass over the data has the same completions, as if
-    they had been sampled beforehand."""
+    they had been sampled beforehand.
+    """
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(from_data(state.key), batch.row)
     teacher = join(state.teacher, state.frozen)
     with jax.named_scope("rollout"):
@@ -34,6 +35,6 @@ def teacher_rollout(learner: Learner, state: TrainState, batch: TokenBatch) -> R
 
 
 def target_rollout(batch: TokenBatch) -> Rollout:
-    """Return the batch's targets as completions; their log-probabilities are not known, and 0."""
+    """Return the batch's targets as completions, with 0 for their unknown log-probabilities."""
     target = batch.target
     return Rollout(target.tokens, target.mask, jnp.zeros(target.tokens.shape, jnp.float32))

@@ -1,4 +1,4 @@
-"""The training state: initialized, placed on a mesh, and moved by a gradient."""
+"""The training state: its initialization, its placement on a mesh, and its update by a gradient."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from sdft_jax.types import Params, TrainState
 
 
 def init_state(learner: Learner, params: Params) -> TrainState:
-    """Return the state before the first step, with every array placed as its parameter; `params` are
-    donated."""
+    """Return the state before the first step, on the shardings of `state_shardings`; `params` are donated."""
     shardings = state_shardings(learner)
     params = jax.device_put(params, join(shardings.params, shardings.frozen))
     initial = functools.partial(_initial, learner)
@@ -44,7 +43,7 @@ def student_params(state: TrainState) -> Params:
 
 
 def state_shardings(learner: Learner) -> TrainState:
-    """Return the sharding of every array; teacher and optimizer moments are placed as their parameters."""
+    """Return the sharding of every array; teacher and moments are placed like their parameters."""
     model, sharding = learner.model, learner.model.sharding
     replicated: Any = sharding.replicated
     shapes = _shapes(learner)
@@ -71,8 +70,10 @@ def state_shardings(learner: Learner) -> TrainState:
 def apply_gradients(
     learner: Learner, state: TrainState, gradients: Params
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Move the parameters, then the teacher (the order of Algorithm 1); also return the norms of gradient and
-    update."""
+    """Return the state after an optimizer step, and the norms of gradient and update.
+
+    The parameters are updated first, then the teacher (the order of Algorithm 1).
+    """
     updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     step = state.step + 1

@@ -1,4 +1,4 @@
-"""The teacher's weights and how they follow the student (paper, section 3 and Figure 8).
+"""The schedule of the teacher's weights (paper, section 3 and Figure 8).
 
 | schedule   | teacher's weights                        | extra memory per trainable parameter |
 | ---------- | ---------------------------------------- | ------------------------------------ |
@@ -8,7 +8,8 @@
 | `live`     | the student's own                        | none                                 |
 
 Rounding removes most of the motion of a bfloat16 EMA: at rate 0.01 it makes 9-34 % of the motion, and 66-93 %
-of the weights never change, so that the teacher stays close to `frozen`."""
+of the weights never change, so that the teacher stays close to `frozen`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ def init_teacher(params: Params, config: TeacherConfig) -> Params:
 
 
 def teacher_params(teacher: Params, params: Params, config: TeacherConfig) -> Params:
-    """Return the trainable parameters with which the teacher scores."""
+    """Return the trainable parameters that the teacher scores with."""
     return params if config.schedule == "live" else teacher
 
 
@@ -36,7 +37,8 @@ def move_teacher(teacher: Params, params: Params, step: Int[Array, ""], config: 
     """Return the teacher after optimizer step `step` (counted from 1), given the student's new parameters.
 
     The order is that of the paper's Algorithm 1: rollout, loss, optimizer, teacher. The arithmetic is float32
-    for every storage dtype."""
+    for every storage dtype.
+    """
     if config.schedule == "ema":
         return jax.tree.map(lambda t, p: _interpolate(t, p, config.rate), teacher, params)
     if config.schedule == "periodic":

@@ -22,7 +22,8 @@ def loss_mask(rollout: Rollout, eos_ids: tuple[int, ...], config: ObjectiveConfi
     """Return the mask of tokens that carry loss: through the first EOS, without the first `skip_tokens`.
 
     Skipped tokens stay in the context of both roles (paper, section 5: the teacher's phrases, such as "Based
-    on the text", leak there). `config.truncated` decides about truncated completions."""
+    on the text", leak there). `config.truncated` sets the treatment of truncated completions.
+    """
     position = jnp.arange(rollout.tokens.shape[1])[None, :]
     mask = rollout.mask & (position >= config.skip_tokens)
     if config.truncated == "mask":
@@ -36,7 +37,8 @@ def aggregation_weights(
     """Return the weight of each token in the loss, 0 outside `mask`.
 
     `sequence`: the mean over a sequence's tokens, then over sequences (released code; a sequence without
-    tokens counts as 0); `token`: the mean over all tokens; `sum`: their sum. An empty batch has zeros."""
+    tokens counts as 0); `token`: the mean over all tokens; `sum`: their sum. An empty batch has zeros.
+    """
     weights = mask * sample_weight[:, None]
     if config.aggregation == "sum":
         return weights
@@ -51,8 +53,9 @@ def importance_ratio(
 ) -> Float[Array, "B N"]:
     """Return exp(log p_trainer - log p_sampler) of each sampled token, 1 outside `mask`.
 
-    Sampler and trainer have the same weights, so that the ratio is 1 up to rounding; it is logged, not
-    assumed."""
+    Sampler and trainer have the same weights, so the ratio should be 1 up to rounding; it is logged to verify
+    that.
+    """
     return jnp.exp(jnp.where(mask, trainer_logprobs - rollout.logprobs, 0.0))
 
 

@@ -11,8 +11,9 @@ from sdft_jax.types import Params
 
 
 def split(params: Params, freeze: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return (trainable, frozen) parameters; one is frozen if a pattern matches in its path, such as
-    `layers/q`.
+    """Return (trainable, frozen) parameters.
+
+    A parameter is frozen if a pattern is found in its path, such as `layers/q`.
 
     Raises:
         SdftError: a pattern is not a regular expression or matches nothing, or no parameter is left to train.
@@ -65,11 +66,11 @@ def _paths(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 def _filter(tree: Mapping[str, Any], keep: Callable[[str], bool], prefix: str = "") -> dict[str, Any]:
     """Return the tree of the leaves whose path `keep` accepts, without empty branches."""
-    kept: dict[str, Any] = {}
+    filtered: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             if branch := _filter(value, keep, f"{prefix}{key}/"):
-                kept[key] = branch
+                filtered[key] = branch
         elif keep(prefix + key):
-            kept[key] = value
-    return kept
+            filtered[key] = value
+    return filtered

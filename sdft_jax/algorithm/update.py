@@ -43,7 +43,7 @@ Update = Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]
 
 
 class Rows(NamedTuple):
-    """The part of a batch that enters the loss, row by row."""
+    """The inputs of the loss, with one entry per row of the batch."""
 
     batch: TokenBatch
     rollout: Rollout
@@ -54,8 +54,8 @@ class Rows(NamedTuple):
 def make_update(learner: Learner) -> Update:
     """Return the jitted update `(TrainState, TokenBatch) -> (TrainState, Metrics)`; the state is donated.
 
-    The state stays where `init_state` placed it, and the batch is split over its rows. A batch with another
-    shape compiles again.
+    The state has the shardings of `init_state`, and the batch is split over its rows. A new batch shape
+    triggers a compilation.
 
     Raises:
         SdftError: the mesh or the micro-batch does not divide the batch (before anything is compiled), or the
@@ -77,7 +77,7 @@ def make_update(learner: Learner) -> Update:
         update,
         in_shardings=(state_sharding, model.sharding.named("batch")),
         out_shardings=(state_sharding, model.sharding.replicated),
-        # To locate a NaN, jax.debug_nans runs a step again on the state that it began with.
+        # To locate a NaN, jax.debug_nans repeats a step from its initial state.
         donate_argnums=() if config.debug.nans else 0,
     )
 
@@ -93,7 +93,7 @@ def roll_out(learner: Learner, phase: Phase, state: TrainState, batch: TokenBatc
 def learn(
     learner: Learner, phase: Phase, state: TrainState, batch: TokenBatch, rollout: Rollout
 ) -> tuple[TrainState, Metrics]:
-    """Take one optimizer step on the completions of `rollout`, by the loss of a phase."""
+    """Take one optimizer step on the completions of `rollout`, with the loss of a phase."""
     if phase.loss == "divergence":
         return distill(learner, phase, state, batch, rollout)
     mask = rollout.mask

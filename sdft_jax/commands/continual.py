@@ -27,11 +27,11 @@ from sdft_jax.reporting.tables import summary_table
 from sdft_jax.training.run_directory import RESUMABLE, RunDirectory
 
 EXTENDABLE = ("continual.methods", "continual.learning_rates", "continual.seeds")
-"""Keys that may differ between a run and its resumption in addition to RESUMABLE: arms may be added."""
+"""Additional keys that may differ between a run and its resumption, since arms may be added."""
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train all stages of all arms; write continual.json and the figures, and return the content of the JSON.
+    """Train all stages of all arms, write continual.json and the figures, and return the JSON's content.
 
     Raises:
         SdftError: a mistake in the configuration or the data of any stage, before anything is trained.
@@ -39,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
     directory = RunDirectory(config.output)
     if directory.is_remote:
         raise SdftError(
-            f"output={config.output} is a bucket, and stages pass models on through a local disk: give a "
+            f"output={config.output} is a bucket, and a stage reads its model from a local disk: give a "
             "local directory, and copy it to the bucket afterwards."
         )
     reporter = process_reporter()
@@ -63,7 +63,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _dropped(plan: Plan) -> list[str]:
-    """Return a sentence per stage with dropped rows; several if methods drop different rows."""
+    """Return a sentence per stage with dropped rows, or several if methods drop different rows."""
     lines = {
         f"{stage.name}: dropped {inputs.dropped.total} rows: {inputs.dropped}.": None
         for stages in plan.inputs.values()
@@ -74,10 +74,10 @@ def _dropped(plan: Plan) -> list[str]:
 
 
 def _brief(base: Mapping[str, Measured]) -> dict[str, Any]:
-    """Return the base model's results without those of single rows."""
-    kept = ("accuracy", "length", "kl_to_base")
+    """Return the base model's results without the results of individual rows."""
+    names = ("accuracy", "length", "kl_to_base")
     return {
-        role: {name: {key: result[key] for key in kept} for name, result in measured.items()}
+        role: {task: {name: result[name] for name in names} for task, result in measured.items()}
         for role, measured in base.items()
     }
 

@@ -26,11 +26,11 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
     All processes evaluate; process 0 prints and writes.
 
     Args:
-        config: its `eval` section names the rows and the task.
-        out: file for one JSON line per row, with the answers and their verdicts; None for no file.
+        config: its `eval` section selects the rows and the task.
+        out: the file to write one JSON line per row to, with answers and verdicts; None for no file.
 
     Raises:
-        SdftError: a mistake in the configuration or the rows, or a lack of memory.
+        SdftError: a mistake in the configuration or the rows, or out of memory.
     """
     reporter = process_reporter()
     if out and not Path(out).absolute().parent.is_dir():
@@ -38,7 +38,7 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
             f"{out} cannot be written, since its directory does not exist: create the directory first."
         )
     if config.eval.path is None:
-        raise SdftError("eval.path is not set: set it to a file of questions with answers.")
+        raise SdftError("eval.path is not set: set it to a file of prompts with answers.")
     check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
     examples = read_eval(config.eval.path, config, config.eval.teacher)
     speaker = load_speaker(config)

@@ -29,11 +29,11 @@ class PlanRequest:
     """`data=N,fsdp=N,tensor=N` (each is optional, and one may be -1), or `all`; None for the configuration's
     mesh."""
     rules: Sequence[str] = ()
-    """YAML files of sharding rules to compare; none for the configuration's rules."""
+    """YAML files of sharding rules to compare; empty for the configuration's rules."""
     output: str | None = None
     """The directory for plan.json and plan.png; None to write no files."""
     largest: bool = True
-    """Also estimate the largest batch and compile the advice, which compiles more programs."""
+    """True to also estimate the largest batch and confirm the advice, which compiles more programs."""
 
 
 def run(config: Config, request: PlanRequest) -> list[Estimate]:
@@ -61,7 +61,7 @@ def run(config: Config, request: PlanRequest) -> list[Estimate]:
 
 
 def _print_topology(console: Console, config: Config, estimates: Sequence[Estimate]) -> None:
-    """Print the table of one topology, the other meshes' refusals, and the details of the best mesh."""
+    """Print the table of one topology, the reasons for refused meshes, and the details of the best mesh."""
     best, *others = estimates
     title = (
         f"{config.model.path} on {best.topology}, batch {config.train.batch_size}, "

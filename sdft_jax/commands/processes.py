@@ -1,4 +1,4 @@
-"""The start and the end of a command that runs in one or several processes."""
+"""Starting and ending a command that runs in one or several processes."""
 
 from __future__ import annotations
 

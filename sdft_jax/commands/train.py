@@ -17,13 +17,14 @@ from sdft_jax.training.loop import Run, total_steps, train
 from sdft_jax.training.run_directory import RunDirectory
 
 BASELINE = "sft"
-"""The directory of the baseline, below that of the run."""
+"""Name of the baseline's directory inside the run directory."""
 
 
 def run(config: Config) -> Run:
     """Train by `config` and, if `config.baseline`, also by SFT; print a table and write a plot.
 
-    Raises what `load_inputs` and `train` raise.
+    Raises:
+        SdftError, Interrupted: as in `load_inputs` and `training.loop.train`.
     """
     reporter = process_reporter()
     inputs = load_inputs(config, reporter)

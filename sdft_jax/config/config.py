@@ -2,7 +2,8 @@
 overrides.
 
 Everything is validated before any work begins. An unknown key or a value of the wrong type raises SdftError
-with the key, its file and the nearest known key. Instances are hashable and hold no arrays."""
+with the key, its file and the nearest known key. Instances are hashable and hold no arrays.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ class Config:
     baseline: bool = False
     """Also train SFT on the same data, and report both."""
     baseline_learning_rate: NonNegative | None = None
-    """Peak learning rate of that SFT run; None for the same one."""
+    """Peak learning rate of the SFT baseline; None for optimizer.learning_rate."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
@@ -82,7 +83,7 @@ class Config:
 
 
 def _contradictions(config: Config) -> list[tuple[bool, str]]:
-    """Return (is it wrong, message) for every combination of settings that makes no sense."""
+    """Return (True if violated, error message) for each rule about combinations of settings."""
     train, evaluation, method = config.train, config.eval, config.method
     scored_rows = evaluation.validation or evaluation.path
     longest = max(train.completion_buckets, default=0)
@@ -109,7 +110,7 @@ def _contradictions(config: Config) -> list[tuple[bool, str]]:
         ),
         (
             train.max_kl is not None and not evaluation.prior,
-            "train.max_kl is a distance on the prompts of prior skills, and eval.prior is not set: set it.",
+            "train.max_kl is a distance on the prompts of eval.prior, which is not set: set eval.prior.",
         ),
     ]
 
@@ -127,7 +128,8 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     preset.
 
     Raises:
-        SdftError: names the file or override, the key and the remedy.
+        SdftError: the configuration is not valid; the message names the file or override, the key and the
+            remedy.
     """
     tree = {} if path is None else read_yaml(Path(path))
     for override in overrides:

@@ -104,8 +104,8 @@ _METHODS = {
             general=True,
         ),
         Method("offline", (Phase("teacher", "cross_entropy", context=True),), teacher="initial"),
-        # The importance ratio corrects a sampler that differs by rounding; here it would undo that the
-        # teacher samples.
+        # The importance ratio corrects a sampler that differs by rounding; here it would undo the sampling
+        # from the teacher.
         Method(
             "offline_kl",
             (Phase("teacher", "divergence", context=True, importance="log"),),
@@ -119,5 +119,5 @@ _METHODS = {
 
 
 def method_named(name: str) -> Method:
-    """Return the method called `name`; configurations have checked the name."""
+    """Return the method called `name`, which the configuration has already validated."""
     return _METHODS[name]

@@ -75,10 +75,10 @@ class DataConfig:
     max_prompt: Positive = 1024
     """Maximum length of a student prompt, in tokens."""
     max_teacher_prompt: Positive = 2048
-    """Maximum length of a teacher prompt (question and demonstration), in tokens; of a raw text for method
-    cpt."""
+    """Maximum length of a teacher prompt (question and demonstration), or of a raw text for method cpt, in
+    tokens."""
     overlong: Literal["drop", "error"] = "drop"
-    """Rows over a limit are dropped and counted, or are an error. Rows are never truncated."""
+    """Treatment of rows over a limit: drop and count them, or raise an error. Rows are never truncated."""
     prompt_buckets: tuple[Positive, ...] = ()
     """Padded prompt lengths in tokens, with one compilation each; empty for one length, that of the longest
     prompt."""
@@ -100,11 +100,11 @@ class SamplingConfig:
     temperature: NonNegative = 1.0
     """Sampling temperature; 0 is greedy."""
     top_k: Count = 0
-    """Number of most likely tokens to sample from; 0 disables it."""
+    """Number of most likely tokens to sample from; 0 for all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Probability of the smallest set of most likely tokens to sample from; 1 disables it."""
+    """Cumulative probability of the most likely tokens to sample from (nucleus sampling); 1 for all."""
     min_p: Share = 0.0
-    """Minimum probability of a token, relative to the most likely token's; 0 disables it."""
+    """Minimum probability of a token, relative to that of the most likely token; 0 for no minimum."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,11 +136,12 @@ class DivergenceConfig:
     top_k: Positive = 100
     """Number of tokens k for the supports teacher, student and union."""
     tail: Literal["bucket", "renormalise"] = "bucket"
-    """Probability outside the top-k: one more token (bucket), or removed (renormalise)."""
+    """Treatment of the probability outside the top-k: count it as one more token (bucket), or remove it
+    (renormalise)."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Divisor of both roles' logits."""
     chunk: Positive = 1024
-    """Number of tokens per device whose logits exist at one time."""
+    """Number of tokens per device whose logits are in memory at one time."""
 
     def __post_init__(self):
         if self.support == "sampled" and self.alpha != 1:
@@ -158,15 +159,15 @@ class ObjectiveConfig:
     """Number of first completion tokens without loss; 3 in the released code, to suppress the teacher's
     phrases."""
     truncated: Literal["keep", "mask"] = "keep"
-    """Completions that reach max_new_tokens without EOS: keep their loss, or mask it."""
+    """Treatment of completions that reach max_new_tokens without EOS: keep their loss, or mask it."""
     aggregation: Literal["sequence", "token", "sum"] = "sequence"
     """Reduction. sequence: mean over tokens, then over sequences; token: mean over all tokens; sum: their
     sum."""
     importance: Literal["log", "token", "sequence"] = "log"
-    """Use of the ratio of trainer to sampler probability. log: logged only; token: multiplied with each
-    token's loss; sequence: its mean multiplied with the sequence's loss (released code)."""
+    """Use of the importance ratio, the trainer's over the sampler's probability. log: only logged; token:
+    multiplies each token's loss; sequence: its mean multiplies the sequence's loss (released code)."""
     importance_cap: NonNegative = 2.0
-    """Maximum of the ratio."""
+    """Maximum importance ratio."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -178,7 +179,7 @@ class OptimizerConfig:
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     """Decay after the warm-up: to 0 over the rest of the run (cosine, linear), or none (constant)."""
     warmup: NonNegative = 10
-    """Number of linear warm-up steps; a number below 1 is a share of all steps."""
+    """Number of linear warm-up steps; a number below 1 is a fraction of all steps."""
     clip: NonNegative = 1.0
     """Maximum global gradient norm; 0 disables clipping."""
     weight_decay: NonNegative = 0.0
@@ -188,7 +189,7 @@ class OptimizerConfig:
     b2: Decay = 0.999
     """Decay of AdamW's second moment."""
     eps: NonNegative = 1e-8
-    """Term in the denominator of AdamW."""
+    """Constant in the denominator of AdamW, for numerical stability."""
     freeze: tuple[str, ...] = ()
     """Regular expressions, searched in paths such as layers/q, of parameters that do not train; `q$` does not
     match q_norm."""
@@ -205,14 +206,15 @@ class TrainConfig:
     context; cpt: language modeling of data.text; joint: sft on all stages at once; oracle: no training, the
     demonstration in context. Sources: sdft_jax/config/methods.py."""
     reinvoke: Share = 0.5
-    """Share of the steps, at the end of the run, in which method reinvoke distills the base model."""
+    """Fraction of the steps, at the end of the run, in which method reinvoke distills the base model."""
     batch_size: Positive = 32
     """Number of prompts per update, each with one completion."""
     micro_batch: Positive | None = None
-    """Number of rows whose activations exist at one time; None for the whole batch."""
+    """Number of rows whose activations are in memory at one time; None for the whole batch."""
     completion_buckets: tuple[Positive, ...] = ()
-    """Lengths below sampling.max_new_tokens, in tokens, for which learning is compiled too. A step uses the
-    shortest one that holds its longest completion: the same result with less work."""
+    """Additional completion lengths, in tokens and below sampling.max_new_tokens, for which learning is
+    compiled. A step uses the shortest one that holds its longest completion: the same result with less
+    work."""
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
     """Number of passes over the data; ignored if `steps` is set."""
     steps: Positive | None = None
@@ -233,13 +235,13 @@ class TrainConfig:
     """Number of steps between separate timings of sampling, which give the throughput of each phase; 0 for
     never."""
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Score at which to stop; None for never. The score is the accuracy on eval.validation, or on eval.path
-    without it (then test on other rows)."""
+    """Score at which to stop; None for never. The score is the accuracy on eval.validation or, if that is
+    None, on eval.path (then test on other rows)."""
     patience: Count = 0
     """Number of consecutive evaluations without a better score after which to stop; 0 for never."""
     max_kl: NonNegative | None = None
-    """Maximum KL(model || base) on eval.prior, in nats per token: training stops beyond it, and no such
-    checkpoint is chosen; None for no maximum."""
+    """Maximum KL(model || base) on eval.prior, in nats per token; None for no maximum. Training stops if it
+    is exceeded, and such a checkpoint is not chosen."""
     choose: Literal["last", "best"] = "last"
     """Checkpoint that becomes the run's model: the last, or the one with the best score (never the lowest
     loss)."""
@@ -266,14 +268,15 @@ class EvalConfig:
     max_new_tokens: Positive | None = None
     """Maximum length of an answer, in tokens; None for sampling.max_new_tokens."""
     overlap: Literal["error", "allow"] = "error"
-    """Evaluation prompts that are also trained on: an error with their count, or allowed."""
+    """Treatment of evaluation prompts that are also training prompts: raise an error with their count, or
+    allow them."""
     teacher: bool = True
     """Also evaluate the model with the demonstration in context: the ceiling of self-distillation."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class ContinualConfig:
-    """The stages that one model is trained on in turn; read by `sdft continual` only."""
+    """The stages that one model is trained on in sequence; read by `sdft continual` only."""
 
     stages: tuple[dict[str, Any], ...] = dataclasses.field(default=(), hash=False)
     """Stages in order; each has a `name` and the keys in which it differs from the rest of the file, such as
@@ -293,11 +296,11 @@ class MeshConfig:
     """Number of devices along each mesh axis; one axis may be -1 for the devices that the others leave."""
 
     data: int = 1
-    """Devices that split the batch and hold whole parameters."""
+    """Number of devices that split the batch and replicate the parameters."""
     fsdp: int = -1
-    """Devices that split both the batch and the parameters."""
+    """Number of devices that split both the batch and the parameters."""
     tensor: int = 1
-    """Devices that split heads, feed-forward width and vocabulary."""
+    """Number of devices that split heads, feed-forward width and vocabulary."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -307,7 +310,7 @@ class CheckpointConfig:
     keep_last: Positive = 2
     """Number of newest checkpoints to keep."""
     keep_best: Count = 1
-    """Number of checkpoints with the best score to keep in addition; requires train.eval_every."""
+    """Number of checkpoints with the best scores to keep in addition; requires train.eval_every."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -339,8 +342,8 @@ class DebugConfig:
     """Checks that slow a run down."""
 
     nans: bool = False
-    """Stop at the first operation that returns a NaN, and name it. This needs memory for a second state, and
-    repeats a step that has a NaN operation by operation."""
+    """Stop at the first operation that returns a NaN, and name it. This needs memory for a second state; a
+    step with a NaN is repeated operation by operation."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -2,7 +2,8 @@
 
 Each stage of an arm is a run of `training.train` in its own directory. Student and teacher start from the
 final weights of the previous stage. Finished work is read from disk, and an interrupted stage resumes like
-any run: the result is bit-identical to that of an uninterrupted run."""
+any run: the result is bit-identical to that of an uninterrupted run.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.types import Params
 
 Measured = dict[str, dict[str, Any]]
-"""Name of a task, a suite or `prior` -> its results, see `as_json`."""
+"""Name of a task, a suite or `prior` -> its results, in the format of `as_json`."""
 
 MEASURED = "measured.json"
 """The file with the results of a stage."""
@@ -62,7 +63,7 @@ class Plan:
 
     @property
     def first_inputs(self) -> Inputs:
-        """The inputs of the first stage; model, tokenizer and prior skills are those of every stage."""
+        """The inputs of the first stage; model, tokenizer and prior skills are the same in every stage."""
         return next(iter(self.inputs.values()))[0]
 
     @property
@@ -202,7 +203,7 @@ def measure(
         params: the parameters to measure.
         teacher: answer with the demonstration in context; omits prior skills, validation rows, and
             evaluations with eval.teacher=false.
-        base: the base model's parameters; None to read them from its files.
+        base: the parameters of the base model; None to read them from disk.
     """
     if base is None and not teacher:
         base = load_model(

@@ -1,7 +1,8 @@
 """Forgetting: the change of each task's accuracy over the stages of a continual run.
 
 `accuracy[i][j]` is the accuracy in [0, 1] on task j after stage i, with T + 1 rows and T columns. Row 0 is
-before any training, and stage j + 1 trains task j."""
+before any training, and stage j + 1 trains task j.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ class TaskRetention:
     acquisition: float
     """The accuracy after its stage minus that before any training."""
     forgetting: float | None
-    """The best accuracy since its stage minus that at the end; None for the last task."""
+    """The best accuracy since its stage minus the final accuracy; None for the last task."""
     since_base: McNemar | None
     """Items forgotten and gained between the base model and the end; None without verdicts."""
     since_learned: McNemar | None
@@ -62,7 +63,7 @@ def measure_retention(
 
     Args:
         tasks: T names, in the order of their stages.
-        accuracy: [T + 1][T] accuracies, see the module.
+        accuracy: [T + 1][T] accuracies, as in the module's docstring.
         prior: [T + 1] accuracies on prior skills.
         verdicts: [T + 1][T][items of the task].
         prior_verdicts: [T + 1][items of the prior skills].
@@ -115,7 +116,8 @@ def forgetting(accuracy: Matrix) -> tuple[float, ...]:
 
     It is the best accuracy from the task's stage to the last stage but one, minus the final accuracy. It is
     negative if the last stage improved the task. Source: Chaudhry et al. 2018, arXiv 1801.10112, except that
-    stages before the task's own do not count here."""
+    stages before the task's own do not count here.
+    """
     matrix = _matrix(accuracy)
     return tuple(float(matrix[j + 1 : -1, j].max() - matrix[-1, j]) for j in range(len(matrix) - 2))
 
@@ -127,8 +129,10 @@ def normalize(curves: Mapping[str, Sequence[Sequence[float]]], base: float) -> d
         curves: method -> [seeds][steps] accuracies; methods may differ in seeds and steps.
         base: accuracy before training.
 
-    Returns: method -> [seeds, steps]. The highest mean over seeds of any method at any step is 1, and single
-        seeds may exceed it. All values are NaN if no method exceeds the base."""
+    Returns:
+        method -> [seeds, steps]. The highest mean over seeds of any method at any step is 1, and single seeds
+        may exceed it. All values are NaN if no method exceeds the base.
+    """
     arrays = {method: np.asarray(rows, np.float64) for method, rows in curves.items()}
     gap = max((float(rows.mean(axis=0).max()) for rows in arrays.values()), default=base) - base
     return {method: (rows - base) / (gap if gap > 0 else np.nan) for method, rows in arrays.items()}

@@ -1,7 +1,8 @@
 """The stages and arms of a continual run, and their configurations.
 
 A stage is the run's configuration with the changes of that stage. An arm is a method with a learning rate and
-a seed; it trains one model on all stages in order."""
+a seed; it trains one model on all stages in order.
+"""
 
 from __future__ import annotations
 
@@ -114,8 +115,8 @@ def _stage(config: Config, number: int, tree: dict[str, Any]) -> Stage:
             f"continual.stages: stage {name} sets {sorted(own)[0]}, which belongs to the whole run: remove "
             "it from the stage."
         )
-    whole = merge(to_dict(config), {"continual": {"stages": ()}, "baseline": False})
-    return Stage(name, from_dict(merge(whole, tree), f"continual.stages: stage {name}"), tree)
+    shared = merge(to_dict(config), {"continual": {"stages": ()}, "baseline": False})
+    return Stage(name, from_dict(merge(shared, tree), f"continual.stages: stage {name}"), tree)
 
 
 def load_suites(config: Config, format: PromptFormat) -> dict[str, tuple[Config, EvalSet]]:
@@ -181,7 +182,7 @@ def arm_inputs(arm: Arm, inputs: Sequence[Inputs]) -> tuple[Inputs, ...]:
 
 
 def _joint_stage(stages: Sequence[Stage]) -> Stage:
-    """Return one stage with the steps of all; it never stops early, since no eval set covers all stages."""
+    """Return one stage with the steps of all; it never stops early, since no evaluation covers all stages."""
     steps = [stage.config.train.steps for stage in stages]
     total = sum(step for step in steps if step) if all(steps) else None
     first = stages[0]
@@ -201,7 +202,7 @@ def _joint_inputs(inputs: Sequence[Inputs]) -> Inputs:
 def load_all_inputs(
     stages: Sequence[Stage], methods: Sequence[Method], reporter: Reporter = SILENT
 ) -> dict[str, tuple[Inputs, ...]]:
-    """Return the inputs of every stage by method name; any error in them is raised before training."""
+    """Return the inputs of every stage by method name, so that errors in them are raised before training."""
 
     def load(stage: Stage, method: Method) -> Inputs:
         config = stage.config

@@ -33,7 +33,7 @@ class Buckets:
 
 @dataclasses.dataclass(frozen=True)
 class HostSlice:
-    """This process among all processes, each of which loads an equal slice of every global batch."""
+    """The slice of a process; each process loads an equal slice of every global batch."""
 
     index: int = 0
     """Index of this process, from 0."""
@@ -42,9 +42,11 @@ class HostSlice:
 
 
 def find_buckets(encoded: Sequence[Encoded], config: DataConfig) -> Buckets:
-    """Return the configured buckets, or else one bucket: the longest row, rounded up to a multiple of 8.
+    """Return the configured buckets or, if there are none, the length of the longest row as the only bucket.
 
-    The width of a part that is empty in every row is 0.
+    That length is rounded up to a multiple of 8.
+
+    A part that is empty in every row has width 0.
 
     Raises:
         SdftError: a row is longer than the largest bucket.
@@ -64,7 +66,7 @@ def make_batches(
     host: HostSlice = HostSlice(),
     then: tuple[Sequence[Encoded], int] | None = None,
 ) -> grain.DatasetIterator[TokenBatch]:
-    """Return an infinite iterator of batches of `train.batch_size / host.count` rows, the host's slices.
+    """Return an infinite iterator of this host's batches, with `train.batch_size / host.count` rows each.
 
     Each consecutive len(encoded) rows are one shuffled pass over the data. A batch may span two passes, so no
     row is dropped. If `data.sorted_batches` is above 1, the rows of that many batches are sorted by length
@@ -76,8 +78,8 @@ def make_batches(
         config: batch size and seed are those of `config.train`.
         pad_id: the padding token.
         host: this process among all.
-        then: (other rows, steps): after that many batches, all batches are made of the other rows, with their
-            own passes and buckets.
+        then: (rows, steps): after that many batches, all batches consist of these other rows, with their own
+            passes and buckets.
 
     Raises:
         SdftError: the batch size is not divisible by the number of processes, or a row is longer than the

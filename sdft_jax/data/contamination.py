@@ -21,15 +21,15 @@ def refuse_contamination(
         evaluated: the evaluation's rows.
 
     Raises:
-        SdftError: names the number of contaminated rows, their training source and the first of them.
+        SdftError: the message has the number of contaminated rows, the first of them and their source.
     """
     for source, rows in trained.items():
         training_prompts = {row.prompt.tobytes() for row in rows}
         duplicates = [row.row for row in evaluated if row.prompt.tobytes() in training_prompts]
         if duplicates:
-            listed = ", ".join(map(str, duplicates[:8])) + (", ..." if len(duplicates) > 8 else "")
+            numbers = ", ".join(map(str, duplicates[:8])) + (", ..." if len(duplicates) > 8 else "")
             raise SdftError(
                 f"{path}: {len(duplicates)} of its {len(evaluated)} prompts are also training prompts in "
-                f"{source} (rows {listed} of the evaluation, counted from 0): remove them from one of the "
+                f"{source} (rows {numbers} of the evaluation, counted from 0): remove them from one of the "
                 "two, or set eval.overlap=allow."
             )

@@ -74,8 +74,8 @@ class Dropped:
         reasons = []
         for part, option in LIMITS.items():
             if rows := getattr(self, part):
-                listed = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                reasons.append(f"{len(rows)} over {option} (rows {listed})")
+                numbers = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+                reasons.append(f"{len(rows)} over {option} (rows {numbers})")
         return "; ".join(reasons)
 
 
@@ -209,7 +209,7 @@ def encode_all(
     Args:
         examples: the rows.
         format: tokenizer and template.
-        config: the limits of prompts, and whether a row over a limit is an error.
+        config: the limits of prompts, and the treatment of rows over a limit.
         max_target: the maximum length of a target, in tokens; None not to encode targets.
         teacher: False not to encode the teacher's prompts.
         progress: called as `progress(done, total)` after each row.
@@ -223,11 +223,11 @@ def encode_all(
         "target": max_target or 0,
     }
 
-    def measured(example: Example) -> tuple[Encoded, dict[str, int]]:
+    def measure(example: Example) -> tuple[Encoded, dict[str, int]]:
         encoded = encode(example, format, teacher=teacher, target=max_target is not None)
         return encoded, {part: len(getattr(encoded, part)) for part in limits}
 
-    return _within_limits(examples, measured, limits, config, progress)
+    return _within_limits(examples, measure, limits, config, progress)
 
 
 def encode_texts(
@@ -244,28 +244,28 @@ def encode_texts(
     first_token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     prompt, empty = np.asarray([first_token], np.int32), np.zeros(0, np.int32)
 
-    def measured(example: Example) -> tuple[Encoded, dict[str, int]]:
+    def measure(example: Example) -> tuple[Encoded, dict[str, int]]:
         text = tokenize(tokenizer, example.demonstration)
         return Encoded(prompt, empty, text, example.row), {"text": len(text)}
 
-    return _within_limits(examples, measured, {"text": config.max_teacher_prompt}, config, progress)
+    return _within_limits(examples, measure, {"text": config.max_teacher_prompt}, config, progress)
 
 
 def _within_limits(
     examples: Sequence[Example],
-    measured: Callable[[Example], tuple[Encoded, dict[str, int]]],
+    measure: Callable[[Example], tuple[Encoded, dict[str, int]]],
     limits: Mapping[str, int],
     config: DataConfig,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Encoded], Dropped]:
-    """Split examples into those within all limits and the rest; `measured` returns tokens and lengths."""
-    kept: list[Encoded] = []
+    """Split examples into those within all limits and the rest; `measure` returns tokens and lengths."""
+    accepted: list[Encoded] = []
     dropped: dict[str, list[int]] = {part: [] for part in LIMITS}
     for done, example in enumerate(examples, 1):
-        encoded, lengths = measured(example)
+        encoded, lengths = measure(example)
         over = next((part for part in limits if lengths[part] > limits[part]), None)
         if over is None:
-            kept.append(encoded)
+            accepted.append(encoded)
         elif config.overlong == "error":
             option, tokens = LIMITS[over], lengths[over]
             raise SdftError(
@@ -277,11 +277,12 @@ def _within_limits(
         if progress is not None:
             progress(done, len(examples))
     result = Dropped(**{part: tuple(rows) for part, rows in dropped.items()})
-    if not kept:
+    if not accepted:
         raise SdftError(
-            f"{examples[0].source if examples else 'data'}: no row is left: {result or 'no examples'}."
+            f"{examples[0].source if examples else 'data'}: no row is left: {result or 'no examples'}: "
+            "raise the limits, or give other rows."
         )
-    return kept, result
+    return accepted, result
 
 
 def _completion(example: Example, format: PromptFormat, prompt: str) -> Int32[np.ndarray, " N"]:

@@ -1,4 +1,4 @@
-"""Readers of data sources: JSONL and Parquet files, Hugging Face datasets, TFDS and the mini world.
+"""Readers of data sources: JSONL and Parquet files, Hugging Face datasets, TFDS and embedded worlds.
 
 Every error message names the source, the row (in JSONL its line), the field and the remedy.
 """
@@ -268,7 +268,7 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
         # A name may include a version: toy:1.0.0, toy/config:1.0.0, toy:1.0.0:train[:50%].
         match = re.fullmatch(r"(?P<name>[^:]+(:[\d*]+\.[\d*]+\.[\d*]+)?)(:(?P<split>.+))?", name)
         if match is None:
-            raise SdftError(f"{path}: write it as tfds:NAME or tfds:NAME:SPLIT.")
+            raise SdftError(f"{path} is not a TFDS dataset: write it as tfds:NAME or tfds:NAME:SPLIT.")
         name, split = match["name"], match["split"] or split
 
     def load() -> Sequence[Row]:

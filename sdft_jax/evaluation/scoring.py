@@ -24,7 +24,8 @@ from sdft_jax.sharding import to_global, to_host
 from sdft_jax.types import Params, Sequences, TokenBatch
 
 Track = Callable[[Iterable], Iterator]
-"""Yields batches and shows a progress bar, such as `functools.partial(reporter.track, description=...)`."""
+"""A function that yields batches and shows a progress bar, such as
+`functools.partial(reporter.track, description=...)`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Faster paths of single platforms, each beside a plain equal that it is tested against."""
+"""Kernels tuned for individual platforms, each tested against a plain JAX reference."""

@@ -1,6 +1,6 @@
 """Causal grouped-query attention over whole sequences in plain JAX, for any device.
 
-`fused_attention` has the kernels of single platforms, which equal this one.
+`fused_attention` has platform-specific kernels with the same results.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ SEGMENTS = 4
 
 @dataclasses.dataclass(frozen=True)
 class AttentionCall:
-    """The attention of one layer: its arrays, and which keys each query may read.
+    """The inputs of one layer's attention: its arrays, and the keys that each query may read.
 
     Query head n reads key head n // (N // K). A query that may read no key (padding) returns a finite
-    average, which callers ignore."""
+    average, which callers ignore.
+    """
 
     q: Float[Array, "B T N H"]
     k: Float[Array, "B T K H"]
@@ -38,7 +39,7 @@ class AttentionCall:
 def block_size(platform: str) -> int:
     """Return the number of queries whose scores [B, N, block, S] exist at one time.
 
-    On a CPU the scores of 32 queries stay in its caches: 9 times faster than all of 584 tokens at once.
+    On a CPU, the scores of 32 queries fit in the cache: 9 times faster than all 584 queries at once.
     """
     return 32 if platform == "cpu" else 512
 
@@ -57,9 +58,9 @@ def visible_keys(
     key_mask: Bool[Array, "B S"],
     window: int | Int[Array, ""] | None,
 ) -> Bool[Array, "B T S"]:
-    """Return the keys that each query reads: real ones from `window - 1` positions back to its own.
+    """Return the mask of keys that each query reads: real ones from `window - 1` positions back to its own.
 
-    Without key positions every real key is visible, as in decoding without a sliding window.
+    Without key positions, every real key is visible, as in decoding without a sliding window.
     """
     visible = key_mask[:, None, :]
     if key_positions is None:
@@ -78,24 +79,27 @@ def attention(call: AttentionCall, block: int) -> Float[Array, "B T N H"]:
     key_heads, block = call.k.shape[2], min(block, length)
     blocks = -(-length // block)
     segments = min(SEGMENTS, blocks)
-    places = token_positions(call.mask)
+    row_positions = token_positions(call.mask)
     keys, values = (x.transpose(0, 2, 1, 3) for x in (call.k, call.v))
     queries = _blocks(call.q.reshape(batch, length, key_heads, -1, head_dim), blocks, block)
-    queries, positions = queries.transpose(0, 1, 3, 4, 2, 5), _blocks(places, blocks, block)
+    queries, positions = queries.transpose(0, 1, 3, 4, 2, 5), _blocks(row_positions, blocks, block)
     attended = []
     for segment in range(segments):
         first, last = (blocks * n // segments for n in (segment, segment + 1))
         end = min(last * block, length)
         visible = functools.partial(
-            visible_keys, key_positions=places[:, :end], key_mask=call.mask[:, :end], window=call.window
+            visible_keys,
+            key_positions=row_positions[:, :end],
+            key_mask=call.mask[:, :end],
+            window=call.window,
         )
         attend: Callable[..., Array] = functools.partial(
             _attend, keys=keys[:, :, :end], values=values[:, :, :end], visible=visible, scale=call.scale
         )
         attend = attend if blocks == 1 else jax.checkpoint(attend)
         attended.append(jax.lax.map(attend, (queries[first:last], positions[first:last])))
-    whole = jnp.concatenate(attended)  # [blocks, B, K, G, block, H]
-    return whole.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)[:, :length]
+    blocked = jnp.concatenate(attended)  # [blocks, B, K, G, block, H]
+    return blocked.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)[:, :length]
 
 
 def _blocks(x: Float[Array, "B T ..."] | Int[Array, "B T"], blocks: int, block: int) -> Array:

@@ -7,7 +7,8 @@
 | `xla`    | all      | `attention.attention`: plain JAX, the reference for both     |
 
 Each device runs the kernel on its own rows and heads under `shard_map`: the compiler cannot partition a
-kernel."""
+kernel.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ Kernel = Literal["splash", "cudnn", "xla"]
 LANES = 128
 """Splash reads keys in multiples of this number."""
 LARGEST_TILE = 512
-"""Number of queries and keys in a splash tile: the largest that pays off on every TPU generation."""
+"""Number of queries and keys in a splash tile: the largest that is faster on every TPU generation."""
 CUDNN_HEAD_DIM = 128
 """The largest head dimension that cuDNN supports on every GPU."""
 
@@ -47,7 +48,7 @@ def fused_attention(call: AttentionCall, kernel: Kernel, sharding: Sharding) -> 
     """Return the causal attention among the real tokens of each row, which must be contiguous.
 
     Args:
-        call: of one layer; its window is a Python number, since a kernel is compiled for it.
+        call: the attention of one layer; its window is a Python number, since a kernel is compiled for it.
         kernel: `splash` or `cudnn`.
         sharding: rows follow `batch`, heads `heads` and `kv_heads`; every device has whole sequences.
     """
@@ -72,7 +73,7 @@ def fused_attention(call: AttentionCall, kernel: Kernel, sharding: Sharding) -> 
 
 
 def _own_keys(x: Float[Array, "B T k H"], heads: int, group: int, sharding: Sharding) -> Array:
-    """Return the key heads of this device's query heads, for rules that split queries further than keys."""
+    """Return the key heads of this device's query heads, for rules that split queries into more parts."""
     axes = mesh_axes(sharding.rules.heads)
     if axes == mesh_axes(sharding.rules.kv_heads) or sharding.size("heads") == sharding.size("kv_heads") == 1:
         return x
@@ -95,9 +96,7 @@ def _splash(call: AttentionCall, interpret: bool) -> Array:
     tile = min(LARGEST_TILE, -(-length // LANES) * LANES)
     padded = -(-length // tile) * tile
     shape, past = (padded, padded), _past(call)
-    causal = (
-        masks.CausalMask(shape) if past is None else masks.LocalMask(shape, (past, 0), offset=0)
-    )
+    causal = masks.CausalMask(shape) if past is None else masks.LocalMask(shape, (past, 0), offset=0)
     run = splash.make_splash_mha(
         masks.MultiHeadMask([causal] * heads),
         head_shards=1,
@@ -117,8 +116,10 @@ def _splash(call: AttentionCall, interpret: bool) -> Array:
 
 
 def _cudnn(call: AttentionCall, implementation: Any = "cudnn") -> Array:
-    """Roll rows to the left edge and back: cuDNN reads lengths, and a mask would need as much memory as the
-    scores."""
+    """Return the attention by cuDNN; rows are rolled to the left edge, and the result is rolled back.
+
+    cuDNN reads the length of each row; a mask would need as much memory as the scores.
+    """
     first, past = jnp.argmax(call.mask, axis=1), _past(call)
     lengths = jnp.maximum(jnp.sum(call.mask, axis=1, dtype=jnp.int32), 1)
     attended = jax.nn.dot_product_attention(

@@ -29,11 +29,12 @@ def matmul(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _matmul_cpu(spec: str, precision: str | None, x: Array, weight: Array) -> Array:
-    """The same product, with 9 to 17 % faster learning on a CPU.
+    """Return the same product, with a backward pass that makes learning 9 to 17 % faster on a CPU.
 
     JAX computes the weight's gradient as [outputs, inputs] and transposes it. For that product a CPU
     transposes the gradient of the outputs, and recomputes the operations that produced it (the derivative of
-    the activation function, for a feed-forward's gate)."""
+    the activation function, for a feed-forward's gate).
+    """
     return jnp.einsum(spec, x, weight, precision=precision)
 
 

@@ -107,7 +107,7 @@ def read_architecture(path: str | os.PathLike[str]) -> Architecture:
     directory = Path(path)
     if not directory.is_dir():
         raise SdftError(
-            f"{directory}: no such directory: give a local Hugging Face checkpoint "
+            f"{directory}: no such directory; give a local Hugging Face checkpoint "
             "(download one with `hf download <repo> --local-dir <directory>`)."
         )
     file = directory / "config.json"
@@ -165,7 +165,10 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
     heads = config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads") or heads
     if heads % kv_heads:
-        raise SdftError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}.")
+        raise SdftError(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}: correct "
+            "one of them."
+        )
     activation = config.get(family.activation_key, "silu")
     if activation not in ACTIVATIONS:
         raise SdftError(f"activation '{activation}' is not supported; supported: {', '.join(ACTIVATIONS)}.")
@@ -200,12 +203,13 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
         raise SdftError(f"layer type '{unknown[0]}' is not supported; supported: {', '.join(LAYER_TYPES)}.")
     if len(types) != config["num_hidden_layers"]:
         raise SdftError(
-            f"layer_types has {len(types)} entries, but num_hidden_layers is {config['num_hidden_layers']}."
+            f"layer_types has {len(types)} entries, but num_hidden_layers is {config['num_hidden_layers']}: "
+            "correct one of them."
         )
     full, sliding = family.ropes(config)
     window = config.get("sliding_window")
     if "sliding_attention" in types and not window:
-        raise SdftError("layer_types contains sliding_attention, but sliding_window is not set.")
+        raise SdftError("layer_types contains sliding_attention, but sliding_window is not set: set it.")
     kinds = {"full_attention": LayerKind(None, full), "sliding_attention": LayerKind(window, sliding)}
     used = [name for name in LAYER_TYPES if name in types]
     return tuple(kinds[name] for name in used), tuple(used.index(name) for name in types)

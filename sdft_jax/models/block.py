@@ -25,8 +25,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
-    """Normalize the trailing axes that `weight` has, in float32, with the casts of transformers in their
-    order."""
+    """Normalize the trailing axes that `weight` has, in float32, with the order of casts of transformers."""
     axes = tuple(range(-weight.ndim, 0))
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
@@ -74,7 +73,7 @@ class Block(nnx.Module):
         return x + self._norm("post_mlp_norm", self._constrained(out))
 
     def _mlp(self, x: Array) -> Array:
-        x = self._inside(x, "mlp", None)  # while decoding, rows move and weights do not
+        x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
         gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
@@ -97,8 +96,10 @@ class Block(nnx.Module):
         return x + jnp.expand_dims(bias, tuple(range(x.ndim - bias.ndim)))
 
     def _inside(self, x: Array, owner: str, *trailing: str | None) -> Array:
-        """Constrain x in attention or feed-forward, whose axis `owner` takes its mesh axes from rows and
-        positions."""
+        """Constrain x inside attention or feed-forward.
+
+        The logical axis `owner` has priority over rows and positions if they use the same mesh axis.
+        """
         inner = release_axes(self.sharding, owner, "batch", "sequence")
         return constrain(x, inner, "batch", "sequence", *trailing)
 

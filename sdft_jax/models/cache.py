@@ -1,9 +1,10 @@
-"""The KV cache: its layout, how layers write into it, and what a new token reads in it.
+"""The KV cache: its layout, the writes of a layer, and the attention of a new token to it.
 
-Keys are [..., H, S] and values [..., S, H]: a CPU reads both along rows (values as [H, S] take it 3 to 5
-times as long). On a TPU, slots are the minor dimension of both, and the layout is pinned: otherwise the
-compiler stores a token's heads together, and copies and transposes each layer's whole cache for every token
-(40 % of the time of decoding a 0.5B model on v5e, by its own estimate)."""
+Keys are [..., H, S] and values [..., S, H]: a CPU then reads both contiguously (with values as [H, S] it
+takes 3 to 5 times as long). On a TPU, slots are the minor dimension of both, and the layout is pinned:
+otherwise the compiler stores a token's heads together, and copies and transposes each layer's whole cache for
+every token (40 % of the time of decoding a 0.5B model on v5e, by the compiler's own estimate).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ Store = tuple[Layers, Layers]
 
 
 def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, sharding: Sharding) -> KVCache:
-    """Return a cache of `length` slots without tokens."""
+    """Return an empty cache of `length` slots."""
     heads, tail = (config.num_hidden_layers, batch, config.num_key_value_heads), (config.head_dim, length)
     keys, values = (
         constrain(jnp.zeros((*heads, *own), dtype), sharding, *AXES) for own in (tail, tail[::-1])
@@ -71,8 +72,8 @@ def grow(cache: KVCache, length: int) -> KVCache:
         return jnp.pad(x, widths)
 
     keys, values = (
-        jax.tree.map(functools.partial(longer, axis), whole)
-        for axis, whole in zip(SLOTS, (cache.keys, cache.values), strict=True)
+        jax.tree.map(functools.partial(longer, axis), cached)
+        for axis, cached in zip(SLOTS, (cache.keys, cache.values), strict=True)
     )
     return dataclasses.replace(cache, keys=keys, values=values, mask=longer(-1, cache.mask))
 
@@ -87,8 +88,8 @@ def write(
 ) -> Store:
     """Write one layer's new keys and values from `slot` on, in place."""
     keys, values = (
-        constrain(_write(whole, (layer,), slot, new, axis), sharding, *AXES)
-        for whole, new, axis in zip(store, (k, v), SLOTS, strict=True)
+        constrain(_write(cached, (layer,), slot, new, axis), sharding, *AXES)
+        for cached, new, axis in zip(store, (k, v), SLOTS, strict=True)
     )
     return keys, values
 
@@ -98,7 +99,7 @@ def write_and_attend(
 ) -> tuple[Store, Float[Array, "B 1 N H"]]:
     """Write the keys and values of one new token per row into `slot`, and attend to the visible slots.
 
-    Each device does it for its own rows and key heads under `shard_map`: a layout can only be pinned there.
+    Each device handles its own rows and key heads under `shard_map`: a layout can be pinned only there.
 
     Args:
         store: keys and values of all layers.
@@ -109,13 +110,13 @@ def write_and_attend(
     """
     pinned = sharding.device.platform == "tpu"
     separate = isinstance(store[0], tuple)
-    own: Any = tuple(whole[layer] for whole in store) if separate else store
+    own: Any = tuple(cached[layer] for cached in store) if separate else store
 
     def local(cache, layer, slot, token, visible):
         at = () if separate else (layer,)
         keys, values = (
-            _pin(_write(_pin(whole, axis, pinned), at, slot, new, axis), axis, pinned)
-            for whole, new, axis in zip(cache, token[1:], SLOTS, strict=True)
+            _pin(_write(_pin(cached, axis, pinned), at, slot, new, axis), axis, pinned)
+            for cached, new, axis in zip(cache, token[1:], SLOTS, strict=True)
         )
         return (keys, values), _read(token[0], keys[at], values[at], visible, call.scale)
 
@@ -132,17 +133,17 @@ def write_and_attend(
     )(tuple(own), layer, slot, (call.q, call.k, call.v), call.mask)
     if separate:
         written = tuple(
-            (*whole[:layer], new, *whole[layer + 1 :]) for whole, new in zip(store, written, strict=True)
+            (*cached[:layer], new, *cached[layer + 1 :]) for cached, new in zip(store, written, strict=True)
         )
     return written, attended
 
 
-def _write(whole: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:
+def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:
     part = jnp.moveaxis(new.transpose(0, 2, 1, 3), 2, axis)
     start = [*at, *(0,) * part.ndim]
     start[axis] = slot
     return jax.lax.dynamic_update_slice(
-        whole, jnp.expand_dims(part, range(len(at))).astype(whole.dtype), start
+        cached, jnp.expand_dims(part, range(len(at))).astype(cached.dtype), start
     )
 
 

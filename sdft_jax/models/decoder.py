@@ -1,7 +1,8 @@
 """The decoder as pure functions of a parameter tree: full forward, prefill and decoding with a cache.
 
 Layers are stacked and run by one `lax.scan`, so that the program does not grow with depth. Decoding alone
-runs them one by one on a GPU, and on a CPU if the model is shallow (`layer_by_layer`)."""
+runs them one by one on a GPU, and on a CPU if the model is shallow (`layer_by_layer`).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ _NO_WINDOW = jnp.iinfo(jnp.int32).max
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An architecture and how to run it; hashable, so static in `jax.jit`.
+    """An architecture with the settings that run it; hashable, so static in `jax.jit`.
 
     Parameters are not part of it: every method takes them as a nested dictionary
     `{"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [V, D] unless tied}`.
@@ -77,9 +78,9 @@ class Model:
         return self.sharding.device.platform
 
     def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context for tracing in which float32 products are float32 on TPU and GPU too.
+        """Return a tracing context in which float32 products have float32 precision on TPU and GPU too.
 
-        Their default precision is lower.
+        The default precision of these platforms is lower.
         """
         return jax.default_matmul_precision("float32" if self.compute_dtype == "float32" else None)
 
@@ -105,13 +106,13 @@ class Model:
             "ones": lambda key, s: jnp.ones(s.shape, s.dtype),
             "zeros": lambda key, s: jnp.zeros(s.shape, s.dtype),
         }
-        leaves = [make[how](k, s) for how, k, s in zip(jax.tree.leaves(inits), keys, shapes, strict=True)]
+        leaves = [make[init](k, s) for init, k, s in zip(jax.tree.leaves(inits), keys, shapes, strict=True)]
         return jax.tree.unflatten(treedef, leaves)
 
     def hidden_states(self, params: Params, sequences: Sequences) -> Float[Array, "B T D"]:
         """Return the hidden states after the final norm; the caller applies the head."""
         length = sequences.tokens.shape[1]
-        # columns of padding, so that the mesh divides the residual stream
+        # padding, so that the mesh divides the residual stream
         padding = [(0, 0), (0, -length % self.sharding.size("sequence"))]
         tokens, mask = (jnp.pad(x, padding) for x in (sequences.tokens, sequences.mask))
         self_attention = self._self_attention(mask)
@@ -124,9 +125,10 @@ class Model:
     def completion_hidden(
         self, params: Params, prompt: Sequences, completion: Sequences
     ) -> Float[Array, "B N D"]:
-        """Return the hidden states that predict each completion token: those of the token before it.
+        """Return the hidden states that predict each completion token: those of the preceding token.
 
-        With a prompt of 3 and a completion of 2 tokens, positions 2 and 3 of 0..4 predict the completion.
+        For example, with a prompt of 3 and a completion of 2 tokens, positions 2 and 3 of 0..4 predict the
+        completion.
         """
         tokens = jnp.concatenate([prompt.tokens, completion.tokens], axis=1)
         mask = jnp.concatenate([prompt.mask, completion.mask], axis=1)
@@ -169,7 +171,10 @@ class Model:
     def decode(
         self, params: Params, tokens: Int[Array, " B"], cache: KVCache
     ) -> tuple[Float[Array, "B D"], KVCache]:
-        """Read one token per row into the slot `cache.length`; rows that have ended may read any token."""
+        """Return the hidden state of one new token per row, and the cache with it in slot `cache.length`.
+
+        Rows that have ended may pass any token.
+        """
         written = jnp.ones((tokens.shape[0], 1), bool)
         mask = jax.lax.dynamic_update_slice(cache.mask, written, (0, cache.length))
         windows = any(kind.window for kind in self.architecture.kinds)
@@ -188,7 +193,7 @@ class Model:
         return hidden[:, 0], KVCache(keys, values, mask, cache.length + 1, cache.positions + 1)
 
     def _self_attention(self, mask: Bool[Array, "B T"]) -> Callable[..., Any]:
-        """Return (kind of layer, q, k, v) -> attention of each token to the real tokens up to itself."""
+        """Return a function (kind, q, k, v) -> attention of each token to the real tokens up to itself."""
         kernel, scale = self.kernel, self.architecture.query_scale
         block = block_size(self.platform)
 
@@ -232,7 +237,7 @@ class Model:
         """Embed, run the layers and apply the final norm.
 
         Args:
-            params: the whole tree.
+            params: the whole parameter tree.
             tokens: [B, T].
             positions: [B, T], of each token in its row.
             attend: (store, layer, kind, q, k, v) -> (store, attended).

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Speaker:
-    """A model with everything that it needs to answer a prompt in text."""
+    """A model with the tokenizer and stop tokens that it needs to answer a text prompt."""
 
     model: Model
     params: Params

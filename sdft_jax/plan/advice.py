@@ -47,17 +47,17 @@ class Advice:
 def advise(
     config: Config, architecture: Architecture, current: Estimate, candidate: Candidate, *, compiling: bool
 ) -> tuple[str, ...]:
-    """Return a line for each change of settings, the most effective first.
+    """Return one line for each change of settings, the most effective first.
 
     If no single change is enough, a line for several changes together follows.
 
     Args:
-        config: of the run.
-        architecture: of its model.
+        config: the configuration of the run.
+        architecture: the architecture of its model.
         current: the estimate of `candidate`. If it leaves enough memory free, there is no advice.
         candidate: the topology, mesh and rules.
-        compiling: if the update does not fit, compile the changes until one is confirmed to fit; otherwise
-            all numbers are counted from shapes.
+        compiling: True to compile the changes of an update that does not fit until one fits; otherwise all
+            numbers are counted from shapes.
     """
     if current.peak <= NEAR * current.limit:
         return ()
@@ -94,6 +94,6 @@ def _confirmed(remedy: Remedy, architecture: Architecture, candidate: Candidate)
         result = estimate(remedy.config, architecture, changed)
     except SdftError:  # the mesh does not divide the model or the batch
         return None
-    if result.refusal and result.peak <= result.limit:  # refused for another reason than its size
+    if result.refusal and result.peak <= result.limit:  # refused for a reason other than its size
         return None
     return Advice(remedy.text, result.peak, result.limit, result.compiled)

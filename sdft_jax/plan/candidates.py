@@ -48,10 +48,10 @@ def make_candidates(
     """Return every combination of topologies, meshes and rules.
 
     Args:
-        config: gives the mesh and the rules if the other arguments do not.
+        config: the source of the mesh and the rules if the other arguments do not give them.
         topologies: names of topologies.
-        mesh: see `parse_meshes`.
-        rules: YAML files, see `read_rules`; none for the configuration's rules.
+        mesh: the argument `text` of `parse_meshes`.
+        rules: YAML files for `read_rules`; empty for the configuration's rules.
 
     Raises:
         SdftError: a topology is unknown, a mesh does not have the topology's number of devices, a rules file
@@ -115,7 +115,7 @@ def mesh_name(mesh: MeshSizes) -> str:
 
 
 def read_rules(path: str, config: Config) -> Rules:
-    """Read sharding rules from a YAML file with those rules that differ from the configuration's.
+    """Read sharding rules from a YAML file that has the rules that differ from the configuration's.
 
     Raises:
         SdftError: the file cannot be read, or contains something other than rules.

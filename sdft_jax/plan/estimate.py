@@ -134,7 +134,7 @@ class Estimate:
 
     @property
     def state(self) -> float:
-        """Bytes of the training state."""
+        """The size of the training state, in bytes."""
         return sum(self.parts[name] for name in STATE)
 
     @property
@@ -144,7 +144,7 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
-        """Seconds of all phases."""
+        """The sum over all phases, in seconds."""
         return sum(self.seconds.values())
 
     @property

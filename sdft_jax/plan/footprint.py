@@ -50,7 +50,7 @@ DEPENDS_ON = {
 
 @dataclass(frozen=True)
 class ArrayFootprint:
-    """An array, and the number of its bytes on one device."""
+    """An array, and its size on one device."""
 
     kind: str
     """A key of `DEPENDS_ON`."""
@@ -95,12 +95,12 @@ def widths_of(rows: Iterable[Encoded]) -> Widths:
 
 
 def update_arrays(config: Config, model: Model, widths: Widths | None = None) -> list[ArrayFootprint]:
-    """Return the arrays of a training run: its state, and those that sampling and learning add.
+    """Return the arrays of a training run: its state, and the arrays of sampling and learning.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         model: its sharding determines the sizes on a device.
-        widths: of the rows; None for the maximum lengths that the configuration allows.
+        widths: the lengths of the rows; None for the maximum lengths that the configuration allows.
     """
     widths, method = widths or widest(config), config.method
     state = _abstract_state(config, model)
@@ -125,9 +125,9 @@ def answer_arrays(
     """Return the arrays of an evaluation.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         model: its sharding determines the sizes on a device.
-        widths: of the evaluation's rows.
+        widths: the lengths of the evaluation's rows.
         training: count the whole training state instead of the parameters alone.
         base: also count the base model's parameters.
     """
@@ -321,8 +321,8 @@ def _logits(options: DivergenceConfig, model: Model, tokens: int, roles: int) ->
     """Return the logits of a chunk for each role, their gradient, and the gradient of the head.
 
     Args:
-        options: gives the chunk size.
-        model: gives the vocabulary and its sharding.
+        options: the settings with the chunk size.
+        model: the model with the vocabulary and its sharding.
         tokens: the number of completion tokens in a micro-batch.
         roles: 2 for student and teacher, 1 for the student alone.
     """
@@ -341,7 +341,7 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
 
     Args:
         phase: `rollout` or `evaluation`.
-        model: as it trains.
+        model: the model for training.
         rows: the number of rows in a batch.
         prompt: the number of tokens in a prompt.
         completion: the maximum number of tokens in a completion.

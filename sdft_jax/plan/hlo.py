@@ -1,6 +1,6 @@
 """FLOPs, cycle estimates and collectives of a compiled program, read from its HLO text.
 
-XLA's own cost analysis counts the body of a while loop once; here each operation counts as often as it runs.
+XLA's own cost analysis counts the body of a while loop once; here each operation counts each time it runs.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 """
 
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-"""The trip count of a while loop, if the compiler has written it. The TPU compiler does not.
+"""The trip count of a while loop, if the compiler writes it; the TPU compiler does not.
 
 >>> _TRIP_COUNT.search(
 ...     "(s32[], bf16[], bf16[256,128]{1,0}) while(%tuple.6), "

@@ -19,8 +19,8 @@ def plan_update(config: Config, topology: str, mesh: str | None = None) -> Estim
     """Return the memory, time and communication of one update on a TPU topology, without a TPU.
 
     Args:
-        config: of the run; no weights are read.
-        topology: name of a topology, such as v5e-16.
+        config: the configuration of the run; no weights are read.
+        topology: the name of a topology, such as v5e-16.
         mesh: `data=N,fsdp=N,tensor=N` (each is optional, and one may be -1); None for the configuration's
             mesh; `all` for the best of all meshes: the fastest that fits.
 
@@ -43,7 +43,7 @@ def plan(
     The best estimate of each topology has advice if its memory is scarce.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         candidates: from `make_candidates`.
         largest: also estimate the largest batch and confirm the advice, which compiles more programs.
         show: called with the number of finished candidates and a description of the work in progress.
@@ -89,7 +89,7 @@ def largest_batch(first: Estimate, second: Estimate) -> int | None:
 
 
 def _rank(result: Estimate) -> tuple[Any, ...]:
-    """Return the sort key: by topology, what fits before what does not; then by time or by peak memory."""
+    """Return the sort key: by topology, then estimates that fit by time, then the others by peak memory."""
     return (
         result.topology,
         not result.fits,
@@ -113,8 +113,7 @@ def _estimate_one(
 
 
 def _second_batch(first: Estimate) -> int | None:
-    """Return twice the batch size if the first one fits, otherwise half of it; None if the mesh does not
-    divide it."""
+    """Return twice the batch size if it fits, otherwise half of it; None if the mesh does not divide that."""
     if first.fits:
         return 2 * first.batch
     half = first.batch // 2

@@ -1,4 +1,4 @@
-"""The training update, lowered for devices that need not exist, and its floating-point operations."""
+"""The training update, lowered for devices that need not be present, and its floating-point operations."""
 
 from __future__ import annotations
 

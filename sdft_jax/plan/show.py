@@ -17,9 +17,8 @@ from sdft_jax.reporting.style import BLACK, COLOURS, STYLE
 from sdft_jax.sharding.rules import MESH_AXES
 
 CAVEAT = (
-    "Memory is what the compiler allocates. Times are estimates, not measured on a TPU: the compiler's "
-    "cycles for each operation, without waiting for other chips, and attention kernels at the chip's peak "
-    "rate. "
+    "Memory is the compiler's allocation. Times are estimates, not measured on a TPU: the compiler's cycles "
+    "for each operation, without waiting for other chips, and attention kernels at the chip's peak rate. "
     "'limit s' is the time of the whole update at the chip's peak rates."
 )
 MESH = "data x fsdp x tensor"
@@ -116,7 +115,7 @@ def _received(estimate: Estimate) -> dict[str, tuple[float, float]]:
 
 
 def _draw(config: Config, estimates: Sequence[Estimate], path: Path) -> None:
-    """Draw the memory of each mesh, stacked by part, with its limit; beside it the seconds by phase."""
+    """Draw the memory of each mesh, stacked by part, with its limit, next to the seconds by phase."""
     import matplotlib
     from matplotlib.figure import Figure
 

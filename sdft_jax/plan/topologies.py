@@ -22,7 +22,7 @@ from sdft_jax.errors import SdftError, reason
 class Generation:
     """A TPU generation. Quantities are per JAX device, which is a core on v4 and tpu7x and a chip otherwise.
 
-    Sources: Google's system architecture pages; `hbm_gib` is what the compiler itself leaves to a program.
+    Sources: Google's system architecture pages; for `hbm_gib`, the compiler's limit for a program.
     """
 
     name: str
@@ -131,7 +131,7 @@ _LIBTPU_ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
-"""Environment variables with which libtpu does not look for a TPU, lock it or log that there is none."""
+"""Environment variables that keep libtpu from searching for a TPU, locking it, or logging its absence."""
 
 
 def topology_devices(topology: Topology) -> Sequence[Any]:

@@ -36,7 +36,7 @@ class TaskCurve:
     steps: Sequence[float]
     """Training steps, [N]."""
     values: Sequence[Sequence[float]]
-    """Normalized accuracies, [seeds][N]; see `sdft_jax.continual.forgetting.normalise`."""
+    """Normalized accuracies, [seeds][N]; see `sdft_jax.continual.forgetting.normalize`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,4 @@
-"""The console output of one process: messages and progress bars, or nothing on all processes but the
-first."""
+"""The console output of a process: messages and progress bars on the first process, nothing on others."""
 
 from __future__ import annotations
 
@@ -19,13 +18,13 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class Reporter:
-    """A console, and everything that a run prints to it."""
+    """A console, with functions for everything that a run prints."""
 
     console: Console
 
     @property
     def writes(self) -> bool:
-        """True if this process prints, and writes the files that people read."""
+        """True if this process prints, and writes reports."""
         return not self.console.quiet
 
     def print(self, *renderables: Any) -> None:
@@ -56,7 +55,7 @@ class Reporter:
 
 
 SILENT = Reporter(Console(quiet=True))
-"""Prints nothing."""
+"""A reporter that prints nothing."""
 
 
 def process_reporter() -> Reporter:

@@ -53,7 +53,7 @@ def open_sinks(
     Args:
         config: the sinks in addition to metrics.jsonl and evaluations.jsonl, which are always written.
         output: directory of the run; must exist.
-        restored_step: step that the run resumes from, -1 for a new run; rows written after it are dropped.
+        restored_step: the step that the run resumes from, -1 for a new run; later rows are dropped.
         run_config: the configuration that W&B shows with the run.
 
     Raises:

@@ -1,7 +1,8 @@
 """The decode loop: one prefill, then `lax.while_loop`s over an explicit KV cache.
 
 A loop ends when every row has sampled an EOS; between loops the cache grows. Each row draws from its own key,
-so that its completion depends neither on padding nor on the other rows of the batch."""
+so that its completion depends neither on padding nor on the other rows of the batch.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ from sdft_jax.sharding import constrain, release_axes
 from sdft_jax.types import NO_STOP, Params, Rollout, Sequences, StopTokens
 
 FIRST_SLOTS = 128
-"""The number of completion tokens that the cache first has slots for. It doubles when they are full:
-attention reads all slots, filled or not."""
+"""The initial number of completion slots in the cache. It doubles whenever they are full, because attention
+reads all slots, filled or not."""
 
 
 def generate(
@@ -39,14 +40,14 @@ def generate(
 
     Args:
         model: the decoder.
-        params: its parameters; laid out for decoding (compute dtype, whole along the width) before the loop.
+        params: its parameters; the loop uses a copy in the compute dtype, not split along the width.
         prompt: left-padded prompts, [B, P], as JAX or NumPy arrays.
-        key: one PRNG key, which is folded with each row's position, or one key per row. A row with the same
-            key has the same completion, whatever the padding and the other rows.
+        key: one PRNG key, into which each row's position is folded, or one key per row. A row with the same
+            key has the same completion for any padding and any other rows.
         sampling: the maximum number of new tokens N, the temperature (0 is greedy) and the truncations, which
-            are
-            applied after the temperature in the order of transformers: top-k, top-p, min-p. Only top-p sorts.
-        stop: the tokens that end a completion, of which the first is part of it, and the padding after it.
+            are applied after the temperature in the order of transformers: top-k, top-p, min-p. Only top-p
+            sorts.
+        stop: the tokens that end a completion (the first one is part of it), and the padding token.
 
     Returns:
         Completions [B, N] with masks and log-probabilities under the untruncated student at temperature 1.
@@ -111,8 +112,10 @@ def sample(
         return emit(loop._replace(cache=cache), hidden)
 
     def decode(loop: _Loop, count: int) -> _Loop:
-        """Sample at most `count` more tokens per row; counted from 0, so that the program has its trip
-        count."""
+        """Sample at most `count` more tokens per row.
+
+        The counter starts at 0, so that the trip count can be read from the compiled program.
+        """
         return jax.lax.while_loop(
             lambda state: (state[0] < count) & ~jnp.all(state[1].done),
             lambda state: (state[0] + 1, read_last(state[1])),
@@ -138,7 +141,7 @@ def _empty_rollout(batch: int, length: int, stop: StopTokens) -> Rollout:
 
 
 def cache_sizes(length: int) -> tuple[int, ...]:
-    """Return the numbers of completion slots that the cache has in turn; the last one is `length`.
+    """Return the successive numbers of completion slots in the cache; the last one is `length`.
 
     For example, 300 tokens are decoded with 128, then 256, then 300 slots.
     """

@@ -1,4 +1,4 @@
-"""Random keys of one named generator, so that a seed has the same results under every
+"""Random keys of one named generator, so that a seed gives the same results with any
 `jax_default_prng_impl`."""
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def from_data(data: UInt32[Array, "*B K"]) -> Key[Array, "*B"]:
 
 @functools.partial(jax.jit, static_argnames="rows")
 def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
-    """Return one typed key per row: `key` folded with each row's position, or `key` itself if it has one per
-    row."""
+    """Return one typed key per row: each row's position folded into `key`, or `key` itself if it has one key
+    per row."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = from_data(key)
     if key.ndim == 1:

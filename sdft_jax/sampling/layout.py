@@ -15,8 +15,9 @@ def lay_out_for_decoding(model: Model, params: Params) -> tuple[Model, Params]:
     """Return the parameters in the compute dtype, moved once to their devices for decoding, and a model for
     them.
 
-    With the model for training the compiler would split the embedding again inside the loop, and gather it
-    for the head that is tied to it at every token."""
+    With the training model, the compiler would split the embedding again inside the loop, and gather it for
+    the tied head at every token.
+    """
     params = jax.tree.map(lambda p: p.astype(model.compute_dtype), params)
     model = decoding_model(model)
     shardings = tree_shardings(model.sharding, model.logical_axes(), params)
@@ -30,6 +31,6 @@ def decoding_model(model: Model) -> Model:
 
 
 def prefill_model(model: Model) -> Model:
-    """Return the model with whole sequences: every device has the last position of each prompt."""
+    """Return the model without a split of sequences, so that every device has each prompt's last position."""
     rules = dataclasses.replace(model.sharding.rules, sequence=None)
     return dataclasses.replace(model, sharding=dataclasses.replace(model.sharding, rules=rules))

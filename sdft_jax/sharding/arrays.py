@@ -1,4 +1,4 @@
-"""Arrays that span processes: made from host copies, and read back to every host."""
+"""Arrays that span processes: creation from host arrays, and copies back to every host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 
 
 def to_global(tree: Any, sharding: Sharding) -> Any:
-    """Return global arrays from host arrays that every process holds whole."""
+    """Return global arrays from host arrays; every process passes the full arrays."""
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda index: np.asarray(x)[index]),
         tree,
@@ -19,7 +19,7 @@ def to_global(tree: Any, sharding: Sharding) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Return host arrays from global arrays, whole on every process."""
+    """Return full host copies of global arrays on every process."""
     jax.block_until_ready(tree)  # a device error raises here; in NumPy it would abort the process
     return jax.tree.map(
         lambda x: (
@@ -32,6 +32,6 @@ def to_host(tree: Any) -> Any:
 
 
 def _gather(x: jax.Array) -> np.ndarray:
-    """Return an array that spans processes, whole on each of them."""
+    """Return a full copy, on each process, of an array that spans processes."""
     with jax.transfer_guard_device_to_host("allow"):  # process_allgather reads its result implicitly
         return multihost_utils.process_allgather(x, tiled=True)

@@ -24,30 +24,30 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
     Raises:
         SdftError: the axes are not sizes, or need more devices than there are.
     """
-    given = list(jax.devices() if devices is None else devices)
+    available = list(jax.devices() if devices is None else devices)
     shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in shape.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in shape.values()):
         raise SdftError(f"mesh {shape}: set each axis to a positive number, and at most one of them to -1.")
     known = math.prod(size for size in shape.values() if size != -1)
     if free:
-        if len(given) % known:
+        if len(available) % known:
             raise SdftError(
-                f"mesh.{free[0]}=-1: the {len(given)} devices are not divisible by the product of the other "
-                f"axes ({known}): change one of them."
+                f"mesh.{free[0]}=-1: the {len(available)} devices are not divisible by the product of the "
+                f"other axes ({known}): change one of them."
             )
-        shape[free[0]] = len(given) // known
+        shape[free[0]] = len(available) // known
     total = math.prod(shape.values())
-    if total > len(given):
+    if total > len(available):
         raise SdftError(
-            f"mesh {_times(shape)} needs {total} devices and there are {len(given)}: lower one of "
+            f"mesh {_times(shape)} needs {total} devices and there are {len(available)}: lower one of "
             f"{', '.join('mesh.' + name for name in MESH_AXES)}, or set one of them to -1."
         )
     sizes = tuple(shape.values())
-    if total == len(given):
-        grid = mesh_utils.create_device_mesh(sizes, given, allow_split_physical_axes=True)
+    if total == len(available):
+        grid = mesh_utils.create_device_mesh(sizes, available, allow_split_physical_axes=True)
     else:
-        grid = np.asarray(given[:total]).reshape(sizes)
+        grid = np.asarray(available[:total]).reshape(sizes)
     return Mesh(grid, MESH_AXES)
 
 

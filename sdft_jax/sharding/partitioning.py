@@ -1,7 +1,8 @@
-"""Rules from logical to mesh axes, applied: the sharding of every array.
+"""The sharding of every array, derived from rules that map logical axes to mesh axes.
 
 Every parameter and activation names its dimensions by *logical axes* ("embed", "heads", ...). `Rules` maps
-them to mesh axes, so that a sharding study is `dataclasses.replace(rules, mlp=None)`."""
+them to mesh axes, so that a sharding study is `dataclasses.replace(rules, mlp=None)`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ class Sharding:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of an array that every device holds whole."""
+        """The sharding of an array that is replicated on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def split(self, *axes: str) -> tuple[str, ...]:
@@ -69,11 +70,11 @@ def partition_spec(rules: Rules, axes: Sequence[str | None]) -> PartitionSpec:
     """
     entries = [None if axis is None else getattr(rules, axis) for axis in axes]
     used = [name for entry in entries for name in mesh_axes(entry)]
-    twice = sorted({name for name in used if used.count(name) > 1})
-    if twice:
+    duplicates = sorted({name for name in used if used.count(name) > 1})
+    if duplicates:
         raise SdftError(
             f"sharding rules map two dimensions of an array with axes {tuple(axes)} to mesh axis "
-            f"'{twice[0]}': give one of them another axis or None."
+            f"'{duplicates[0]}': give one of them another axis or None."
         )
     return PartitionSpec(*entries)
 
@@ -87,7 +88,7 @@ def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[
         shapes: the same tree with anything that has a `.shape`.
 
     Raises:
-        SdftError: a dimension that its mesh axes do not divide, named by parameter and axis.
+        SdftError: mesh axes do not divide a dimension; the message names the parameter and the axis.
     """
 
     def visit(axes: Any, leaf: Any, path: str) -> Any:
@@ -124,27 +125,28 @@ def constrain(x: jax.Array, sharding: Sharding, *axes: str | None) -> jax.Array:
 
 
 def release_axes(sharding: Sharding, to: str, *axes: str) -> Sharding:
-    """Return rules in which the logical `axes` release the mesh axes that the logical axis `to` uses.
+    """Return a sharding whose logical `axes` no longer use the mesh axes of the logical axis `to`.
 
     One mesh axis then splits two dimensions in turn: with `sequence: tensor`, norms and the residual stream
     are split over positions, and the attention between them over heads. For example, with the rules
     `sequence="tensor", heads="tensor"`, `release_axes(sharding, "heads", "batch", "sequence")` has
-    `sequence=None`."""
+    `sequence=None`.
+    """
     taken = mesh_axes(getattr(sharding.rules, to))
-    left = {
+    remaining = {
         axis: tuple(name for name in mesh_axes(getattr(sharding.rules, axis)) if name not in taken) or None
         for axis in axes
     }
-    return dataclasses.replace(sharding, rules=dataclasses.replace(sharding.rules, **left))
+    return dataclasses.replace(sharding, rules=dataclasses.replace(sharding.rules, **remaining))
 
 
 def decoding_sharding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
     """Return the rules for the decode loop: weights stay on their devices, and the small activations move.
 
     With FSDP's rules every weight would be gathered for every token, whatever the number of rows (2.7 TB per
-    device for 1,024 tokens of a 7B model on 16 chips, by the compiler's count). Here the model width is
-    whole, and the mesh axes that split it also split the feed-forward width and the vocabulary if they divide
-    them (two-dimensional weight-stationary layout; Pope et al. 2022, arXiv 2211.05102).
+    device for 1,024 tokens of a 7B model on 16 chips, as counted by the compiler). Here the model width is
+    not split; its mesh axes also split the feed-forward width and the vocabulary if they divide them
+    (two-dimensional weight-stationary layout; Pope et al. 2022, arXiv 2211.05102).
 
     Args:
         sharding: the sharding for training.
@@ -161,5 +163,5 @@ def decoding_sharding(sharding: Sharding, sizes: Mapping[str, int]) -> Sharding:
 
 
 def single_device() -> Sharding:
-    """Return the sharding that keeps every array whole on this process's first device."""
+    """Return the sharding that places every array, unsplit, on this process's first device."""
     return Sharding(make_mesh(devices=jax.local_devices()[:1]))

@@ -1,4 +1,4 @@
-"""Sharding rules: the mesh axes that split each logical axis. Plain data, which needs no JAX."""
+"""Sharding rules: the mesh axes that split each logical axis. They are plain data and do not need JAX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Rules:
-    """The mesh axes that split each logical axis; None keeps the axis whole on every device."""
+    """The mesh axes that split each logical axis; None does not split it."""
 
     batch: MeshAxes = ("data", "fsdp")
     """Rows of a batch, in activations and in the KV cache."""

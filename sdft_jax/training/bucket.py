@@ -1,8 +1,9 @@
 """Copies between a local directory and a bucket.
 
-A bucket cannot append to a file or rename a directory, which logs and exports need. So a run with a bucket as
-its output writes everything except its checkpoints to a local directory, which is copied to the bucket at
-each checkpoint and at the end, and back from it if the run is resumed on another machine."""
+A bucket does not support appending to a file or renaming a directory, which logs and exports need. A run with
+a bucket as its output therefore writes everything except its checkpoints to a local directory. This directory
+is copied to the bucket at each checkpoint and at the end, and back if the run resumes on another machine.
+"""
 
 from __future__ import annotations
 

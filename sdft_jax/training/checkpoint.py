@@ -69,7 +69,7 @@ def open_manager(
 def save(
     manager: ocp.CheckpointManager, step: int, state: TrainState, iterator: Any, meta: Mapping[str, Any]
 ) -> bool:
-    """Start to save, and return when the arrays may be donated; return False if `step` is saved already.
+    """Start saving, and return when the arrays may be donated; return False if `step` is already saved.
 
     `meta` is JSON; its `meta["metrics"]["score"]`, if present, decides which checkpoint is the best.
 
@@ -79,9 +79,8 @@ def save(
     """
     items = ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        data=ocp.args.JsonSave(
-            iterator.get_state()
-        ),  # the position in the global data, the same on all hosts
+        # the position in the global data, the same on all hosts
+        data=ocp.args.JsonSave(iterator.get_state()),
         meta=ocp.args.JsonSave(dict(meta)),
     )
     with _storage_errors(manager.directory):
@@ -97,8 +96,7 @@ def wait(manager: ocp.CheckpointManager) -> None:
 def restore_latest(
     manager: ocp.CheckpointManager, abstract_state: TrainState, iterator: Any
 ) -> Restored | None:
-    """Restore the newest intact checkpoint, and move `iterator` to its position; return None if there is
-    none.
+    """Restore the newest intact checkpoint and the position of `iterator`; return None if there is none.
 
     Newer damaged checkpoints are renamed to `damaged-STEP`, so that the run can save those steps again.
 
@@ -155,8 +153,7 @@ def best(directory: epath.Path) -> epath.Path:
 
 
 def load(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Return some fields of the saved TrainState, such as `{"params": ..., "frozen": ...}`, and read no
-    others."""
+    """Read only some fields of the saved TrainState, such as `{"params": ..., "frozen": ...}`."""
     with ocp.PyTreeCheckpointer() as reader:
         return reader.restore(
             checkpoint / "state",
@@ -182,11 +179,11 @@ class _KeepLastAndBest:
         steps = [info.step for info in checkpoints]
         scores = {info.step: self._score(info) for info in checkpoints}
         ranked = sorted((score, step) for step, score in scores.items() if score is not None)
-        kept = {
+        preserved = {
             *steps[-self.last :],
             *(step for _, step in ranked[len(ranked) - min(self.best, len(ranked)) :]),
         }
-        return [step in kept for step in steps]
+        return [step in preserved for step in steps]
 
     def _score(self, info: PolicyCheckpointInfo) -> float | None:
         if info.metrics is None:
@@ -208,13 +205,13 @@ def _newest_intact(directory: epath.Path, steps: Sequence[int]) -> tuple[int | N
     """
     skipped: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        wrong = damage(directory / str(step)) if jax.process_index() == 0 else None
+        problem = damage(directory / str(step)) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
-            bad = bool(multihost_utils.broadcast_one_to_all(wrong is not None))
-            wrong = (wrong or "see the message of process 0") if bad else None
-        if wrong is None:
+            is_damaged = bool(multihost_utils.broadcast_one_to_all(problem is not None))
+            problem = (problem or "see the message of process 0") if is_damaged else None
+        if problem is None:
             return step, skipped
-        skipped[step] = f"checkpoint {directory / str(step)} is damaged and was skipped: {wrong}."
+        skipped[step] = f"checkpoint {directory / str(step)} is damaged and was skipped: {problem}."
     if skipped:
         raise SdftError(
             f"every checkpoint in {directory} is damaged ({' '.join(skipped.values())}): restore one from a "
@@ -224,6 +221,7 @@ def _newest_intact(directory: epath.Path, steps: Sequence[int]) -> tuple[int | N
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
+    """Rename damaged checkpoints to `damaged-STEP`."""
     if not steps:
         return
     if jax.process_index() == 0:
@@ -238,7 +236,7 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
 
 
 def _score(checkpoint: epath.Path) -> float | None:
-    """Return the score in the meta item; None if it has none or cannot be read."""
+    """Return the score in the meta item; None if there is none or it cannot be read."""
     try:
         return json.loads((checkpoint / "meta" / "metadata").read_text())["metrics"]["score"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -259,8 +257,8 @@ def _storage_errors(directory: epath.Path) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     partial.rmtree()
         raise SdftError(
-            f"checkpoints in {directory} cannot be written ({reason}): fix that and start the same command "
-            "again, which resumes from the last intact checkpoint."
+            f"checkpoints in {directory} cannot be written ({reason}): fix this and run the same command "
+            "again; it resumes from the last intact checkpoint."
         ) from error
 
 

@@ -1,7 +1,8 @@
 """Checksums of a checkpoint: sizes and CRC-32 of its files, committed with it and verified before a restore.
 
 Orbax and TensorStore detect missing and truncated files, but not flipped bytes in the chunks of arrays: of 12
-such checkpoints, 12 were restored with wrong values and no error."""
+such checkpoints, 12 were restored with wrong values and no error.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ def seal(directory: epath.Path) -> None:
 
 
 def damage(checkpoint: epath.Path) -> str | None:
-    """Return what is wrong with a checkpoint's files (missing, wrong size, changed bytes), or None."""
+    """Return the first problem with a checkpoint's files (missing, wrong size, changed bytes), or None."""
     try:
         expected = json.loads((checkpoint / _MANIFEST).read_text())
         return _first_difference(checkpoint, expected)
@@ -66,10 +67,10 @@ def _first_difference(checkpoint: epath.Path, expected: Mapping[str, Sequence[in
         if not path.exists():
             return f"{name} is missing"
         if path.stat().length != size:
-            return f"{name} has {path.stat().length} bytes where {size} were written"
+            return f"{name} has {path.stat().length} bytes instead of the {size} that were written"
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda name: _size_and_crc(checkpoint / name), expected)
-        for (name, (_, crc)), (_, now) in zip(expected.items(), found, strict=True):
+        sums = pool.map(lambda name: _size_and_crc(checkpoint / name), expected)
+        for (name, (_, crc)), (_, now) in zip(expected.items(), sums, strict=True):
             if now != crc:
                 return f"the bytes of {name} have changed"
     return None

@@ -13,8 +13,9 @@ import jax
 def enable_compile_cache() -> None:
     """Enable JAX's persistent compilation cache, unless the environment or the program has configured it.
 
-    It is $XDG_CACHE_HOME/sdft_jax/HOST (~/.cache/sdft_jax/HOST): a program compiled for one CPU may not run
-    on another host that shares the home directory."""
+    The directory is $XDG_CACHE_HOME/sdft_jax/HOST (default: ~/.cache/sdft_jax/HOST): a program compiled for
+    one CPU may not run on another host that shares the home directory.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -23,7 +23,7 @@ def evaluate_run(
 
     Args:
         speaker: the model.
-        config: its `eval` section says what to measure. The new skill of a method that does not train (the
+        config: its `eval` section selects what to measure. The new skill of a method that does not train (the
             oracle) is evaluated with the demonstration in context.
         inputs: the rows.
         base: the directory of the model that distances are measured from.
@@ -31,9 +31,11 @@ def evaluate_run(
             did not start from the base.
         reporter: shows progress bars.
 
-    Returns: `accuracy`, `length`, `kl_to_base_new` and `teacher` on eval.path, `validation` on
-        eval.validation, `prior` and `kl_to_base` on eval.prior, and `distance` of the weights, as far as they
-        are measured."""
+    Returns:
+        `accuracy`, `length`, `kl_to_base_new` and `teacher` on eval.path, `validation` on eval.validation,
+        `prior` and `kl_to_base` on eval.prior, and `distance` of the weights; measurements that were not made
+        are missing.
+    """
     moved = not before or base != inputs.directory
     row: dict[str, Any] = {"distance": distance(speaker.model, speaker.params, base)} if moved else {}
     base_params = None

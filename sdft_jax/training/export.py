@@ -44,7 +44,7 @@ def load_run(
 def load_speaker(config: Config) -> Speaker:
     """Return the model at `model.path` with its tokenizer, on the mesh of the configuration.
 
-    The path is a model directory or name, or a run directory, of which the newest checkpoint is loaded.
+    The path is a model directory or name, or a run directory, whose newest checkpoint is loaded.
     """
     path = config.model.path
     run = RunDirectory(path) if (Path(path) / "checkpoints").is_dir() else None

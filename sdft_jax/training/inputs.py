@@ -1,5 +1,4 @@
-"""The inputs of a run: tokenizer, training rows and evaluation rows, read and checked before any long
-work."""
+"""The inputs of a run: tokenizer, training rows and evaluation rows, read and validated before training."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Everything that a run reads except the weights."""
+    """The inputs of a run, except the weights."""
 
     directory: str
     """The directory of the model."""
@@ -71,14 +70,14 @@ class Inputs:
 
 
 def load_inputs(config: Config, reporter: Reporter = SILENT) -> Inputs:
-    """Read and tokenize the inputs of a run; fast and local steps come first.
+    """Read and tokenize the inputs of a run; fast, local checks come first.
 
     A row needs only the fields that the method reads. Demonstrations become target completions if the method,
     or the baseline in addition to it, imitates them; a row whose target is over the limit is then dropped for
     both, so that they train on the same rows.
 
     Raises:
-        SdftError: names the file, row or key and the remedy.
+        SdftError: an input is not valid; the message names the file, row or key and the remedy.
     """
     sharding_from(config)
     load_template(config.data.template)
@@ -121,7 +120,7 @@ def load_inputs(config: Config, reporter: Reporter = SILENT) -> Inputs:
 
 
 def trained_prompts(method: Method, data: DataConfig, inputs: Inputs) -> dict[str, tuple[Encoded, ...]]:
-    """Return source -> rows whose prompts the method trains on; nothing if it does not train."""
+    """Return source -> rows whose prompts the method trains on; empty if it does not train."""
     if not method.trains:
         return {}
     return {data.path: inputs.train} | ({data.general: inputs.general} if data.general else {})

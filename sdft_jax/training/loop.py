@@ -99,13 +99,13 @@ def train(
     """Train by `config.train.method` to the last step, resuming the run in `config.output` if there is one.
 
     Args:
-        config: the whole configuration.
+        config: the configuration of the run.
         inputs: from `load_inputs`; loaded if None.
         reporter: prints progress; the default prints on the first process.
         watch: makes additional measurements at each evaluation.
 
     Raises:
-        SdftError: a mistake in configuration or data, a full disk or memory, or a loss that is not finite.
+        SdftError: a mistake in configuration or data, a full disk, out of memory, or a non-finite loss.
         Interrupted: the run received SIGTERM, and has saved its state.
     """
     reporter = reporter or process_reporter()
@@ -186,8 +186,8 @@ def _general_phase(config: Config, inputs: Inputs, steps: int) -> tuple[Sequence
 
 
 def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> None:
-    """Raise SdftError for a mesh that does not divide the model or a batch, before the run directory is
-    written."""
+    """Raise SdftError, before the run directory is written, if the mesh does not divide the model or a batch
+    or if W&B is not installed."""
     check_batch(config, sharding)
     tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
     if config.report.wandb:
@@ -199,7 +199,7 @@ def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> 
 def _best(directory: RunDirectory, state: TrainState, reporter: Reporter) -> tuple[Params, int]:
     """Return (parameters, step) of the checkpoint with the best score, which may be the initial model's."""
     chosen = checkpoint.best(directory.checkpoints)
-    reporter.print(f"the model is that of step {chosen.name}, which has the best score")
+    reporter.print(f"the run's model is the checkpoint of step {chosen.name}, which has the best score")
     parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts)
     loaded = checkpoint.load(chosen, abstract)
@@ -207,8 +207,10 @@ def _best(directory: RunDirectory, state: TrainState, reporter: Reporter) -> tup
 
 
 def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
-    """Step to the end. A step's metrics are read after the next step has started, so that the device never
-    waits."""
+    """Run all remaining steps.
+
+    A step's metrics are read after the next step has started, so that the device never waits.
+    """
     options, step = loop.config.train, int(state.step)
     resumed = bool(step)
     stopped = resumed and should_stop(options, meta["scores"], meta["metrics"])
@@ -270,7 +272,7 @@ def _open_sinks(loop: _Loop, restored_step: int) -> contextlib.AbstractContextMa
 
 def _transfer_guard(config: Config) -> contextlib.AbstractContextManager[None]:
     """Refuse implicit transfers between host and devices: each of them would wait for the device."""
-    # jax.debug_nans runs a step again operation by operation, which transfers constants.
+    # jax.debug_nans repeats a step operation by operation, which transfers constants.
     return jax.transfer_guard("allow" if config.debug.nans else "disallow")
 
 
@@ -294,7 +296,7 @@ class _Pending:
     def push(
         self, step: int, batch: TokenBatch, metrics: Metrics, sampling: SamplingTime | None, saved: int
     ) -> None:
-        """Report the previous step, and also this one if it is timed or the host is the device."""
+        """Report the previous step, and also this one if sampling was timed or the device is the host CPU."""
         self.settle(saved)
         self.waiting = (step, batch, metrics, sampling)
         if sampling or jax.default_backend() == "cpu":
@@ -345,7 +347,7 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: S
 
 @contextlib.contextmanager
 def _evaluation_explained(loop: _Loop, step: int) -> Iterator[None]:
-    """Explain a lack of memory for the rows of an evaluation."""
+    """Explain an out-of-memory error of an evaluation."""
     widths = widths_of(encoded for rows in loop.inputs.eval_sets.values() for encoded in rows.encoded)
     count = functools.partial(answer_arrays, widths=widths, training=True, base=step > 0)
     with explained(

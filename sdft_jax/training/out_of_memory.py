@@ -31,18 +31,19 @@ def explained(
     directory: RunDirectory | None = None,
     saved: Callable[[], int | None] = lambda: None,
 ) -> Iterator[None]:
-    """Raise SdftError if a device runs out of memory inside the block; other errors pass.
+    """Raise SdftError if a device runs out of memory inside the block; other exceptions propagate.
 
     Args:
         what: the work inside the block, such as `an update`.
-        config: of the run.
-        model: as it runs.
+        config: the configuration of the run.
+        model: the model that the block runs.
         count: returns the arrays in memory.
         directory: receives a device memory profile and a table of the arrays; None to write none.
         saved: returns the last step with a checkpoint.
 
     Raises:
-        SdftError: names the largest arrays, the settings that reduce them, and the files that were written.
+        SdftError: a device ran out of memory; the message names the largest arrays, the settings that reduce
+            them, and the files that were written.
     """
     try:
         yield
@@ -60,8 +61,8 @@ def explained(
 
 
 def is_exhausted(error: Exception) -> bool:
-    """Return True for an out-of-memory error of the compiler or a device; in jax 0.7 some have no status
-    code."""
+    """Return True for an out-of-memory error of the compiler or a device; some have no status code in
+    jax 0.7."""
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 

@@ -19,7 +19,7 @@ from sdft_jax.types import Sequences, TokenBatch, TrainState
 
 
 class SamplingTime(NamedTuple):
-    """One timing of sampling; zeros if the batch is not sampled for."""
+    """One timing of sampling; zeros if the batch needs no samples."""
 
     seconds: float
     tokens: int
@@ -49,7 +49,8 @@ def throughputs(
 
     `rollout_tokens_per_second` counts sampled tokens, `learn_tokens_per_second` the real tokens that student
     and teacher score: prompts, and the completion once per role. There is a teacher if there is a
-    `divergence`; without a prompt of its own it scores the student's prompt."""
+    `divergence`; without a prompt of its own it scores the student's prompt.
+    """
     completion = scalars["completion_tokens"]
     rates = {"seconds": seconds, "tokens_per_second": completion / seconds}
     if sampling is None:

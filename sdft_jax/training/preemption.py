@@ -1,7 +1,8 @@
 """Preemption: SIGTERM ends a run after the current step, and Google's maintenance notices become a SIGTERM.
 
-JAX listens for SIGTERM only. A Compute Engine or TPU VM learns about maintenance from its metadata server; on
-GKE the pods receive a SIGTERM of their own."""
+JAX listens only for SIGTERM. On a Compute Engine or TPU VM, the metadata server announces maintenance; on
+GKE, the pods receive a SIGTERM.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def termination_requests() -> Iterator[Callable[[int], bool]]:
 def watch_maintenance(environment: Mapping[str, str] = os.environ) -> None:
     """Query the metadata server in the background, if SDFT_MAINTENANCE is set.
 
-    An event that was announced before the run started does not end it: it has been stopped for that already.
+    An event that was announced before the run started does not end it: it has already ended the run before.
 
     Raises:
         SdftError: SDFT_MAINTENANCE is not a number of seconds.
@@ -80,7 +81,7 @@ def _watch(host: str, seconds: float) -> None:
     while True:
         try:
             event = _event(host)
-        except (OSError, ValueError) as error:  # possibly temporary: try again
+        except (OSError, ValueError) as error:  # may be temporary: try again
             if not warning:
                 warning = (
                     f"{host} does not report maintenance events ({error}); the run continues without them"
@@ -98,7 +99,7 @@ def _watch(host: str, seconds: float) -> None:
 
 
 def _event(host: str) -> str:
-    """Return the event that is announced for this host; NONE if there is none."""
+    """Return the announced event of this host; `NONE` if there is none."""
     request = urllib.request.Request(f"http://{host}/{_PATH}", headers={"Metadata-Flavor": "Google"})
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is on this host
     with direct.open(request, timeout=5) as answer:

@@ -1,6 +1,6 @@
-"""Several processes as one program: joining, and agreeing on configuration and code.
+"""Several processes as one program: joining, and checking that configuration and code agree.
 
-With one process these functions do nothing.
+With one process, these functions do nothing.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
 timeout in seconds."""
 
 ABSENT = 1
-"""Exit code if processes are missing, on which launchers restart: it may not be a mistake."""
+"""Exit code if processes are missing; launchers restart on it, since the cause may be temporary."""
 _MARGIN = 60
-"""Number of seconds by which JAX's timeout is later than ours."""
+"""Number of seconds by which JAX's timeout exceeds SDFT_TIMEOUT."""
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
     """Join the other processes of this run, before JAX initializes its devices.
 
-    They are those of SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS, or of the cluster that JAX detects: a
+    SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS determine them, or else the cluster that JAX detects: a
     TPU pod, GKE, SLURM, Open MPI. A single process joins none. If a process is missing at the timeout, this
     process ends with a message and exit code 1.
 
@@ -119,15 +119,17 @@ def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdigit():
         raise SdftError(
-            f"{name}={text!r} is not a number: {COORDINATOR}=HOST:PORT requires {PROCESSES}, the number of "
-            f"processes, and {PROCESS}, the index of this process, from 0."
+            f"{name}={text!r} is not a number: set {PROCESSES} to the number of processes and {PROCESS} to "
+            f"the index of this process, from 0; {TIMEOUT}, if set, is a number of seconds."
         )
     return int(text)
 
 
 def _is_in_cluster() -> bool:
-    """Return True if `jax.distributed.initialize` detects several processes; JAX has no public function for
-    it."""
+    """Return True if `jax.distributed.initialize` would detect several processes.
+
+    JAX has no public function for this.
+    """
     from jax._src.clusters import ClusterEnv
 
     kinds = [kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method]
@@ -143,16 +145,16 @@ def require_agreement(config: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    mine = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
-    mine = json.loads(json.dumps(mine))  # tuples become lists, as in process 0's text
-    theirs = json.loads(_broadcast(json.dumps(mine)))
-    different = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    local = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
+    local = json.loads(json.dumps(local))  # tuples become lists, as in process 0's text
+    first = json.loads(_broadcast(json.dumps(local)))
+    different = sorted(key for key in local.keys() | first.keys() if local.get(key) != first.get(key))
     counts = multihost_utils.process_allgather(np.int32(len(different)))
     if not counts.any():
         return
     others = ", ".join(str(i) for i, count in enumerate(np.ravel(counts)) if count)
     details = "; ".join(
-        f"{key} is {mine.get(key)!r} on this process and {theirs.get(key)!r} on process 0"
+        f"{key} is {local.get(key)!r} on this process and {first.get(key)!r} on process 0"
         for key in different[:4]
     )
     raise SdftError(

@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def traced(name: str) -> Callable[[Function], Function]:
-    """Return a decorator under whose name calls of the function appear in traces."""
+    """Return a decorator that names the calls of a function in traces."""
     return functools.partial(jax.profiler.annotate_function, name=name)
 
 

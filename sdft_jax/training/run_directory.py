@@ -1,4 +1,4 @@
-"""The output directory of a run: the paths in it, its owner's configuration, and its copy in a bucket."""
+"""The output directory of a run: its paths, its configuration, and its copy in a bucket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sdft_jax.training.bucket import download, is_remote, upload
 CHECKPOINTS = "checkpoints"
 
 RESUMABLE = (
-    # Where and how the run is computed: rounding may differ, the algorithm does not.
+    # Placement and execution: rounding may differ, the algorithm does not.
     "output",
     "preset",
     "mesh",
@@ -32,7 +32,7 @@ RESUMABLE = (
     "train.micro_batch",
     "train.completion_buckets",
     "divergence.chunk",
-    # What is reported, and how often.
+    # Reports and their frequency.
     "report",
     "profile",
     "debug",
@@ -45,7 +45,7 @@ RESUMABLE = (
     "train.rollouts_every",
     "train.rollouts_rows",
     "train.phases_every",
-    # When to stop, and what else is run. Not train.steps: the learning rate decays over them.
+    # Stopping, and the baseline. Not train.steps: the learning rate decays over them.
     "train.stop_at",
     "train.patience",
     "train.max_kl",
@@ -86,22 +86,22 @@ class RunDirectory:
 
     @property
     def config(self) -> epath.Path:
-        """The run's configuration; it makes a directory a run."""
+        """The file of the run's configuration, which identifies a directory as a run."""
         return epath.Path(self.output) / "config.yaml"
 
     @property
     def metrics(self) -> Path:
-        """Metrics of each step, as JSON lines."""
+        """The file with the metrics of each step, as JSON lines."""
         return self.local / METRICS
 
     @property
     def evaluations(self) -> Path:
-        """Results of each evaluation, as JSON lines."""
+        """The file with the results of each evaluation, as JSON lines."""
         return self.local / EVALUATIONS
 
     @property
     def rollouts(self) -> Path:
-        """Sampled completions with the divergence of each token."""
+        """The directory of sampled completions with the divergence of each token."""
         return self.local / "rollouts"
 
     @property
@@ -111,7 +111,7 @@ class RunDirectory:
 
     @property
     def profile(self) -> Path:
-        """Profiler traces and memory profiles; TensorBoard's profile plugin reads this name."""
+        """The directory of profiler traces and memory profiles; TensorBoard's plugin requires this name."""
         return self.local / "profile"
 
     @property
@@ -121,7 +121,7 @@ class RunDirectory:
 
     @property
     def summary(self) -> Path:
-        """The final table as JSON."""
+        """The file with the final table, as JSON."""
         return self.local / "summary.json"
 
     def below(self, name: str) -> RunDirectory:
@@ -129,11 +129,11 @@ class RunDirectory:
         return RunDirectory(f"{self.output.rstrip('/')}/{name}")
 
     def named(self, path: Path) -> str:
-        """Return the name by which a user finds a local path of this run, in the bucket if there is one."""
+        """Return the path to show to users for a local path of this run: in the bucket if there is one."""
         return f"{self.output.rstrip('/')}/{path.relative_to(self.local)}"
 
     def pull(self, resumed: bool) -> None:
-        """Copy what another machine has left in the bucket; a new run first deletes the local directory.
+        """Copy files that another machine wrote to the bucket; a new run first deletes the local directory.
 
         Every process calls it; only process 0 copies.
         """
@@ -148,8 +148,7 @@ class RunDirectory:
             upload(self.local, self.output, exclude=CHECKPOINTS)
 
     def claim(self, config: Mapping[str, Any], resumable: Sequence[str] = RESUMABLE) -> bool:
-        """Write the configuration into the directory; return True if it already held this run, which is
-        resumed.
+        """Write the configuration into the directory; return True if this run is already there and resumes.
 
         Every process calls it; process 0 reads and writes.
 
@@ -200,16 +199,16 @@ class RunDirectory:
     def _refuse_other_run(self, text: str, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
         remedy = f"give another output=, or delete {self.output}"
         try:
-            theirs = flatten(yaml.safe_load(text))
+            stored = flatten(yaml.safe_load(text))
         except (yaml.YAMLError, AttributeError):
             raise SdftError(f"{self.config} is not the configuration of a run: {remedy}.") from None
-        ours = flatten(_plain(config))
-        for key in [*ours, *(key for key in theirs if key not in ours)]:
+        current = flatten(_plain(config))
+        for key in [*current, *(key for key in stored if key not in current)]:
             may_differ = any(key == name or key.startswith(name + ".") for name in resumable)
-            if not may_differ and theirs.get(key) != ours.get(key):
+            if not may_differ and stored.get(key) != current.get(key):
                 raise SdftError(
-                    f"output={self.output} holds another run: its {key} is {theirs.get(key)!r}, and this "
-                    f"one's is {ours.get(key)!r}: {remedy}."
+                    f"output={self.output} holds another run: its {key} is {stored.get(key)!r}, and this "
+                    f"one's is {current.get(key)!r}: {remedy}."
                 )
 
     def _refuse_foreign_files(self) -> None:
@@ -224,7 +223,7 @@ class RunDirectory:
             )
 
     def _write_config(self, text: str) -> None:
-        if self.is_remote:  # an object in a bucket appears whole
+        if self.is_remote:  # a bucket writes an object atomically
             self.config.write_text(text)
             return
         temporary = self.config.parent / f".{self.config.name}.tmp"

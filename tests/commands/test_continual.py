@@ -58,7 +58,7 @@ def test_other_settings_in_the_same_output_are_an_error(config, override, tmp_pa
     assert content_of(tmp_path / "run") == before
 
 
-def test_methods_learning_rates_and_seeds_may_be_added(config, monkeypatch):
+def test_methods_learning_rates_and_seeds_may_be_added(config, tmp_path, monkeypatch, capsys):
     """New arms are not trained here, but have the results of a finished one; `finished_sequence` trains."""
     run_arm, old, new = continual.run_arm, [], []
 
@@ -75,6 +75,14 @@ def test_methods_learning_rates_and_seeds_may_be_added(config, monkeypatch):
     assert cli.main(["continual", config, *(f"continual.{key}={value}" for key, value in added.items())]) == 0
     assert old == ["sdft-lr1e-3-seed42", "oracle"]
     assert new == ["sdft-lr1e-3-seed7", "sdft-lr1e-2-seed42", "sdft-lr1e-2-seed7"]
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if " of 5)" in line] == [
+        f"{name} ({number} of 5)"
+        for number, name in enumerate(["sdft-lr1e-3-seed42", *new, "oracle"], start=1)
+    ]
+    assert "Accuracy after the last stage, greedy" in lines
+    assert sum(line.startswith("sdft    1e-") for line in lines) == 4
+    assert f"all results               {tmp_path / 'run' / 'continual.json'}" in lines
 
 
 ERRORS = {
@@ -102,5 +110,5 @@ def test_output_in_a_bucket_is_refused(half_directory, tmp_path, capsys):
     config = write_config(tmp_path / "run.yaml", half_directory, tmp_path / "unused")
     assert cli.main(["continual", config, "output=gs://bucket/runs/b"]) == 2
     errors = capsys.readouterr().err
-    assert "output=gs://bucket/runs/b is a bucket, and stages pass models on through a local disk" in errors
+    assert "output=gs://bucket/runs/b is a bucket, and a stage reads its model from a local disk" in errors
     assert not Path("gs:").exists()

@@ -118,7 +118,7 @@ def test_an_unknown_key_in_a_file_is_reported_with_the_file(tmp_path):
         ),
         (
             ["train.max_kl=0.5"],
-            "train.max_kl is a distance on the prompts of prior skills, and eval.prior is not set: set it.",
+            "train.max_kl is a distance on the prompts of eval.prior, which is not set: set eval.prior.",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

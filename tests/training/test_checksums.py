@@ -45,7 +45,10 @@ def test_damaged_file_is_named(checkpoint, name):
         assert damage(checkpoint) == f"the bytes of {name} have changed"
     for other in (content + b"x", *([content[:-1]] if content else [])):
         file.write_bytes(other)
-        assert damage(checkpoint) == f"{name} has {len(other)} bytes where {len(content)} were written"
+        assert (
+            damage(checkpoint)
+            == f"{name} has {len(other)} bytes instead of the {len(content)} that were written"
+        )
     os.remove(file)
     assert damage(checkpoint) == f"{name} is missing"
     file.write_bytes(content)

@@ -19,7 +19,7 @@ class Task:
 
     score: Scorer
     problem: Callable[[object], str | None]
-    """Returns what is wrong with a reference answer, or None if the scorer can use it."""
+    """A function that returns the problem with a reference answer, or None if the scorer can use it."""
 
 
 def _score_embedded(module: str, function: str) -> Scorer:

@@ -6,7 +6,7 @@ from sdft_jax.data.examples import Example
 
 
 def problem(answer: object) -> str | None:
-    """Return what is wrong with an answer that is not a non-empty text or a number, or None."""
+    """Return the problem with a reference answer, or None if it is a non-empty text or a number."""
     if answer is None:
         return "it is missing; add the field, or set data.answer to the name of another field."
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
@@ -15,7 +15,10 @@ def problem(answer: object) -> str | None:
 
 
 def score_exact(completion: str, example: Example) -> bool:
-    """Return True if both are equal without surrounding whitespace (exact match, as in SQuAD-style tasks)."""
+    """Return True if completion and answer are equal without surrounding whitespace.
+
+    This is the exact match of SQuAD-style tasks.
+    """
     return completion.strip() == str(example.answer).strip()
 
 

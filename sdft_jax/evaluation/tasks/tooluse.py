@@ -3,7 +3,8 @@
 Source: the SDFT paper's released evaluation. The multiset of action names must equal the reference's, and so
 must the union of all action inputs (the last value of a key counts). Two of its bugs are fixed: inputs are
 parsed as JSON, because its regular expression `{.*?}` ends at the first closing brace and misses nested
-objects (a copy of the reference answers then scores at most 96.7 %); and calls in <think> do not count."""
+objects (a copy of the reference answers then scores at most 96.7 %); and calls in <think> do not count.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def score(completion: str, example: Example) -> bool:
 
 
 def problem(answer: object) -> str | None:
-    """Return what is wrong with an answer, or None for a list of {"Action": ..., "Action_Input": ...}."""
+    """Return the problem with an answer, or None for a list of {"Action": ..., "Action_Input": ...}."""
     if isinstance(answer, list) and answer and all(_is_action(action) for action in answer):
         return None
     return (

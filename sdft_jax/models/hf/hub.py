@@ -14,7 +14,7 @@ _FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt",
 
 
 def model_directory(path: str, key: str = "model.path") -> str:
-    """Return the local directory of a model; download a Hub model (`owner/name`), without pickled weights.
+    """Return the local directory of a model; download a Hub model (`owner/name`) without pickled weights.
 
     Raises:
         SdftError: there is no such model; the message begins with the setting `key`.

@@ -1,4 +1,4 @@
-"""Reading of Hugging Face checkpoints into sharded parameters, tensor by tensor."""
+"""Reading Hugging Face checkpoints into sharded parameters, tensor by tensor."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Reading of safetensors files as memory maps, and writing of them one tensor at a time.
+"""Reading safetensors files as memory maps, and writing them one tensor at a time.
 
 A file is eight bytes with the length of a JSON header, the header, and the tensors' bytes
 (https://github.com/huggingface/safetensors#format). With memory maps every device reads only its slice of a
-tensor. The header is known before the tensors are, so a file is written without all of it in memory.
+tensor. The header depends only on dtypes and shapes, so that a file is written without holding it in memory.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def read_header(file: Path) -> dict[str, Stored]:
     """Return the tensors of one safetensors file by name.
 
     Raises:
-        SdftError: the file is missing, its header is invalid, or its size is not the one that the header
-            declares.
+        SdftError: the file is missing, its header is invalid, or its size differs from the size that the
+            header declares.
     """
     try:
         with file.open("rb") as stream:

@@ -26,8 +26,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     files = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if is_directory and not any((Path(path) / name).is_file() for name in files):
         raise SdftError(
-            f"{path}: no tokenizer here (none of {', '.join(files)}): copy the tokenizer's files into "
-            "this directory."
+            f"{path}: the directory has no tokenizer (none of {', '.join(files)}): copy the tokenizer's "
+            "files into it."
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -1,4 +1,4 @@
-"""Writing of parameters to a Hugging Face directory that `transformers` loads like the source checkpoint."""
+"""Writing parameters to a Hugging Face directory that `transformers` loads like the source checkpoint."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def save_pretrained(
 
 
 def _check_target(model: Model, target: Path) -> None:
-    """Raise SdftError if `target` is the source or contains anything else than an exported model."""
+    """Raise SdftError if `target` is the source or contains anything other than an exported model."""
     if model.source and target.resolve() == Path(model.source).resolve():
         raise SdftError(
             f"{target} is the checkpoint that the model was read from: write to another directory."
@@ -164,9 +164,9 @@ def _gathered(model: Model, pieces: list[_Piece]) -> Iterator[np.ndarray]:
     """Yield each tensor on the host, in the layout and dtype of its file."""
     for piece in pieces:
         part = piece.leaf if piece.layer is None else layer_slice(piece.leaf, piece.layer)
-        whole = to_host(part)
-        inner = whole if piece.layer is None else whole[0]
-        yield piece.tensor.to_stored(inner.astype(piece.dtype), model.architecture.sizes)
+        array = to_host(part)
+        tensor = array if piece.layer is None else array[0]
+        yield piece.tensor.to_stored(tensor.astype(piece.dtype), model.architecture.sizes)
 
 
 def _write_index(files: dict[str, list[_Piece]], directory: Path) -> None:

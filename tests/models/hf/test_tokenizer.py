@@ -37,7 +37,7 @@ def test_loaded_tokenizer_renders_the_same_tokens(tmp_path):
 
 
 def test_missing_or_invalid_tokenizer_files_raise(tmp_path):
-    with pytest.raises(SdftError, match="no tokenizer here"):
+    with pytest.raises(SdftError, match="the directory has no tokenizer"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "tokenizer_config.json").write_text(
