@@ -57,7 +57,8 @@ def caches(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def no_user_cache(caches):
     """Keep the compilation cache that a command enables out of the home directory, and disable it after the
-    module."""
+    module.
+    """
     before = jax.config.jax_compilation_cache_dir
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(caches / "home"))
@@ -121,7 +122,8 @@ def half_directory(tmp_path_factory, tiny_directory):
 @pytest.fixture(scope="session")
 def finished_sequence(tmp_path_factory, half_directory):
     """A directory with `run`, the output of `sdft continual`, and `alone`, its copy before arms were
-    added."""
+    added.
+    """
     import shutil
 
     from runs import sequence_settings, write_config

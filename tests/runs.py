@@ -1,5 +1,6 @@
 """Whole runs that are small enough for tests: six steps of a random model with the tokenizer of the mini
-world."""
+world.
+"""
 
 import json
 import os

@@ -87,7 +87,8 @@ _weighted_loss.defvjp(_forward, _backward)
 
 def _sharded_scan(scan: _Scan, with_gradients: bool, roles, targets, weights):
     """Return (loss, stats[, d_hidden, d_head]) of the whole batch; each device scans its tokens and
-    vocabulary."""
+    vocabulary.
+    """
     # all devices that share a token also share its whole vocabulary
     sharding = release_axes(scan.sharding, "vocab", "batch", "sequence", "embed")
     check_divisible(sharding, "completions", ("batch", "sequence"), targets.shape)

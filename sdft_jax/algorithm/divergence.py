@@ -90,7 +90,8 @@ def _chunk(
     config: DivergenceConfig,
 ) -> tuple[TokenStats, Float[Array, " n"], Float[Array, "n v"]]:
     """Return the statistics and divergences of a chunk, and their gradient with respect to the student's
-    logits."""
+    logits.
+    """
     over_v = functools.partial(vocab_sum, axes=vocab_axes)
     is_target = is_token(student, target, vocab_axes)
 

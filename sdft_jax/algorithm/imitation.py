@@ -32,7 +32,8 @@ Rows = tuple[Sequences, Sequences, Float[Array, "B N"]]
 
 def cross_entropy(logits: Float[Array, "n v"], target: Int[Array, " n"], vocab_axes: tuple[str, ...]):
     """Return the statistics (log S(target), value), the value -log S(target), and its gradient S -
-    onehot(target)."""
+    onehot(target).
+    """
     log_s = logits - logsumexp(logits, vocab_axes)
     chosen = is_token(logits, target, vocab_axes)
     logprob = vocab_sum(jnp.where(chosen, log_s, 0.0), vocab_axes)

@@ -28,7 +28,8 @@ class Learner:
     @property
     def teacher(self) -> TeacherConfig | None:
         """The teacher's schedule, `frozen` if the method's teacher is the initial model; None without a
-        teacher."""
+        teacher.
+        """
         kind = self.config.method.teacher
         if kind == "initial":
             return dataclasses.replace(self.config.teacher, schedule="frozen")

@@ -72,7 +72,8 @@ def _share_of_peak(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 def _descend(peak: float, share: optax.Schedule) -> optax.GradientTransformation:
     """Return the transformation that scales updates by minus the learning rate: `share` of the state's
-    peak."""
+    peak.
+    """
 
     def init(params: optax.Params) -> RateState:
         del params

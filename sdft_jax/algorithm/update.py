@@ -194,7 +194,8 @@ def _summary(
     stats: TokenStats, rollout: Rollout, mask: Bool[Array, "B N"], eos_ids: tuple[int, ...]
 ) -> dict[str, Float[Array, ""]]:
     """Return means over the tokens that carry loss, in nats per token; lengths are in tokens per
-    completion."""
+    completion.
+    """
     ratio = token_weights.importance_ratio(stats.logprob, rollout, mask)
     lengths = jnp.sum(rollout.mask, axis=1).astype(jnp.float32)
     per_token = {

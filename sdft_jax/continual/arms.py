@@ -96,7 +96,8 @@ def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter = SI
 
 def _refuse_contamination(plan: Plan) -> None:
     """Raise SdftError if a stage trains on prompts of another stage's evaluation, a suite or the prior
-    suite."""
+    suite.
+    """
     for method_name, stages in plan.inputs.items():
         method = method_named(method_name)
         for stage, inputs in zip(plan.stages, stages, strict=True):
@@ -108,7 +109,8 @@ def _refuse_contamination(plan: Plan) -> None:
 
 def measure_base(plan: Plan) -> dict[str, Measured]:
     """Return the results of the initial model, as `student` and, with the demonstration in context, as
-    `teacher`."""
+    `teacher`.
+    """
     file = Path(plan.config.output) / "base.json"
     return _once(plan, file, lambda: _measure_base(plan))
 

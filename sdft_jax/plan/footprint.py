@@ -222,7 +222,8 @@ class _Intermediate(NamedTuple):
 
     def bytes_on(self, sharding: Sharding) -> int:
         """Return the bytes on one device, rounded up: the compiler pads dimensions that the mesh does not
-        divide."""
+        divide.
+        """
         # `batch` and `sequence` release the mesh axes of the last axis, as in the model's constraints
         owner = next((axis for axis in reversed(self.axes) if axis), "batch")
         inner = release_axes(sharding, owner, *({"batch", "sequence"} - {owner}))

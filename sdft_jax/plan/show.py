@@ -32,7 +32,8 @@ def compiler() -> str:
 
 def row(estimate: Estimate) -> dict[str, Any]:
     """Return the table row of an estimate: GiB per device, GB received per device and step, seconds per
-    step."""
+    step.
+    """
     name = "x".join(str(estimate.mesh[axis]) for axis in MESH_AXES)
     cells = {
         MESH: f"{name} {estimate.rules}" if estimate.rules else name,
@@ -106,7 +107,8 @@ def _seconds(times: Mapping[str, float]) -> str:
 
 def _received(estimate: Estimate) -> dict[str, tuple[float, float]]:
     """Return kind of collective -> (bytes that a device receives, number of operations) per step, the largest
-    first."""
+    first.
+    """
     totals: dict[str, tuple[float, float]] = {}
     for collective in estimate.exchanges:
         size, times = totals.get(collective.kind, (0.0, 0.0))

@@ -1,5 +1,6 @@
 """Random keys of one named generator, so that a seed gives the same results with any
-`jax_default_prng_impl`."""
+`jax_default_prng_impl`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def from_data(data: UInt32[Array, "*B K"]) -> Key[Array, "*B"]:
 @functools.partial(jax.jit, static_argnames="rows")
 def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
     """Return one typed key per row: each row's position folded into `key`, or `key` itself if it has one key
-    per row."""
+    per row.
+    """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = from_data(key)
     if key.ndim == 1:

@@ -22,7 +22,8 @@ def choose_token(
 
 def truncate(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Float[Array, "B V"]:
     """Return the logits with -inf outside top-k, then top-p, then min-p, each applied to the tokens that the
-    previous one keeps."""
+    previous one keeps.
+    """
     vocabulary = logits.shape[-1]
     k = min(sampling.top_k, vocabulary) or vocabulary
     if k < vocabulary or sampling.top_p < 1:

@@ -31,7 +31,8 @@ def download(remote: str, local: Path, exclude: str) -> None:
 
 def upload(local: Path, remote: str, exclude: str) -> None:
     """Copy every file that is new or has changed since the last upload, except the top-level entry
-    `exclude`."""
+    `exclude`.
+    """
     stamp = local / ".pushed"
     last = stamp.stat().st_mtime_ns if stamp.exists() else 0
     files = [(name, Path(file)) for name, file in _files(epath.Path(local), exclude) if name != stamp.name]

@@ -155,7 +155,8 @@ def train(
 
 def total_steps(config: Config, rows: int) -> int:
     """Return `train.steps`, or the steps of `train.epochs` passes over the rows; 0 if the method does not
-    train."""
+    train.
+    """
     if not config.method.trains:
         return 0
     return config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
@@ -187,7 +188,8 @@ def _general_phase(config: Config, inputs: Inputs, steps: int) -> tuple[Sequence
 
 def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> None:
     """Raise SdftError, before the run directory is written, if the mesh does not divide the model or a batch
-    or if W&B is not installed."""
+    or if W&B is not installed.
+    """
     check_batch(config, sharding)
     tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
     if config.report.wandb:

@@ -62,13 +62,15 @@ def explained(
 
 def is_exhausted(error: Exception) -> bool:
     """Return True for an out-of-memory error of the compiler or a device; some have no status code in
-    jax 0.7."""
+    jax 0.7.
+    """
     return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
 
 
 def explanation(arrays: Sequence[ArrayFootprint], options: Sequence[Remedy]) -> list[str]:
     """Return lines with the largest arrays, the settings that each kind depends on, and what would reduce
-    memory."""
+    memory.
+    """
     phase, total = peak_phase(arrays)
     present = sorted((one for one in arrays if one.phase in ("always", phase)), key=lambda one: -one.bytes)
     limit = _statistics().get("bytes_limit")

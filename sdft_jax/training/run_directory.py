@@ -59,7 +59,8 @@ RESUMABLE = (
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
     """The output of a run: a local directory, or a bucket with a local directory for all but the
-    checkpoints."""
+    checkpoints.
+    """
 
     output: str
     """The setting `output`."""

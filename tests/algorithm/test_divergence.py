@@ -65,7 +65,8 @@ def reference_value(s_logits, t_logits, target, config):
 
 def reference_gradient(s_logits, t_logits, target, config):
     """Return the gradient by central differences in float64; the sampled estimator's is its value times the
-    score function."""
+    score function.
+    """
     if config.support == "sampled":
         log_s = log_softmax(s_logits / config.temperature)
         value = reference_value(s_logits, t_logits, target, config)

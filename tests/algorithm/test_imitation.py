@@ -1,5 +1,6 @@
 """Supervised and dynamic fine-tuning: the cross-entropy of demonstrations, each token predicted from those
-before it, compared with plain log-softmax and float64 NumPy."""
+before it, compared with plain log-softmax and float64 NumPy.
+"""
 
 import dataclasses
 

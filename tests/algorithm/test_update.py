@@ -1,5 +1,6 @@
 """The update of every method: alignment by hand, losses that must be zero, and the same result on every
-mesh."""
+mesh.
+"""
 
 import dataclasses
 import functools

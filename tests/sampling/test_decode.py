@@ -1,5 +1,6 @@
 """The decode loop: greedy completions equal those of transformers, samples have the exact distribution, and
-the rows of a batch do not depend on each other."""
+the rows of a batch do not depend on each other.
+"""
 
 import dataclasses
 import re

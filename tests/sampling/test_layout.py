@@ -48,7 +48,8 @@ def test_models_of_decoding_and_prefill_differ_in_their_rules_only():
 @pytest.mark.parametrize("layers", [2, UNROLLED + 1], ids=["layer by layer", "scan"])
 def test_weights_move_before_the_loop_and_never_inside_it(tied, shape, layers):
     """Under the rules of training, a tied embedding was split again inside the loop and gathered for the head
-    at every token."""
+    at every token.
+    """
     sharding = Sharding(make_mesh(*shape))
     model, _ = tiny_model(sharding, tie_word_embeddings=tied, num_hidden_layers=layers)
     shapes = model.abstract_params()

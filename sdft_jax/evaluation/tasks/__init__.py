@@ -43,7 +43,8 @@ TASKS: dict[str, Task] = {
 
 def get_scorer(name: str) -> Scorer:
     """Return the scorer `(completion, example) -> correct` of a task. Raises SdftError for an unknown
-    name."""
+    name.
+    """
     return _task(name).score
 
 
