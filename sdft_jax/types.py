@@ -49,7 +49,7 @@ class TokenBatch:
     teacher_prompt: Sequences
     """The teacher's prompt, [B, Q]: the same question with the demonstration in context."""
     target: Sequences
-    """The completion to imitate, including EOS, [B, N]; N is 0 for a method that samples its completions."""
+    """The completion to imitate, including EOS, [B, N]; N is 0 if no method of the run imitates one."""
     row: Int[Array, " B"]
     """Index of the example in its source; error messages name it."""
     weight: Float[Array, " B"]

@@ -58,7 +58,7 @@ def make_update(learner: Learner) -> Update:
     triggers a compilation.
 
     Raises:
-        SdftError: the mesh or the micro-batch does not divide the batch (before anything is compiled), or the
+        SdftError: the mesh or the micro-batch does not divide the batch. The first call raises it if the
             method does not train.
     """
     config, model = learner.config, learner.model

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from sdft_jax.algorithm import check_rows
 from sdft_jax.config import Config, sharding_from
-from sdft_jax.data.encoding import make_format
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.evaluation.scoring import Evaluation, evaluate
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.tables import summary_table
-from sdft_jax.training.export import load_speaker
+from sdft_jax.training.export import load_prompt_format, load_speaker
 from sdft_jax.training.out_of_memory import explained
 
 
@@ -41,9 +40,9 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
         raise SdftError("eval.path is not set: set it to a file of prompts with answers.")
     check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
     examples = read_eval(config.eval.path, config, config.eval.teacher)
-    speaker = load_speaker(config)
-    format = make_format(speaker.tokenizer, config.data, speaker.eos_ids)
+    format = load_prompt_format(config)
     rows = encode_eval(examples, config, format, config.eval.teacher)
+    speaker = load_speaker(config, format)
     roles = {"student": False} | ({"teacher": True} if config.eval.teacher else {})
     count = functools.partial(answer_arrays, widths=widths_of(rows.encoded), training=False)
     with explained("the evaluation", config, speaker.model, count):

@@ -14,7 +14,7 @@ from sdft_jax.reporting.run_plot import plot_run
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.training.inputs import Inputs, load_inputs
 from sdft_jax.training.loop import Run, total_steps, train
-from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.training.run_directory import CHECKPOINTS, RunDirectory
 
 BASELINE = "sft"
 """Name of the baseline's directory inside the run directory."""
@@ -27,12 +27,12 @@ def run(config: Config) -> Run:
         SdftError, Interrupted: as in `load_inputs` and `training.loop.train`.
     """
     reporter = process_reporter()
+    baseline = baseline_config(config) if config.baseline else None
     inputs = load_inputs(config, reporter)
     _print_introduction(reporter, config, inputs)
     runs: dict[str, Run] = {config.method.name: train(config, inputs, reporter=reporter)}
-    if config.baseline:
+    if baseline:
         reporter.heading("SFT on the same demonstrations")
-        baseline = baseline_config(config)
         runs[baseline.method.name] = train(baseline, inputs, reporter=reporter)
     if reporter.writes:
         _conclude(reporter, config, runs)
@@ -84,7 +84,7 @@ def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> No
     directory.push()
     paths = {
         "model (Hugging Face)": directory.named(runs[config.method.name].exported),
-        "checkpoints (Orbax)": directory.below("checkpoints").output,
+        "checkpoints (Orbax)": directory.below(CHECKPOINTS).output,
         "metrics": directory.named(directory.metrics),
         "plot": directory.named(directory.plot),
         "rollouts": directory.named(directory.rollouts),

@@ -47,7 +47,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A training method; `Config.method` resolves it once."""
+    """A training method; `Config.method` is that of a configuration."""
 
     name: str
     phases: tuple[Phase, ...]

@@ -33,7 +33,7 @@ from sdft_jax.evaluation.scoring import Evaluation, evaluate
 from sdft_jax.models import Model, load_model, model_directory, save_pretrained
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.plan.footprint import answer_arrays, widths_of
-from sdft_jax.reporting.reporter import SILENT, Reporter
+from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.training.inputs import Inputs, refuse_trained, trained_prompts
 from sdft_jax.training.loop import Watch, train
 from sdft_jax.training.out_of_memory import explained
@@ -59,7 +59,7 @@ class Plan:
     """The inputs of every stage, by the name of the method."""
     suites: Mapping[str, tuple[Config, EvalSet]] = dataclasses.field(default_factory=dict)
     """Additional evaluations."""
-    reporter: Reporter = SILENT
+    reporter: Reporter = dataclasses.field(default_factory=process_reporter)
 
     @property
     def first_inputs(self) -> Inputs:
@@ -79,7 +79,7 @@ class Plan:
         return {name: (config, rows) for name, (config, rows) in every.items() if rows}
 
 
-def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter = SILENT) -> Plan:
+def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter) -> Plan:
     """Read and tokenize the rows of all stages, methods and suites.
 
     Raises:

@@ -95,7 +95,9 @@ def _plain_lines(
         remaining = elapsed / max(completed - start, 1) * (total - completed) if total else 0
         parts = [f"{description} {completed}/{total or '?'}", text, f"{_duration(elapsed)} elapsed"]
         parts += [f"{_duration(remaining)} left"] if remaining else []
-        console.print(", ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            ", ".join(filter(None, parts)), markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
 
     return show
 
@@ -125,12 +127,10 @@ def training_bar(
 def track(
     items: Iterable[Item],
     description: str,
-    total: int | None = None,
     console: Console | None = None,
 ) -> Iterator[Item]:
     """Iterate over the items and show a progress bar."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
+    total = len(items) if isinstance(items, Sized) else None
     with bar(description, total, console=console) as show:
         for completed, item in enumerate(items, start=1):
             yield item

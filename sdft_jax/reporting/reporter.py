@@ -21,17 +21,15 @@ class Reporter:
     """A console, with functions for everything that a run prints."""
 
     console: Console
-
-    @property
-    def writes(self) -> bool:
-        """True if this process prints, and writes reports."""
-        return not self.console.quiet
+    """Prints nothing if it is quiet."""
+    writes: bool = True
+    """True if this process also writes the files of a run: metrics, evaluations, rollouts, results."""
 
     def print(self, *renderables: Any) -> None:
         """Print tables, or text without markup, highlighting and line breaks."""
         for renderable in renderables:
             plain = isinstance(renderable, str)
-            self.console.print(renderable, markup=False, highlight=False, soft_wrap=plain)
+            self.console.print(renderable, markup=False, emoji=False, highlight=False, soft_wrap=plain)
 
     def heading(self, text: str, more: str = "") -> None:
         """Print `text` in bold, followed by `more`; neither is markup."""
@@ -54,8 +52,8 @@ class Reporter:
         return track(items, description, console=self.console)
 
 
-SILENT = Reporter(Console(quiet=True))
-"""A reporter that prints nothing."""
+SILENT = Reporter(Console(quiet=True), writes=False)
+"""A reporter that prints and writes nothing, for all processes but the first."""
 
 
 def process_reporter() -> Reporter:

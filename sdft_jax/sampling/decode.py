@@ -53,10 +53,9 @@ def generate(
         Completions [B, N] with masks and log-probabilities under the untruncated student at temperature 1.
     """
     prompt = Sequences(jnp.asarray(prompt.tokens), jnp.asarray(prompt.mask, bool))
+    stop = StopTokens(tuple(map(int, stop.eos_ids)), int(stop.pad_id))  # hashable, whatever the caller has
     with model.matmul_precision():
-        return compiled_sample(
-            model, params, prompt, row_keys(key, len(prompt.tokens)), sampling, StopTokens(*stop)
-        )
+        return compiled_sample(model, params, prompt, row_keys(key, len(prompt.tokens)), sampling, stop)
 
 
 class _Loop(NamedTuple):

@@ -24,8 +24,6 @@ from sdft_jax.errors import SdftError
 from sdft_jax.training.checksums import damage, seal
 from sdft_jax.types import TrainState
 
-Path = str | os.PathLike[str]
-
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 
 

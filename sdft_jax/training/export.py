@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
 
 from sdft_jax.algorithm import abstract_state, join, make_learner, make_model
 from sdft_jax.config import Config, sharding_from
+from sdft_jax.data.encoding import PromptFormat, make_format
 from sdft_jax.models import (
     Model,
     load_model,
@@ -20,7 +22,7 @@ from sdft_jax.models.hf.tokenizer import load_tokenizer
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.training import checkpoint
-from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.training.run_directory import CHECKPOINTS, RunDirectory
 from sdft_jax.types import NO_STOP, Params
 
 
@@ -41,22 +43,39 @@ def load_run(
     return model, join(loaded["params"], loaded.get("frozen", {})), str(chosen)
 
 
-def load_speaker(config: Config) -> Speaker:
+def load_prompt_format(config: Config) -> PromptFormat:
+    """Return the prompt format of the model at `model.path`, without reading its weights."""
+    _, directory = _source(config)
+    tokenizer = load_tokenizer(directory)
+    return make_format(tokenizer, config.data, read_eos_ids(tokenizer, directory))
+
+
+def load_speaker(config: Config, format: PromptFormat | None = None) -> Speaker:
     """Return the model at `model.path` with its tokenizer, on the mesh of the configuration.
 
-    The path is a model directory or name, or a run directory, whose newest checkpoint is loaded.
+    Args:
+        config: its `model.path` is a model directory or name, or a run directory, whose newest checkpoint is
+            loaded.
+        format: from `load_prompt_format`, if it has been loaded already.
     """
-    path = config.model.path
-    run = RunDirectory(path) if (Path(path) / "checkpoints").is_dir() else None
-    directory = model_directory(run.load_config().model.path if run else path)
-    tokenizer = load_tokenizer(directory)
+    run, directory = _source(config)
+    format = format or load_prompt_format(config)
     sharding = sharding_from(config)
     if run:
         model, params, _ = load_run(run, sharding=sharding)
+        # the run's own kernel may not exist on these devices
+        model = dataclasses.replace(model, attention=config.model.attention)
     else:
         model = make_model(config, read_architecture(directory), sharding, directory)
         params = load_model(directory, dtype=config.model.param_dtype, sharding=sharding)[1]
-    return Speaker(model, params, tokenizer, read_eos_ids(tokenizer, directory))
+    return Speaker(model, params, format.tokenizer, format.eos_ids)
+
+
+def _source(config: Config) -> tuple[RunDirectory | None, str]:
+    """Return the run at `model.path`, if it is one, and the directory of the model that it started from."""
+    path = config.model.path
+    run = RunDirectory(path) if (Path(path) / CHECKPOINTS).is_dir() else None
+    return run, model_directory(run.load_config().model.path if run else path)
 
 
 def export(run: str, path: str, best: bool = False, dtype: str | None = None) -> str:

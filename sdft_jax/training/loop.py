@@ -24,6 +24,7 @@ from sdft_jax.algorithm import (
     make_learner,
     make_model,
     make_update,
+    student_params,
 )
 from sdft_jax.algorithm.update import Update
 from sdft_jax.config import Config, sharding_from, to_dict
@@ -143,7 +144,7 @@ def train(
         loop = _Loop(learner, inputs, directory, steps, base, update, batches, manager, reporter, watch)
         with jax.debug_nans(config.debug.nans):
             state = _run(loop, state, meta)
-    params: Params = join(state.params, state.frozen)
+    params = student_params(state)
     step = int(state.step)
     if config.train.choose == "best":
         params, step = _best(directory, state, reporter)
@@ -230,18 +231,19 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
         pending = _Pending(loop, sinks, show)
         ending = terminates(step)
         while step < loop.steps and not stopped and not ending:
-            step += 1
-            before_step(step)
             with _transfer_guard(loop.config):
                 batch = _next_batch(loop)
+            step += 1
+            before_step(step)
             sampling = None
             if _is_due(step + options.phases_every - 2, options.phases_every):  # from the second step on
                 pending.settle(saved)
                 sampling = time_sampling(loop.learner, state, batch)
                 pending.restart()
             assert loop.update is not None
-            with _transfer_guard(loop.config), jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = loop.update(state, batch)
+            with _transfer_guard(loop.config):
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = loop.update(state, batch)
                 pending.push(step, batch, metrics, sampling, saved)
             done = step == loop.steps
             evaluated = done or _is_due(step, options.eval_every)
@@ -274,8 +276,11 @@ def _open_sinks(loop: _Loop, restored_step: int) -> contextlib.AbstractContextMa
 
 def _transfer_guard(config: Config) -> contextlib.AbstractContextManager[None]:
     """Refuse implicit transfers between host and devices: each of them would wait for the device."""
-    # jax.debug_nans repeats a step operation by operation, which transfers constants.
-    return jax.transfer_guard("allow" if config.debug.nans else "disallow")
+    # These modes run a step operation by operation, which transfers constants.
+    flags = ("jax_disable_jit", "jax_debug_nans", "jax_debug_infs")
+    if config.debug.nans or any(getattr(jax.config, flag) for flag in flags):
+        return contextlib.nullcontext()
+    return jax.transfer_guard("disallow")
 
 
 def _is_due(step: int, every: int) -> bool:
@@ -336,7 +341,7 @@ def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) ->
 
 def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: Scores) -> dict[str, Any]:
     """Evaluate the student, write a row, and return it as a checkpoint's meta."""
-    model, params = loop.learner.model, join(state.params, state.frozen)
+    model, params = loop.learner.model, student_params(state)
     speaker = loop.inputs.speaker(model, params)
     with _evaluation_explained(loop, step):
         row = evaluate_run(speaker, loop.config, loop.inputs, loop.base, step == 0, loop.reporter)
@@ -388,8 +393,9 @@ def _finite_scalars(
 @traced("next batch")
 def _next_batch(loop: _Loop) -> TokenBatch:
     """Return the next batch as global arrays, split over their rows, from this process's host arrays."""
-    rows = loop.learner.model.sharding.named("batch")
-    return jax.make_array_from_process_local_data(rows, next(loop.batches))
+    rows, batch = loop.learner.model.sharding.named("batch"), next(loop.batches)
+    with jax.transfer_guard_host_to_device("allow"):  # explicit, but with several processes JAX refuses it
+        return jax.make_array_from_process_local_data(rows, batch)
 
 
 def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics) -> None:

@@ -12,6 +12,7 @@ from sdft_jax.data.contamination import refuse_contamination
 from sdft_jax.data.encoding import Encoded
 from sdft_jax.errors import SdftError
 from sdft_jax.mini.lists import Skill, demonstrations, heldout
+from sdft_jax.reporting.reporter import SILENT
 from sdft_jax.training.inputs import load_inputs
 
 SKILL = Skill("drib", "ends", "digits")
@@ -85,4 +86,4 @@ def test_stage_must_not_train_on_the_evaluation_prompts_of(kind, tiny_directory,
     config = config_of(tiny_directory, tmp_path / "out", *settings, "eval.limit=null")
     match = rf"{evaluation}\.jsonl: 1 of its \d+ prompts.*two-data\.jsonl"
     with pytest.raises(SdftError, match=match):
-        make_plan(config, [method_named("sdft")])
+        make_plan(config, [method_named("sdft")], SILENT)
