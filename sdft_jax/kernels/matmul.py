@@ -9,9 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-def matmul(
-    spec: str, x: Float[Array, "..."], weight: Float[Array, "..."], platform: str
-) -> Float[Array, "..."]:
+def matmul(spec: str, x: Float[Array, ...], weight: Float[Array, ...], platform: str) -> Float[Array, ...]:
     """Return `jnp.einsum(spec, x, weight)`.
 
     Args:

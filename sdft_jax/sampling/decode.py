@@ -85,6 +85,7 @@ def sample(
     if unrolls_layers(model.platform, model.architecture.num_hidden_layers):
         params, cache = layer_by_layer(params, cache)
     head, vocab_sharding = model.head(params), release_axes(model.sharding, "vocab", "batch")
+    split = bool(vocab_sharding.split("vocab"))
 
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
         """Sample the next token of each row from its hidden state."""
@@ -92,7 +93,7 @@ def sample(
         logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
         logits = constrain(logits, vocab_sharding, "batch", "vocab")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
-        token = choose_token(logits, step_keys, sampling, model.platform)
+        token = choose_token(logits, step_keys, sampling, model.platform, split)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
         live = ~loop.done

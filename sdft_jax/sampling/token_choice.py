@@ -11,13 +11,17 @@ from sdft_jax.kernels.argmax import argmax
 
 
 def choose_token(
-    logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: SamplingConfig, platform: str
+    logits: Float[Array, "B V"],
+    keys: Key[Array, " B"],
+    sampling: SamplingConfig,
+    platform: str,
+    split: bool = False,
 ) -> Int[Array, " B"]:
     """Sample one token per row by the Gumbel-max trick, or return the most likely one at temperature 0."""
     if sampling.temperature == 0:
-        return argmax(logits, platform)
+        return argmax(logits, platform, split)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
-    return argmax(truncate(logits / sampling.temperature, sampling) + noise, platform)
+    return argmax(truncate(logits / sampling.temperature, sampling) + noise, platform, split)
 
 
 def truncate(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Float[Array, "B V"]:
