@@ -76,7 +76,7 @@ def launch(arguments, *, path=None, home=None, **variables):
     if home:
         environment["HOME"] = str(home)
     command = ["bash", f"launch_tpu/{script}", *rest]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def dry_run(arguments):

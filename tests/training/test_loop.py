@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax._src.array import ArrayImpl
 from jax._src.lib import guard_lib
+from rich.console import Console
 
 from runs import config_of, finish, read, start, step_names, write_config
 from sdft_jax import cli
@@ -23,7 +24,7 @@ from sdft_jax.algorithm.rollout import target_rollout
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.scoring import Evaluation
 from sdft_jax.models import load_model
-from sdft_jax.reporting.reporter import SILENT
+from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training import checkpoint, evaluations, loop
 from sdft_jax.training.inputs import load_inputs
 from sdft_jax.training.loop import total_steps, train
@@ -520,12 +521,18 @@ def test_sft_runs_in_the_same_loop_and_learns(tiny_directory, tmp_path):
     assert rows[-1]["cross_entropy"] < 0.3 * rows[0]["cross_entropy"]
 
 
-def test_process_without_a_console_writes_no_metrics(tiny_directory, tmp_path, scripted, capsys):
+QUIET = Reporter(Console(quiet=True))
+
+
+@pytest.mark.parametrize(("reporter", "rows"), [(SILENT, 0), (QUIET, 2)], ids=["silent", "quiet"])
+def test_silent_process_writes_no_metrics(tiny_directory, tmp_path, scripted, capsys, reporter, rows):
+    """A quiet one, which prints nothing either, does."""
     scripted(0.1, 0.2)
-    done = run(tiny_directory, tmp_path, *NEW_ONLY, "train.steps=1", reporter=SILENT)
-    assert (done.step, done.evaluations) == (1, ())
+    done = run(tiny_directory, tmp_path, *NEW_ONLY, "train.steps=1", reporter=reporter)
+    assert (done.step, len(done.evaluations)) == (1, rows)
     assert step_names(tmp_path) == [1]
-    assert not {"metrics.jsonl", "evaluations.jsonl", "rollouts"} & {path.name for path in tmp_path.iterdir()}
+    written = {"metrics.jsonl", "evaluations.jsonl"} & {path.name for path in tmp_path.iterdir()}
+    assert len(written) == rows
     assert capsys.readouterr().out == ""
 
 
