@@ -137,9 +137,8 @@ def test_quickstart(tmp_path, pictures):
 
 def test_sharding_study(tmp_path, pictures):
     """With the embedded model in part two, if the TPU compiler is installed."""
-    from sdft_jax.models.hf.hub import MINI
-
-    padded = json.loads((MINI / "config.json").read_text(encoding="utf-8")) | {"vocab_size": 160}
+    model, _ = sdft_jax.load_model("mini")
+    padded = json.loads(model.architecture.source_json) | {"vocab_size": 160}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(padded), encoding="utf-8")
     sizes = [
