@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sdft_jax.algorithm.learner import Learner
+from sdft_jax.algorithm.state import student_params
 from sdft_jax.algorithm.trainable import join
 from sdft_jax.sampling import sample
 from sdft_jax.sampling.keys import from_data, row_keys
@@ -16,7 +17,7 @@ def student_rollout(learner: Learner, state: TrainState, batch: TokenBatch) -> R
     """Sample completions from the student, given its own prompts; the samples differ from step to step."""
     key = jax.random.fold_in(from_data(state.key), state.step)
     keys = row_keys(key, len(batch.row))
-    student = join(state.params, state.frozen)
+    student = student_params(state)
     with jax.named_scope("rollout"):
         return sample(learner.model, student, batch.prompt, keys, learner.config.sampling, learner.stop)
 
