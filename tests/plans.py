@@ -8,8 +8,12 @@ import itertools
 import json
 import re
 
+from sdft_jax.algorithm.learner import make_model
+from sdft_jax.config import load_config
 from sdft_jax.plan.estimate import Estimate
 from sdft_jax.plan.footprint import GIB
+from sdft_jax.plan.program import model_shape
+from sdft_jax.sharding import Sharding, make_mesh
 from tiny import QWEN3
 
 SIZES = QWEN3 | {
@@ -37,6 +41,23 @@ def describe_model(factory):
     (directory / "config.json").write_text(json.dumps(SIZES))
     (directory / "run.yaml").write_text(json.dumps({"model": {"path": str(directory)}}))
     return directory
+
+
+def setting(directory, *overrides, mesh=(2, 2, 2)):
+    """Return a small configuration and its model on a mesh of eight devices; `directory` holds the sizes."""
+    config = load_config(
+        None,
+        [
+            f"model.path={directory}",
+            "train.batch_size=16",
+            "data.max_prompt=24",
+            "data.max_teacher_prompt=40",
+            "sampling.max_new_tokens=8",
+            "divergence.chunk=16",
+            *overrides,
+        ],
+    )
+    return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh), config.sharding))
 
 
 def made_estimate(peak, batch=32, seconds=1.0, **changes):

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from plans import SIZES, describe_model
-from sdft_jax.algorithm.learner import make_model
+from plans import SIZES, describe_model, setting
 from sdft_jax.config import load_config
 from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict
 from sdft_jax.plan.footprint import (
@@ -20,30 +19,12 @@ from sdft_jax.plan.footprint import (
     peak_phase,
     update_arrays,
 )
-from sdft_jax.plan.program import model_shape
-from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.types import Sequences
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return describe_model(tmp_path_factory)
-
-
-def setting(directory, *overrides, mesh=(2, 2, 2)):
-    config = load_config(
-        None,
-        [
-            f"model.path={directory}",
-            "train.batch_size=16",
-            "data.max_prompt=24",
-            "data.max_teacher_prompt=40",
-            "sampling.max_new_tokens=8",
-            "divergence.chunk=16",
-            *overrides,
-        ],
-    )
-    return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh), config.sharding))
 
 
 def sizes(arrays):

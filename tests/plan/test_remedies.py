@@ -2,9 +2,8 @@
 
 import pytest
 
-from plans import describe_model
+from plans import describe_model, setting
 from sdft_jax.algorithm.learner import make_model
-from sdft_jax.config import load_config
 from sdft_jax.plan.footprint import GIB, peak_phase, update_arrays
 from sdft_jax.plan.program import model_shape
 from sdft_jax.plan.remedies import combined, remedies
@@ -14,22 +13,6 @@ from sdft_jax.sharding import Sharding, make_mesh
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     return describe_model(tmp_path_factory)
-
-
-def setting(directory, *overrides, mesh=(2, 2, 2)):
-    config = load_config(
-        None,
-        [
-            f"model.path={directory}",
-            "train.batch_size=16",
-            "data.max_prompt=24",
-            "data.max_teacher_prompt=40",
-            "sampling.max_new_tokens=8",
-            "divergence.chunk=16",
-            *overrides,
-        ],
-    )
-    return config, make_model(config, model_shape(config), Sharding(make_mesh(*mesh), config.sharding))
 
 
 def test_saving_of_a_setting_is_the_difference_of_two_counts(directory):
