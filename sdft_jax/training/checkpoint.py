@@ -44,15 +44,13 @@ def open_manager(
 ) -> Iterator[ocp.CheckpointManager]:
     """Yield the manager of a directory of checkpoints; leaving the context waits for the last save.
 
-    It keeps the `keep_last` newest checkpoints and the `keep_best` ones with the best score. The remains of a
-    save that a kill interrupted are removed before the next save.
+    It keeps the `keep_last` newest checkpoints and the `keep_best` ones with the best score.
 
     Raises:
         SdftError: the last save failed for lack of space or permission.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_KeepLastAndBest(directory, keep_last, keep_best),
-        cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, directory)),
     )
     with _storage_errors(directory):
@@ -69,7 +67,8 @@ def save(
 ) -> bool:
     """Start saving, and return when the arrays may be donated; return False if `step` is already saved.
 
-    `meta` is JSON; its `meta["metrics"]["score"]`, if present, decides which checkpoint is the best.
+    The remains of a save that failed or that a kill interrupted are deleted first. `meta` is JSON; its
+    `meta["metrics"]["score"]`, if present, decides which checkpoint is the best.
 
     Raises:
         SdftError: this save or the previous one failed for lack of space or permission; older checkpoints are
@@ -82,6 +81,8 @@ def save(
         meta=ocp.args.JsonSave(dict(meta)),
     )
     with _storage_errors(manager.directory):
+        manager.wait_until_finished()
+        _delete_partial(manager.directory)
         return manager.save(step, args=items, metrics=meta.get("metrics") or None)
 
 
@@ -250,14 +251,19 @@ def _storage_errors(directory: epath.Path) -> Iterator[None]:
         reason = storage_reason(error)
         if reason is None:
             raise
-        if jax.process_index() == 0:
-            for partial in directory.glob(_TEMPORARY):
-                with contextlib.suppress(OSError):
-                    partial.rmtree()
+        _delete_partial(directory)
         raise SdftError(
             f"checkpoints in {directory} cannot be written ({reason}): fix this and run the same command "
             "again; it resumes from the last intact checkpoint."
         ) from error
+
+
+def _delete_partial(directory: epath.Path) -> None:
+    """Delete what an unfinished save left. Writes that it started may still end afterwards and leave more."""
+    if jax.process_index() == 0:
+        for partial in directory.glob(_TEMPORARY):
+            with contextlib.suppress(OSError):
+                partial.rmtree()
 
 
 def storage_reason(error: BaseException | None) -> str | None:
