@@ -131,7 +131,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
         SdftError: the configuration is not valid; the message names the file or override, the key and the
             remedy.
     """
-    tree = {} if path is None else read_yaml(Path(path))
+    tree = {} if path is None else read_yaml(path)
     for override in overrides:
         tree = merge(tree, parse_override(override))
     preset = tree.get("preset", "sdft")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from etils import epath
 
 from sdft_jax.errors import SdftError
 
@@ -40,12 +41,17 @@ def _parse(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a file. Raises SdftError if it is missing or malformed."""
-    if not path.is_file():
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the keys and values of a file, which may be in a bucket.
+
+    Raises:
+        SdftError: the file is missing or malformed.
+    """
+    file = epath.Path(path)
+    if not file.is_file():
         raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
     try:
-        tree = _parse(path.read_text(encoding="utf-8"))
+        tree = _parse(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SdftError(
             f"config {path} is not valid YAML ({' '.join(str(error).split())}): fix the file."

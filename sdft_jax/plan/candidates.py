@@ -121,7 +121,7 @@ def read_rules(path: str, config: Config) -> Rules:
         SdftError: the file cannot be read, or contains something other than rules.
     """
     try:
-        tree = read_yaml(Path(path))
+        tree = read_yaml(path)
     except SdftError as error:
         raise SdftError(f"--rules {path}: cannot be read: {error}") from None
     changes = {"sharding": tree.get("sharding", tree)}

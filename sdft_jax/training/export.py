@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import jax
 
@@ -22,7 +21,7 @@ from sdft_jax.models.hf.tokenizer import load_tokenizer
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.training import checkpoint
-from sdft_jax.training.run_directory import CHECKPOINTS, RunDirectory
+from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.types import NO_STOP, Params
 
 
@@ -74,8 +73,10 @@ def load_speaker(config: Config, format: PromptFormat | None = None) -> Speaker:
 def _source(config: Config) -> tuple[RunDirectory | None, str]:
     """Return the run at `model.path`, if it is one, and the directory of the model that it started from."""
     path = config.model.path
-    run = RunDirectory(path) if (Path(path) / CHECKPOINTS).is_dir() else None
-    return run, model_directory(run.load_config().model.path if run else path)
+    run = RunDirectory(path)
+    if not run.checkpoints.is_dir():
+        return None, model_directory(path)
+    return run, model_directory(run.load_config().model.path)
 
 
 def export(run: str, path: str, best: bool = False, dtype: str | None = None) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -352,20 +352,18 @@ def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: S
     return {"step": step, "metrics": row | {"score": best}, "scores": [*scores, best]}
 
 
-@contextlib.contextmanager
-def _evaluation_explained(loop: _Loop, step: int) -> Iterator[None]:
-    """Explain an out-of-memory error of an evaluation."""
+def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextManager[None]:
+    """Return a context that explains an out-of-memory error of an evaluation."""
     widths = widths_of(encoded for rows in loop.inputs.eval_sets.values() for encoded in rows.encoded)
     count = functools.partial(answer_arrays, widths=widths, training=True, base=step > 0)
-    with explained(
+    return explained(
         f"the evaluation at step {step}",
         loop.config,
         loop.learner.model,
         count,
         directory=loop.directory,
         saved=loop.manager.latest_step,
-    ):
-        yield
+    )
 
 
 @traced("wait")

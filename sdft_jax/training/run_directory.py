@@ -173,13 +173,12 @@ class RunDirectory:
 
     def load_config(self) -> Config:
         """Return the run's configuration. Raises SdftError if this is not a run directory."""
-        file = Path(self.output) / "config.yaml"
-        if not file.is_file():
+        if not self.config.is_file():
             raise SdftError(
-                f"{self.output} is not a run directory, since it has no config.yaml: give the `output` of a "
-                "run."
+                f"{self.output} is not a run directory, since it has no {self.config.name}: give the "
+                "`output` of a run."
             )
-        return load_config(file)
+        return load_config(self.config)
 
     def _claim(self, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
         output = epath.Path(self.output)

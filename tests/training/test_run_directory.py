@@ -173,6 +173,7 @@ def test_local_run_is_not_copied(tmp_path):
 STEPS = {
     "write": """
 assert run.claim(to_dict(Config())) is False
+assert run.load_config() == Config()
 run.pull(resumed=False)
 run.metrics.write_text("1")
 run.rollouts.mkdir()
