@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from sdft_jax.config import Config, load_config
 from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError
+from sdft_jax.reporting.stream import keep_standard_streams
+from sdft_jax.training.sigint import end_at_once_on_sigint
 
 DESCRIPTION = (
     "Self-Distillation Fine-Tuning (arXiv 2601.19897): a Hugging Face model in, a Hugging Face model out."
@@ -38,6 +40,8 @@ exit codes:
   0    success
   1    internal error, missing processes, or a regression measured by sdft bench
   2    an error that you can fix, as the message explains
+  129  stopped by SIGHUP
+  130  stopped by SIGINT (Ctrl-C)
   143  stopped by SIGTERM
 """
 USER_ERROR = 2
@@ -48,6 +52,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if P
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sdft`, and return the exit code."""
+    keep_standard_streams()
+    if argv is None:
+        end_at_once_on_sigint()
     arguments = _parse(argv)
     try:
         return arguments.command(arguments)

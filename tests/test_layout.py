@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "sdft_jax"
 PACKAGES = (
     "errors",
     "types",
+    "files",
     "sharding",
     "config",
     "kernels",

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdft_jax.config import Config, to_dict
 from sdft_jax.continual.arms import Measured, Plan, make_plan, measure_base, run_arm
-from sdft_jax.continual.stages import PRIOR, arms_of, scientific
+from sdft_jax.continual.stages import PRIOR, Arm, arms_of, scientific
 from sdft_jax.continual.summary import (
     ceilings,
     chosen_rates,
@@ -45,7 +45,13 @@ def run(config: Config) -> dict[str, Any]:
     reporter = process_reporter()
     arms = arms_of(config)
     plan = make_plan(config, [arm.method for arm in arms], reporter)
-    directory.claim(to_dict(config), (*RESUMABLE, *EXTENDABLE))
+    with directory.claimed(to_dict(config), (*RESUMABLE, *EXTENDABLE)):
+        return _run(plan, arms)
+
+
+def _run(plan: Plan, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Run all arms in a directory that this run owns."""
+    config, reporter, directory = plan.config, plan.reporter, RunDirectory(plan.config.output)
     base = measure_base(plan)
     tasks = [stage.name for stage in plan.stages if stage.name in base["student"]]
     reporter.print(*_dropped(plan), *ceilings(tasks, base))

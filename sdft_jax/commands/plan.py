@@ -16,6 +16,7 @@ from sdft_jax.plan.footprint import GIB
 from sdft_jax.plan.planner import plan
 from sdft_jax.plan.show import CAVEAT, compiler, details, row, write
 from sdft_jax.reporting.progress import bar
+from sdft_jax.reporting.stream import make_console
 from sdft_jax.reporting.tables import summary_table
 
 
@@ -46,7 +47,7 @@ def run(config: Config, request: PlanRequest) -> list[Estimate]:
     if request.output and Path(request.output).is_file():
         raise SdftError(f"--output {request.output} is a file: give a directory.")
     candidates = make_candidates(config, request.topologies, request.mesh, request.rules)
-    console = Console()
+    console = make_console()
     with bar("compiling", len(candidates)) as show_progress:
         estimates, left_out = plan(config, candidates, request.largest, show_progress)
     for topology in dict.fromkeys(x.topology for x in estimates):

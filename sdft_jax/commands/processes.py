@@ -10,8 +10,8 @@ from sdft_jax.training.compile_cache import enable_compile_cache
 from sdft_jax.training.preemption import Interrupted, watch_maintenance
 from sdft_jax.training.processes import initialize, require_agreement
 
-TERMINATED = 143
-"""The exit code after SIGTERM."""
+SIGNALLED = 128
+"""The exit code after a signal, less the number of the signal, as shells have it."""
 
 
 def join_processes(config: Config) -> None:
@@ -25,7 +25,7 @@ def join_processes(config: Config) -> None:
 
 
 def run_until_terminated(run: Callable[[Config], object], config: Config) -> int:
-    """Run a command that saves its state on SIGTERM, and return the exit code."""
+    """Run a command that saves its state on a signal, and return the exit code."""
     join_processes(config)
     watch_maintenance()
     enable_compile_cache()
@@ -33,5 +33,5 @@ def run_until_terminated(run: Callable[[Config], object], config: Config) -> int
         run(config)
     except Interrupted as interruption:
         print(f"sdft: {interruption}", file=sys.stderr)
-        return TERMINATED
+        return SIGNALLED + interruption.by
     return 0

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sdft_jax.reporting.stream import make_console
+
 Item = TypeVar("Item")
 
 BRIEF = 5.0
@@ -45,7 +47,7 @@ def bar(
         completed: number of items completed before the start, by the run that this one resumes.
         console: the destination, which shows nothing if it is quiet; None for standard output.
     """
-    console = console or Console()
+    console = console or make_console()
     if console.quiet:
         yield lambda completed, text: None
     elif (console.is_terminal and not console.is_dumb_terminal) or console.is_jupyter:

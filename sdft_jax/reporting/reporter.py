@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sdft_jax.reporting.progress import bar, track, training_bar
+from sdft_jax.reporting.stream import make_console
 
 Item = TypeVar("Item")
 
@@ -58,4 +59,4 @@ SILENT = Reporter(Console(quiet=True), writes=False)
 
 def process_reporter() -> Reporter:
     """Return a reporter on the first process, and a silent one on all others."""
-    return Reporter(Console()) if jax.process_index() == 0 else SILENT
+    return Reporter(make_console()) if jax.process_index() == 0 else SILENT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -14,15 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from sdft_jax.config.settings import ReportConfig
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import open_replacement, read_json_lines
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
+
+
+Warn = Callable[[str], None]
+"""A function that prints one sentence."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sink:
     """A destination of metrics: a file or a service."""
 
+    name: str
+    """The file or the service, for messages."""
     write: Callable[[int, Mapping[str, float]], None]
     close: Callable[[], None]
 
@@ -47,14 +55,19 @@ def open_sinks(
     output: str | os.PathLike[str],
     restored_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
+    warn: Warn = lambda sentence: None,
 ) -> Iterator[Sinks]:
     """Open all sinks that the configuration enables, and close them when the context ends.
+
+    A sink that fails while the run is going does not end it: the failure is printed once. A file keeps what
+    it could not write, and writes it as soon as it can.
 
     Args:
         config: the sinks in addition to metrics.jsonl and evaluations.jsonl, which are always written.
         output: directory of the run; must exist.
         restored_step: the step that the run resumes from, -1 for a new run; later rows are dropped.
         run_config: the configuration that W&B shows with the run.
+        warn: prints the failure of a sink, and the number of damaged rows that a log of the resumed run has.
 
     Raises:
         SdftError: W&B is enabled but not installed.
@@ -64,13 +77,14 @@ def open_sinks(
     with contextlib.ExitStack() as stack:
 
         def add(sink: Sink, *lists: list[Sink]) -> None:
-            stack.callback(sink.close)
+            lasting = _lasting(sink, warn)
+            stack.callback(lasting.close)
             for sinks in lists:
-                sinks.append(sink)
+                sinks.append(lasting)
 
         directory = Path(output)
-        add(jsonl_sink(directory / METRICS, restored_step), metrics)
-        add(jsonl_sink(directory / EVALUATIONS, restored_step), evaluations)
+        add(jsonl_sink(directory / METRICS, restored_step, warn), metrics)
+        add(jsonl_sink(directory / EVALUATIONS, restored_step, warn), evaluations)
         if config.tensorboard:
             add(tensorboard_sink(directory / "tensorboard", restored_step), metrics, evaluations)
         if config.wandb:
@@ -81,41 +95,67 @@ def open_sinks(
         )
 
 
+def _lasting(sink: Sink, warn: Warn) -> Sink:
+    """Return a sink whose failures are printed, the first of them only, and raise nothing."""
+    failures = 0
+
+    def attempt(work: Callable[..., None], *arguments: Any) -> None:
+        nonlocal failures
+        try:
+            work(*arguments)
+        except Exception as error:  # a service raises exceptions of its own types
+            failures += 1
+            if failures == 1:
+                warn(f"{sink.name} cannot be written ({reason(error)}); the run continues.")
+
+    return Sink(sink.name, functools.partial(attempt, sink.write), functools.partial(attempt, sink.close))
+
+
 def _write_all(sinks: Sequence[Sink], step: int, metrics: Mapping[str, float]) -> None:
     numbers = {name: float(value) for name, value in metrics.items()}
     for sink in sinks:
         sink.write(step, numbers)
 
 
-def jsonl_sink(path: Path, restored_step: int = 0) -> Sink:
+def jsonl_sink(path: Path, restored_step: int = 0, warn: Warn = lambda sentence: None) -> Sink:
     """Return a sink that writes one JSON object per line, with `step` first and null for NaN and infinity.
 
     Rows after `restored_step` and an incomplete last line are dropped first. The file of a resumed run is
-    therefore the same as that of an uninterrupted run.
+    therefore the same as that of an uninterrupted run. `warn` receives the number of damaged rows, which are
+    dropped too.
+
+    Raises:
+        SdftError: the file cannot be created, for example because there is a directory of that name.
     """
-    rows = [row for row in read_jsonl(path) if row["step"] <= restored_step] if path.exists() else []
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
-    file = path.open("a", encoding="utf-8")
+    rows, damaged = _read_log(path)
+    if damaged and restored_step > 0:
+        warn(f"{path}: {damaged} damaged rows were dropped.")
+    try:
+        with open_replacement(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows if row["step"] <= restored_step)
+    except OSError as error:
+        raise SdftError(f"{path} cannot be written ({error.strerror}): fix or remove it.") from error
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         file.write(json.dumps({"step": step, **finite}) + "\n")
         file.flush()
 
-    return Sink(write, file.close)
+    return Sink(str(path), write, file.close)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file, up to a line that is incomplete because the process was killed."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """Return the intact rows of a log of a run; none if there is no such file."""
+    return _read_log(path)[0]
+
+
+def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows that are objects with a number as their `step`, and the number of all others."""
+    if not path.is_file():
+        return [], 0
+    rows, damaged = read_json_lines(path)
+    intact = [row for row in rows if isinstance(row.get("step"), int)]
+    return intact, damaged + len(rows) - len(intact)
 
 
 def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
@@ -128,7 +168,7 @@ def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
         for name, value in metrics.items():
             writer.add_scalar(name, value, step)
 
-    return Sink(write, writer.close)
+    return Sink(str(directory), write, writer.close)
 
 
 def require_wandb(project: str) -> Any:
@@ -164,4 +204,4 @@ def wandb_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> 
         name=directory.name,
         config=dict(run_config),
     )
-    return Sink(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+    return Sink("W&B", lambda step, metrics: run.log(dict(metrics), step=step), run.finish)

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from etils import epath
 
+from sdft_jax.files.writing import TEMPORARY
+from sdft_jax.training.lock import LOCK
+
 
 def is_remote(output: str) -> bool:
     """Return True for a bucket, such as gs://BUCKET/runs/NAME."""
@@ -47,12 +50,12 @@ def upload(local: Path, remote: str, exclude: str) -> None:
 
 
 def _files(directory: epath.Path, exclude: str, prefix: str = "") -> Iterator[tuple[str, epath.Path]]:
-    """Yield (relative name, path) of all files below, except `exclude` and temporary ones."""
+    """Yield (relative name, path) of all files below, except `exclude`, the lock and temporary ones."""
     if not directory.exists():
         return
     for path in sorted(directory.iterdir()):
         name = prefix + path.name
-        if name == exclude or path.name.endswith(".tmp"):
+        if name in (exclude, LOCK) or path.name.endswith(TEMPORARY):
             continue
         if path.is_dir():
             yield from _files(path, exclude, f"{name}/")

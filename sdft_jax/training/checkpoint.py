@@ -11,20 +11,25 @@ import errno
 import functools
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import parse_json, write_text
 from sdft_jax.training.checksums import damage, seal
 from sdft_jax.types import TrainState
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_EVALUATION = "evaluation.json"
+"""The file with the evaluation of a checkpoint, which is made after the state is safe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +54,17 @@ def open_manager(
     Raises:
         SdftError: the last save failed for lack of space or permission.
     """
+    policy = _KeepLastAndBest(directory, keep_last, keep_best)
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=_KeepLastAndBest(directory, keep_last, keep_best),
+        preservation_policy=policy,
         async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, directory)),
     )
     with _storage_errors(directory):
         manager = ocp.CheckpointManager(directory, options=options)
     try:
         yield manager
+        wait(manager)
+        _delete_surplus(manager, policy)
     finally:
         with _storage_errors(directory):
             manager.close()
@@ -67,8 +75,8 @@ def save(
 ) -> bool:
     """Start saving, and return when the arrays may be donated; return False if `step` is already saved.
 
-    The remains of a save that failed or that a kill interrupted are deleted first. `meta` is JSON; its
-    `meta["metrics"]["score"]`, if present, decides which checkpoint is the best.
+    The remains of a save that failed or that a kill interrupted are deleted first. `meta` is JSON.
+    The score from `record_evaluation` decides which checkpoint is the best.
 
     Raises:
         SdftError: this save or the previous one failed for lack of space or permission; older checkpoints are
@@ -83,7 +91,7 @@ def save(
     with _storage_errors(manager.directory):
         manager.wait_until_finished()
         _delete_partial(manager.directory)
-        return manager.save(step, args=items, metrics=meta.get("metrics") or None)
+        return manager.save(step, args=items)
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -92,41 +100,78 @@ def wait(manager: ocp.CheckpointManager) -> None:
         manager.wait_until_finished()
 
 
+def record_evaluation(manager: ocp.CheckpointManager, step: int, evaluation: Mapping[str, Any]) -> None:
+    """Write the evaluation of a saved step; `restore_latest` merges it into the step's meta.
+
+    Its `metrics["score"]`, if present, decides which checkpoint is the best. Every process calls it; process
+    0 writes.
+
+    Raises:
+        SdftError: the save of this step failed, or the file cannot be written, for lack of space or
+            permission.
+    """
+    wait(manager)
+    if jax.process_index() == 0:
+        text = json.dumps(evaluation)
+        with _storage_errors(manager.directory):
+            file = manager.directory / str(step) / _EVALUATION
+            write_text(file, json.dumps({"crc32": zlib.crc32(text.encode()), "evaluation": text}))
+
+
+def _delete_surplus(manager: ocp.CheckpointManager, policy: _KeepLastAndBest) -> None:
+    """Delete the checkpoints that a score recorded since the last save makes surplus."""
+    steps = sorted(manager.all_steps())
+    preserved = np.array(policy.preserved(steps))
+    if jax.process_count() > 1:
+        preserved = multihost_utils.broadcast_one_to_all(preserved)
+    for step, keep in zip(steps, preserved, strict=True):
+        if not keep:
+            manager.delete(step)
+
+
 def restore_latest(
-    manager: ocp.CheckpointManager, abstract_state: TrainState, iterator: Any
+    manager: ocp.CheckpointManager, abstract_state: TrainState, iterator: Any, run: str | None = None
 ) -> Restored | None:
     """Restore the newest intact checkpoint and the position of `iterator`; return None if there is none.
 
-    Newer damaged checkpoints are renamed to `damaged-STEP`, so that the run can save those steps again.
+    Newer damaged checkpoints, and those of another step or run, are renamed to `damaged-STEP`, so that the
+    run can save those steps again.
 
     Args:
         manager: from `open_manager`.
         abstract_state: shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) of the state, on any mesh and
             with any number of processes.
         iterator: a grain iterator over the same data.
+        run: `meta["run"]` of this run's checkpoints; None to accept those of any run.
 
     Raises:
-        SdftError: every checkpoint is damaged.
+        SdftError: every checkpoint is damaged, or the newest intact one has another structure than the state.
     """
-    step, skipped = _newest_intact(manager.directory, manager.all_steps())
+    step, skipped = _newest_intact(manager.directory, manager.all_steps(), run)
     if step is None:
         return None
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract_state),
-            data=ocp.args.JsonRestore(),
-            meta=ocp.args.JsonRestore(),
-        ),
-    )
-    iterator.set_state(restored.data)
+    checkpoint = manager.directory / str(step)
+    try:
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract_state),
+                data=ocp.args.JsonRestore(),
+            ),
+        )
+        iterator.set_state(restored.data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SdftError(
+            f"checkpoint {checkpoint} does not fit this run ({reason(error)}): its model, optimizer or "
+            "teacher is another one; give another output=, or move the checkpoint away."
+        ) from error
     _set_aside(manager, list(skipped))
-    return Restored(restored.state, restored.meta, step, tuple(skipped.values()))
+    return Restored(restored.state, read_meta(checkpoint), step, tuple(skipped.values()))
 
 
-def newest(directory: epath.Path) -> epath.Path:
-    """Return the newest intact checkpoint, for `load`. Raises SdftError if there is none."""
-    step, _ = _newest_intact(directory, _steps(directory))
+def newest(directory: epath.Path, run: str | None = None) -> epath.Path:
+    """Return the newest intact checkpoint (of `run`), for `load`. Raises SdftError if there is none."""
+    step, _ = _newest_intact(directory, _steps(directory), run)
     if step is None:
         raise SdftError(
             f"{directory.parent} has no checkpoint: give the output directory of a run that saved one."
@@ -134,8 +179,8 @@ def newest(directory: epath.Path) -> epath.Path:
     return directory / str(step)
 
 
-def best(directory: epath.Path) -> epath.Path:
-    """Return the intact checkpoint with the best score (the newest of equal ones), for `load`.
+def best(directory: epath.Path, run: str | None = None) -> epath.Path:
+    """Return the intact checkpoint (of `run`) with the best score, the newest of equal ones, for `load`.
 
     Raises:
         SdftError: no intact checkpoint has a score.
@@ -143,7 +188,7 @@ def best(directory: epath.Path) -> epath.Path:
     scores = {step: _score(directory / str(step)) for step in _steps(directory)}
     ranked = sorted((score, step) for step, score in scores.items() if score is not None)
     for _, step in reversed(ranked):
-        if damage(directory / str(step)) is None:
+        if _fault(directory / str(step), run) is None:
             return directory / str(step)
     raise SdftError(
         f"{directory.parent} has no intact checkpoint with a score: set train.eval_every in the run, or use "
@@ -175,19 +220,17 @@ class _KeepLastAndBest:
     def should_preserve(
         self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
     ) -> Sequence[bool]:
-        steps = [info.step for info in checkpoints]
-        scores = {info.step: self._score(info) for info in checkpoints}
+        return self.preserved([info.step for info in checkpoints])
+
+    def preserved(self, steps: Sequence[int]) -> list[bool]:
+        """Return for each step, in ascending order, whether its checkpoint is one of the newest or best."""
+        scores = {step: _score(self.directory / str(step)) for step in steps}
         ranked = sorted((score, step) for step, score in scores.items() if score is not None)
         preserved = {
             *steps[-self.last :],
             *(step for _, step in ranked[len(ranked) - min(self.best, len(ranked)) :]),
         }
         return [step in preserved for step in steps]
-
-    def _score(self, info: PolicyCheckpointInfo) -> float | None:
-        if info.metrics is None:
-            return _score(self.directory / str(info.step))
-        return info.metrics.get("score")
 
 
 def _steps(directory: epath.Path) -> list[int]:
@@ -196,7 +239,9 @@ def _steps(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def _newest_intact(directory: epath.Path, steps: Sequence[int]) -> tuple[int | None, dict[int, str]]:
+def _newest_intact(
+    directory: epath.Path, steps: Sequence[int], run: str | None
+) -> tuple[int | None, dict[int, str]]:
     """Return the newest intact step, and a message for each newer damaged one; process 0 decides for all.
 
     Raises:
@@ -204,7 +249,7 @@ def _newest_intact(directory: epath.Path, steps: Sequence[int]) -> tuple[int | N
     """
     skipped: dict[int, str] = {}
     for step in sorted(steps, reverse=True):
-        problem = damage(directory / str(step)) if jax.process_index() == 0 else None
+        problem = _fault(directory / str(step), run) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             is_damaged = bool(multihost_utils.broadcast_one_to_all(problem is not None))
             problem = (problem or "see the message of process 0") if is_damaged else None
@@ -217,6 +262,18 @@ def _newest_intact(directory: epath.Path, steps: Sequence[int]) -> tuple[int | N
             f"backup, or delete {directory.parent} to start from scratch."
         )
     return None, {}
+
+
+def _fault(checkpoint: epath.Path, run: str | None) -> str | None:
+    """Return the first problem with a checkpoint: damaged files, or those of another step or run; or None."""
+    if problem := damage(checkpoint):
+        return problem
+    meta = read_meta(checkpoint)
+    if meta.get("step", int(checkpoint.name)) != int(checkpoint.name):
+        return f"it holds step {meta['step']}"
+    if run is not None and meta.get("run", run) != run:
+        return "it belongs to another run"
+    return None
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
@@ -234,12 +291,30 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
     manager.reload()
 
 
+def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
+    """Return the meta of a checkpoint, with its evaluation if that has been recorded; {} if it is damaged."""
+    meta = _read_object(checkpoint / "meta" / "metadata")
+    record = _read_object(checkpoint / _EVALUATION)
+    text = record.get("evaluation")
+    if isinstance(text, str) and zlib.crc32(text.encode()) == record.get("crc32"):
+        meta |= json.loads(text)
+    return meta
+
+
 def _score(checkpoint: epath.Path) -> float | None:
-    """Return the score in the meta item; None if there is none or it cannot be read."""
+    """Return the score of a checkpoint; None if there is none or it cannot be read."""
+    metrics = read_meta(checkpoint).get("metrics")
+    score = metrics.get("score") if isinstance(metrics, dict) else None
+    return score if isinstance(score, int | float) else None
+
+
+def _read_object(file: epath.Path) -> dict[str, Any]:
+    """Return a JSON object; {} if the file is missing or damaged."""
     try:
-        return json.loads((checkpoint / "meta" / "metadata").read_text())["metrics"]["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        value = parse_json(file.read_bytes(), str(file), "")
+    except (OSError, SdftError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager

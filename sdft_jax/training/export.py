@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from sdft_jax.algorithm import abstract_state, join, make_learner, make_model
-from sdft_jax.config import Config, sharding_from
+from sdft_jax.config import Config, sharding_from, to_dict
 from sdft_jax.data.encoding import PromptFormat, make_format
 from sdft_jax.models import (
     Model,
@@ -21,7 +21,7 @@ from sdft_jax.models.hf.tokenizer import load_tokenizer
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.training import checkpoint
-from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.training.run_directory import RunDirectory, identity
 from sdft_jax.types import NO_STOP, Params
 
 
@@ -35,7 +35,8 @@ def load_run(
     config = directory.load_config()
     source = model_directory(config.model.path)
     model = make_model(config, read_architecture(source), sharding or single_device(), source)
-    chosen = (checkpoint.best if best else checkpoint.newest)(directory.checkpoints)
+    find = checkpoint.best if best else checkpoint.newest
+    chosen = find(directory.checkpoints, identity(to_dict(config)))
     state = abstract_state(make_learner(config, model, 1, NO_STOP))
     parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
     loaded = checkpoint.load(chosen, parts)

@@ -44,7 +44,7 @@ from sdft_jax.training.out_of_memory import explained
 from sdft_jax.training.phase_timing import SamplingTime, throughputs, time_sampling
 from sdft_jax.training.preemption import Interrupted, termination_requests
 from sdft_jax.training.profiling import open_profile, traced
-from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.training.run_directory import RunDirectory, identity
 from sdft_jax.training.stopping import Scores, score, should_stop
 from sdft_jax.types import Metrics, Params, TokenBatch, TrainState
 
@@ -89,6 +89,11 @@ class _Loop:
     def config(self) -> Config:
         return self.learner.config
 
+    @property
+    def run(self) -> str:
+        """The digest that binds a checkpoint to this run."""
+        return identity(to_dict(self.config))
+
 
 def train(
     config: Config,
@@ -107,7 +112,7 @@ def train(
 
     Raises:
         SdftError: a mistake in configuration or data, a full disk, out of memory, or a non-finite loss.
-        Interrupted: the run received SIGTERM, and has saved its state.
+        Interrupted: the run received SIGTERM, SIGINT or SIGHUP, and has saved its state.
     """
     reporter = reporter or process_reporter()
     sharding = sharding_from(config)
@@ -125,33 +130,41 @@ def train(
     learner = make_learner(config, model, steps, inputs.stop)
     _check(config, inputs, model, sharding)
     directory = RunDirectory(config.output)
-    directory.pull(resumed=directory.claim(to_dict(config)))
     update = make_update(learner) if config.method.trains else None
     keep = config.checkpoint
-    widths = widths_of((*inputs.train, *inputs.general))
-    with (
-        checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager,
-        explained(
-            "training",
-            config,
-            model,
-            functools.partial(update_arrays, widths=widths),
-            directory=directory,
-            saved=manager.latest_step,
-        ),
-    ):
-        state, meta = _begin(learner, inputs, manager, batches, reporter)
-        loop = _Loop(learner, inputs, directory, steps, base, update, batches, manager, reporter, watch)
-        with jax.debug_nans(config.debug.nans):
-            state = _run(loop, state, meta)
-    params = student_params(state)
-    step = int(state.step)
-    if config.train.choose == "best":
-        params, step = _best(directory, state, reporter)
-    save_pretrained(model, params, None, directory.model)  # None: with the source's own tokenizer files
-    directory.push()
-    rows = tuple(read_jsonl(directory.evaluations)) if reporter.writes else ()
-    return Run(model, params, step, rows, directory.model)
+    with directory.claimed(to_dict(config)) as resumed:
+        directory.pull(resumed)
+        with checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager:
+            loop = _Loop(learner, inputs, directory, steps, base, update, batches, manager, reporter, watch)
+            with _training_explained(loop), jax.debug_nans(config.debug.nans):
+                state = _run(loop, *_begin(loop))
+        return _conclude(loop, state)
+
+
+def _training_explained(loop: _Loop) -> contextlib.AbstractContextManager[None]:
+    """Return a context that explains an out-of-memory error of training."""
+    widths = widths_of((*loop.inputs.train, *loop.inputs.general))
+    count = functools.partial(update_arrays, widths=widths)
+    return explained(
+        "training",
+        loop.config,
+        loop.learner.model,
+        count,
+        directory=loop.directory,
+        saved=loop.manager.latest_step,
+    )
+
+
+def _conclude(loop: _Loop, state: TrainState) -> Run:
+    """Export the model of a finished run, and return its results."""
+    model, params, step = loop.learner.model, student_params(state), int(state.step)
+    if loop.config.train.choose == "best":
+        params, step = _best(loop, state)
+    # None: with the source's own tokenizer files
+    save_pretrained(model, params, None, loop.directory.model)
+    loop.directory.push()
+    rows = tuple(read_jsonl(loop.directory.evaluations)) if loop.reporter.writes else ()
+    return Run(model, params, step, rows, loop.directory.model)
 
 
 def total_steps(config: Config, rows: int) -> int:
@@ -168,16 +181,15 @@ def load_start(config: Config, inputs: Inputs, sharding: Sharding) -> Params:
     return load_model(inputs.directory, dtype=config.model.param_dtype, sharding=sharding)[1]
 
 
-def _begin(
-    learner: Learner, inputs: Inputs, manager: Any, batches: Any, reporter: Reporter
-) -> tuple[TrainState, Mapping[str, Any]]:
+def _begin(loop: _Loop) -> tuple[TrainState, Mapping[str, Any]]:
     """Return the state and meta of the newest checkpoint, or of a new run."""
-    restored = checkpoint.restore_latest(manager, abstract_state(learner), batches)
+    learner, inputs = loop.learner, loop.inputs
+    restored = checkpoint.restore_latest(loop.manager, abstract_state(learner), loop.batches, loop.run)
     if restored is None:
         start = load_start(learner.config, inputs, learner.model.sharding)
         return init_state(learner, start), {"step": 0, "metrics": {}, "scores": []}
-    reporter.print(*restored.skipped, f"resuming from step {restored.step}")
-    return restored.state, {"scores": []} | restored.meta
+    loop.reporter.print(*restored.skipped, f"resuming from step {restored.step}")
+    return restored.state, {"scores": [], "metrics": {}} | restored.meta
 
 
 def _general_phase(config: Config, inputs: Inputs, steps: int) -> tuple[Sequence[Encoded], int] | None:
@@ -199,10 +211,10 @@ def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> 
         check_rows(config.eval.batch_size, "eval.batch_size", sharding)
 
 
-def _best(directory: RunDirectory, state: TrainState, reporter: Reporter) -> tuple[Params, int]:
+def _best(loop: _Loop, state: TrainState) -> tuple[Params, int]:
     """Return (parameters, step) of the checkpoint with the best score, which may be the initial model's."""
-    chosen = checkpoint.best(directory.checkpoints)
-    reporter.print(f"the run's model is the checkpoint of step {chosen.name}, which has the best score")
+    chosen = checkpoint.best(loop.directory.checkpoints, loop.run)
+    loop.reporter.print(f"the run's model is the checkpoint of step {chosen.name}, which has the best score")
     parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts)
     loaded = checkpoint.load(chosen, abstract)
@@ -212,24 +224,26 @@ def _best(directory: RunDirectory, state: TrainState, reporter: Reporter) -> tup
 def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
     """Run all remaining steps.
 
-    A step's metrics are read after the next step has started, so that the device never waits.
+    A step's metrics are read after the next step has started, so that the device never waits. A state is
+    saved before it is evaluated, so that a failure of the evaluation loses no step; a run that ended between
+    the two makes the evaluation when it resumes.
     """
     options, step = loop.config.train, int(state.step)
     resumed = bool(step)
-    stopped = resumed and should_stop(options, meta["scores"], meta["metrics"])
-    saved, choose_best = step if resumed else 0, options.choose == "best"
+    saved = step if resumed else None
     with (
         _open_sinks(loop, step if resumed else -1) as sinks,
         termination_requests() as terminates,
         loop.reporter.training_bar(loop.steps, step) as show,
         open_profile(loop.config.profile, loop.directory.profile) as before_step,
     ):
-        if not resumed:
-            meta = _evaluate(loop, state, 0, sinks, [])
-            if choose_best:
-                _save(loop, 0, state, meta)
+        if not resumed and options.choose == "best":
+            saved = _save(loop, 0, state, [])
+        if not resumed or (_is_evaluated(loop, step) and not meta["metrics"]):
+            meta = _evaluate(loop, state, step, saved, sinks, meta["scores"])
+        stopped = resumed and should_stop(options, meta["scores"], meta["metrics"])
         pending = _Pending(loop, sinks, show)
-        ending = terminates(step)
+        ending = None
         while step < loop.steps and not stopped and not ending:
             with _transfer_guard(loop.config):
                 batch = _next_batch(loop)
@@ -245,33 +259,50 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, metrics = loop.update(state, batch)
                 pending.push(step, batch, metrics, sampling, saved)
-            done = step == loop.steps
-            evaluated = done or _is_due(step, options.eval_every)
-            if evaluated:
+            if _is_saved(loop, step):
                 pending.settle(saved)
-                meta = _evaluate(loop, state, step, sinks, meta["scores"])
+                saved = _save(loop, step, state, meta["scores"])
+            if _is_evaluated(loop, step):
+                pending.settle(saved)
+                meta = _evaluate(loop, state, step, saved, sinks, meta["scores"])
                 stopped = should_stop(options, meta["scores"], meta["metrics"])
+                if stopped and saved != step:
+                    saved = _save(loop, step, state, meta["scores"], meta)
                 pending.restart()
-            if done or stopped or _is_due(step, options.save_every) or (choose_best and evaluated):
-                pending.settle(saved)
-                saved = _save(loop, step, state, meta)
             ending = terminates(step)
         if ending:
             pending.settle(saved)
             if step != saved:
-                _save(loop, step, state, meta)
+                _save(loop, step, state, meta["scores"], meta)
             checkpoint.wait(loop.manager)
             loop.directory.push()
             raise Interrupted(
-                f"stopped by SIGTERM after step {step}: start the same command again to resume."
+                f"stopped by {ending.name} after step {step}: start the same command again to resume.", ending
             )
     return state
+
+
+def _is_evaluated(loop: _Loop, step: int) -> bool:
+    return step == loop.steps or _is_due(step, loop.config.train.eval_every)
+
+
+def _is_saved(loop: _Loop, step: int) -> bool:
+    """Return True if a step is saved whatever its evaluation shows."""
+    options = loop.config.train
+    chosen = options.choose == "best" and _is_evaluated(loop, step)
+    return step == loop.steps or chosen or _is_due(step, options.save_every)
 
 
 def _open_sinks(loop: _Loop, restored_step: int) -> contextlib.AbstractContextManager[Sinks]:
     if not loop.reporter.writes:
         return contextlib.nullcontext(NO_SINKS)
-    return open_sinks(loop.config.report, loop.directory.local, restored_step, to_dict(loop.config))
+    return open_sinks(
+        loop.config.report,
+        loop.directory.local,
+        restored_step,
+        to_dict(loop.config),
+        loop.reporter.print,
+    )
 
 
 def _transfer_guard(config: Config) -> contextlib.AbstractContextManager[None]:
@@ -301,7 +332,7 @@ class _Pending:
         self.since = time.monotonic()
 
     def push(
-        self, step: int, batch: TokenBatch, metrics: Metrics, sampling: SamplingTime | None, saved: int
+        self, step: int, batch: TokenBatch, metrics: Metrics, sampling: SamplingTime | None, saved: int | None
     ) -> None:
         """Report the previous step, and also this one if sampling was timed or the device is the host CPU."""
         self.settle(saved)
@@ -310,7 +341,7 @@ class _Pending:
             self.settle(saved)
 
     @traced("report")
-    def settle(self, saved: int) -> None:
+    def settle(self, saved: int | None) -> None:
         """Wait for the pending step, and report it."""
         if self.waiting is None:
             return
@@ -330,26 +361,43 @@ class _Pending:
             _write_rollouts(loop, step, batch, metrics)
 
 
-def _save(loop: _Loop, step: int, state: TrainState, meta: Mapping[str, Any]) -> int:
-    metrics = dict(meta["metrics"]) if meta["step"] == step else {}
-    checkpoint.save(
-        loop.manager, step, state, loop.batches, {"step": step, "metrics": metrics, "scores": meta["scores"]}
-    )
+def _save(
+    loop: _Loop, step: int, state: TrainState, scores: Scores, evaluation: Mapping[str, Any] | None = None
+) -> int:
+    """Start saving a state, with its evaluation if that has been made; return the step."""
+    meta = {"step": step, "scores": list(scores), "run": loop.run}
+    checkpoint.save(loop.manager, step, state, loop.batches, meta)
+    if evaluation and evaluation["step"] == step:
+        checkpoint.record_evaluation(loop.manager, step, evaluation)
     loop.directory.push()
     return step
 
 
-def _evaluate(loop: _Loop, state: TrainState, step: int, sinks: Sinks, scores: Scores) -> dict[str, Any]:
-    """Evaluate the student, write a row, and return it as a checkpoint's meta."""
+def _evaluate(
+    loop: _Loop, state: TrainState, step: int, saved: int | None, sinks: Sinks, scores: Scores
+) -> dict[str, Any]:
+    """Evaluate the student, write a row, and return it as a checkpoint's meta.
+
+    If the state of this step is not saved and the evaluation fails, the state is saved.
+    """
     model, params = loop.learner.model, student_params(state)
     speaker = loop.inputs.speaker(model, params)
-    with _evaluation_explained(loop, step):
-        row = evaluate_run(speaker, loop.config, loop.inputs, loop.base, step == 0, loop.reporter)
-        best = score(row, loop.config.train)
-        row |= loop.watch(model, params) if loop.watch else {}
+    try:
+        with _evaluation_explained(loop, step):
+            row = evaluate_run(speaker, loop.config, loop.inputs, loop.base, step == 0, loop.reporter)
+            best = score(row, loop.config.train)
+            row |= loop.watch(model, params) if loop.watch else {}
+    except Exception:
+        # with several processes, others may not have failed, and would not join the save
+        if step and saved != step and jax.process_count() == 1:
+            _save(loop, step, state, scores)
+        raise
     if row:
         sinks.write_evaluation(step, row)
-    return {"step": step, "metrics": row | {"score": best}, "scores": [*scores, best]}
+    meta = {"step": step, "metrics": row | {"score": best}, "scores": [*scores, best]}
+    if saved == step:
+        checkpoint.record_evaluation(loop.manager, step, meta)
+    return meta
 
 
 def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextManager[None]:
@@ -368,7 +416,7 @@ def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextM
 
 @traced("wait")
 def _finite_scalars(
-    loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int
+    loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics, last_saved: int | None
 ) -> dict[str, float]:
     """Return the scalars on the host. Raises SdftError if loss, gradient or update is not finite."""
     scalars = {name: float(x) for name, x in jax.device_get(metrics.scalars).items()}
@@ -378,7 +426,7 @@ def _finite_scalars(
     rows = to_host(batch.row)[slice(None) if finite.all() else ~finite].tolist()
     good = (
         f"the last good checkpoint is that of step {last_saved}"
-        if last_saved > 0
+        if last_saved
         else "no checkpoint was saved yet"
     )
     raise SdftError(

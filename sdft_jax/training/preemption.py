@@ -1,7 +1,8 @@
-"""Preemption: SIGTERM ends a run after the current step, and Google's maintenance notices become a SIGTERM.
+"""Preemption: SIGTERM, SIGINT or SIGHUP ends a run after the current step.
 
-JAX listens only for SIGTERM. On a Compute Engine or TPU VM, the metadata server announces maintenance; on
-GKE, the pods receive a SIGTERM.
+Until the first step has ended, there is nothing to save, and a signal ends the process at once. Google's
+maintenance notices become a SIGTERM. JAX listens only for SIGTERM. On a Compute Engine or TPU VM, the
+metadata server announces maintenance; on GKE, the pods receive a SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from sdft_jax.errors import SdftError
+from sdft_jax.training.sigint import SAVES
 
 SECONDS, HOST = "SDFT_MAINTENANCE", "GCE_METADATA_HOST"
 """Environment variables: seconds between two requests (unset for none); the metadata server's address."""
@@ -27,29 +30,68 @@ ANNOUNCED = "TERMINATE_ON_HOST_MAINTENANCE"
 _PATH = "computeMetadata/v1/instance/maintenance-event"
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
 class Interrupted(Exception):
-    """The run received SIGTERM and has saved its state; the same command resumes it."""
+    """The run received a signal and has saved its state; the same command resumes it."""
+
+    def __init__(self, message: str, by: signal.Signals = signal.SIGTERM):
+        super().__init__(message)
+        self.by = by
+        """The signal."""
 
 
 @contextlib.contextmanager
-def termination_requests() -> Iterator[Callable[[int], bool]]:
-    """Yield a function that returns True if the run should end after this step, because of a SIGTERM.
+def termination_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
+    """Yield a function that returns the signal because of which the run should end after this step, or None.
 
-    With several processes JAX listens on all hosts, and all processes end after the same step.
+    The first call installs the handlers, so that a signal during the compilation of the first step ends the
+    process at once. A second SIGINT also ends it at once. With several processes JAX listens on all hosts,
+    and all processes end after the same step. A signal that is ignored, as SIGHUP is under nohup, stays
+    ignored.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    received = []
+    received: list[signal.Signals] = []
+    several = jax.process_count() > 1
+    previous: dict[signal.Signals, Any] = {}
+    installed = False
+
+    def handle(number: int, frame: Any) -> None:
+        old = previous.get(signal.SIGINT)
+        if number == signal.SIGINT and number in received and callable(old):
+            old(number, frame)
+        received.append(signal.Signals(number))
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminates(step: int) -> signal.Signals | None:
+        nonlocal installed
+        if not installed:
+            # with several processes, SIGTERM has JAX's own handler
+            previous.update(_install(handle, SIGNALS[1:] if several else SIGNALS))
+            installed = True
+            if signal.SIGINT in previous:
+                SAVES.set()
+        if several:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return received[0] if received else None
+
     try:
-        previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    except ValueError:  # not the main thread, as in a notebook's executor: signals cannot be handled
-        yield lambda _: False
-        return
-    try:
-        yield lambda _: bool(received)
+        yield terminates
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        SAVES.clear()
+        for number, old in previous.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+def _install(handle: Any, signals: Sequence[signal.Signals]) -> dict[signal.Signals, Any]:
+    """Install a handler for the signals that are not ignored; return the old handlers."""
+    old: dict[signal.Signals, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread, as in a notebook's executor
+        for number in signals:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                old[number] = signal.signal(number, handle)
+    return old
 
 
 def watch_maintenance(environment: Mapping[str, str] = os.environ) -> None:

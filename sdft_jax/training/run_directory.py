@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from jax.experimental import multihost_utils
 
 from sdft_jax.config import Config, flatten, load_config
 from sdft_jax.errors import SdftError
+from sdft_jax.files import write_text
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
 from sdft_jax.training.bucket import download, is_remote, upload
+from sdft_jax.training.lock import locked
 
 CHECKPOINTS = "checkpoints"
 
@@ -148,28 +152,32 @@ class RunDirectory:
         if self.is_remote and jax.process_index() == 0:
             upload(self.local, self.output, exclude=CHECKPOINTS)
 
-    def claim(self, config: Mapping[str, Any], resumable: Sequence[str] = RESUMABLE) -> bool:
-        """Write the configuration into the directory; return True if this run is already there and resumes.
+    @contextlib.contextmanager
+    def claimed(self, config: Mapping[str, Any], resumable: Sequence[str] = RESUMABLE) -> Iterator[bool]:
+        """Own the directory until the context ends, and write the configuration into it.
 
-        Every process calls it; process 0 reads and writes.
+        Yields True if this run is already there and resumes. Every process calls it; process 0 reads, writes
+        and holds the lock.
 
         Raises:
-            SdftError: the directory holds another run (the message names the first different key) or foreign
-                files, or cannot be written.
+            SdftError: another process owns the directory, or it holds another run (the message names the
+                first
+                different key) or foreign files, or cannot be written.
         """
         refusal, resumed = "", False
-        if jax.process_index() == 0:
-            try:
-                resumed = self._claim(config, resumable)
-            except SdftError as error:
-                refusal = str(error)
-        if jax.process_count() > 1:
-            refused, resumed = multihost_utils.broadcast_one_to_all((bool(refusal), resumed))
-            if refused:
-                refusal = refusal or "process 0 cannot use the run directory: see its message."
-        if refusal:
-            raise SdftError(refusal)
-        return bool(resumed)
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                try:
+                    resumed = self._claim(config, resumable, stack)
+                except SdftError as error:
+                    refusal = str(error)
+            if jax.process_count() > 1:
+                refused, resumed = multihost_utils.broadcast_one_to_all((bool(refusal), resumed))
+                if refused:
+                    refusal = refusal or "process 0 cannot use the run directory: see its message."
+            if refusal:
+                raise SdftError(refusal)
+            yield bool(resumed)
 
     def load_config(self) -> Config:
         """Return the run's configuration. Raises SdftError if this is not a run directory."""
@@ -180,21 +188,28 @@ class RunDirectory:
             )
         return load_config(self.config)
 
-    def _claim(self, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
-        output = epath.Path(self.output)
+    def _claim(
+        self, config: Mapping[str, Any], resumable: Sequence[str], stack: contextlib.ExitStack
+    ) -> bool:
         try:
-            output.mkdir(parents=True, exist_ok=True)
-            resumed = self.config.exists()
-            if resumed:
-                self._refuse_other_run(self.config.read_text(), config, resumable)
-            else:
-                self._refuse_foreign_files()
-            self._write_config(yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+            epath.Path(self.output).mkdir(parents=True, exist_ok=True)
+            self._resumes(config, resumable)  # before the lock's file is written to a foreign directory
+            stack.enter_context(locked(self.output, self.is_remote))
+            resumed = self._resumes(config, resumable)
+            write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise SdftError(
                 f"output={self.output} cannot be written ({error.strerror or error}): give another directory."
             ) from error
         return resumed
+
+    def _resumes(self, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
+        """Return True if the directory holds this run. Raises SdftError for another run or foreign files."""
+        if self.config.exists():
+            self._refuse_other_run(self.config.read_text(), config, resumable)
+            return True
+        self._refuse_foreign_files()
+        return False
 
     def _refuse_other_run(self, text: str, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
         remedy = f"give another output=, or delete {self.output}"
@@ -204,8 +219,7 @@ class RunDirectory:
             raise SdftError(f"{self.config} is not the configuration of a run: {remedy}.") from None
         current = flatten(_plain(config))
         for key in [*current, *(key for key in stored if key not in current)]:
-            may_differ = any(key == name or key.startswith(name + ".") for name in resumable)
-            if not may_differ and stored.get(key) != current.get(key):
+            if not any(_is_below(key, name) for name in resumable) and stored.get(key) != current.get(key):
                 raise SdftError(
                     f"output={self.output} holds another run: its {key} is {stored.get(key)!r}, and this "
                     f"one's is {current.get(key)!r}: {remedy}."
@@ -222,13 +236,20 @@ class RunDirectory:
                 "another output=, or delete it."
             )
 
-    def _write_config(self, text: str) -> None:
-        if self.is_remote:  # a bucket writes an object atomically
-            self.config.write_text(text)
-            return
-        temporary = self.config.parent / f".{self.config.name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(self.config)
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Return a digest of the settings that may not differ between a run and its resumption."""
+    flat = flatten(_plain(config))
+    fixed = {
+        key: value
+        for key, value in sorted(flat.items())
+        if not any(_is_below(key, name) for name in (*RESUMABLE, "continual"))
+    }
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_below(key: str, name: str) -> bool:
+    return key == name or key.startswith(name + ".")
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

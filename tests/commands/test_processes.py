@@ -1,5 +1,7 @@
 """The start of a command in several processes, and its exit code after SIGTERM."""
 
+import signal
+
 import pytest
 
 from sdft_jax.commands import processes
@@ -39,12 +41,13 @@ def test_command_runs_after_the_start(calls):
     assert calls == [*START, ("run", Config())]
 
 
-def test_exit_code_after_sigterm(calls, capsys):
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_exit_code_after_a_signal(calls, capsys, by, code):
     def run(config):
-        raise Interrupted("stopped by SIGTERM after step 3")
+        raise Interrupted("stopped after step 3", by)
 
-    assert processes.run_until_terminated(run, Config()) == 143
-    assert capsys.readouterr().err == "sdft: stopped by SIGTERM after step 3\n"
+    assert processes.run_until_terminated(run, Config()) == code
+    assert capsys.readouterr().err == "sdft: stopped after step 3\n"
 
 
 def test_other_errors_are_raised(calls):

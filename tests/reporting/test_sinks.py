@@ -1,6 +1,7 @@
 """Metrics of a resumed run equal those of an uninterrupted one, and sinks are closed with the run."""
 
 import json
+import resource
 import sys
 import types
 
@@ -85,11 +86,66 @@ def test_a_resumed_run_continues_its_wandb_run(tmp_path, monkeypatch):
 def test_sinks_are_closed_when_the_run_fails(tmp_path):
     with pytest.raises(RuntimeError), sinks.open_sinks(ReportConfig(), tmp_path) as sink:
         raise RuntimeError
-    with pytest.raises(ValueError, match="closed file"):
-        sink.write(1, {"loss": 1.0})
+    sink.write(1, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
 def test_metrics_are_on_disk_immediately(tmp_path):
     with sinks.open_sinks(ReportConfig(), tmp_path) as sink:
         sink.write(1, {"loss": 1.0})
         assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
+
+
+def test_failing_sink_is_reported_once_and_the_others_go_on(tmp_path, monkeypatch):
+    def refuse(metrics, step):
+        raise ConnectionError("no route to host")
+
+    run = types.SimpleNamespace(log=refuse, finish=lambda: refuse({}, 0))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **options: run))
+    said = []
+    write_metrics(tmp_path, [1, 2, 3], config=ReportConfig(wandb="p"), warn=said.append)
+    assert said == ["W&B cannot be written (no route to host); the run continues."]
+    assert len(sinks.read_jsonl(tmp_path / "metrics.jsonl")) == 3
+
+
+def test_rows_that_a_full_disk_refused_are_written_later(tmp_path):
+    said = []
+    with sinks.open_sinks(ReportConfig(), tmp_path, warn=said.append) as sink:
+        sink.write(1, {"loss": 1.0})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (24, hard))
+        try:
+            sink.write(2, {"loss": 1.0})
+            sink.write(3, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sink.write(4, {"loss": 1.0})
+    assert said == [
+        f"{tmp_path}/metrics.jsonl cannot be written ([Errno 27] File too large); the run continues."
+    ]
+    assert [row["step"] for row in sinks.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "line", [b"\xff\xfe\n", b"3\n", b'{"a": 1}\n', b'{"step": 2, "lo\n', b"[" * 5000 + b"\n"]
+)
+def test_damaged_rows_of_a_log_are_counted_and_the_others_stay(tmp_path, line):
+    write_metrics(tmp_path, [1, 3])
+    file = tmp_path / "metrics.jsonl"
+    first, last = file.read_bytes().splitlines(True)
+    file.write_bytes(first + line + last)
+    said = []
+    write_metrics(tmp_path, [4], restored_step=3, warn=said.append)
+    assert said == [f"{file}: 1 damaged rows were dropped."]
+    assert [row["step"] for row in sinks.read_jsonl(file)] == [1, 3, 4]
+
+
+def test_log_that_another_user_replaced_by_a_link_does_not_overwrite_its_target(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("keep")
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "metrics.jsonl").symlink_to(precious)
+    write_metrics(output, [1], restored_step=-1)
+    assert precious.read_text() == "keep"
+    assert not (output / "metrics.jsonl").is_symlink()

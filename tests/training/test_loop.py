@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 from jax._src.array import ArrayImpl
 from jax._src.lib import guard_lib
 from rich.console import Console
@@ -26,6 +27,7 @@ from sdft_jax.evaluation.scoring import Evaluation
 from sdft_jax.models import load_model
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training import checkpoint, evaluations, loop
+from sdft_jax.training.checkpoint import read_meta
 from sdft_jax.training.inputs import load_inputs
 from sdft_jax.training.loop import total_steps, train
 from sdft_jax.types import Metrics
@@ -55,7 +57,7 @@ def content(output: Path) -> dict:
         "rollouts": {path.name: path.read_bytes() for path in (output / "rollouts").iterdir()},
         "state": {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in state},
         "data": (checkpoint / "data" / "metadata").read_bytes(),
-        "meta": (checkpoint / "meta" / "metadata").read_bytes(),
+        "meta": read_meta(epath.Path(checkpoint)),
     }
 
 
@@ -63,14 +65,14 @@ def assert_same(one: Path, two: Path) -> None:
     left, right = content(one), content(two)
     for part in left:
         assert left[part] == right[part], part
-    assert sorted(path.name for path in two.iterdir() if path.name.startswith(".")) == []
+    assert sorted(path.name for path in two.iterdir() if path.name.startswith(".")) == [".lock"]
 
 
 INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from sdft_jax import cli
-from sdft_jax.training import checkpoint
+from sdft_jax.training import checkpoint, loop
 from sdft_jax.reporting import sinks
 from sdft_jax.models.hf import writing
 
@@ -88,8 +90,10 @@ def write_and_interrupt(sinks, step, metrics):
     write_all(sinks, step, metrics)
     if place == "first step" and "loss" in metrics:
         die()
-    if place == "SIGTERM" and step == 3 and "loss" in metrics:
-        os.kill(os.getpid(), signal.SIGTERM)
+    if place.startswith("SIG") and step == 3 and "loss" in metrics:
+        os.kill(os.getpid(), getattr(signal, place))
+    if place == "reader" and step == 3 and "loss" in metrics:
+        os.close(reader)
 
 def seal_or_die(directory):
     if list(directory.glob("4.*")):
@@ -97,6 +101,18 @@ def seal_or_die(directory):
     seal(directory)
 
 sinks._write_all = write_and_interrupt
+if place == "reader":
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+if place == "evaluation":
+    evaluate = loop._evaluate
+    def evaluate_or_die(run, state, step, *rest):
+        if step == 6:
+            checkpoint.wait(run.manager)
+            die()
+        return evaluate(run, state, step, *rest)
+    loop._evaluate = evaluate_or_die
 if place == "checkpoint":
     checkpoint.seal = seal_or_die
 if place == "export":
@@ -107,6 +123,7 @@ PLACES = {
     "first step": "after the metrics of step 1, before the first checkpoint",
     "half a line": "in a line of metrics, after an evaluation that is in no checkpoint",
     "checkpoint": "while a checkpoint is written",
+    "evaluation": "in the last evaluation, after the last checkpoint",
     "export": "while the model is exported",
 }
 
@@ -124,26 +141,46 @@ def test_run_that_is_killed_repeatedly_ends_bit_identical(finished, tiny_directo
             assert (output / "metrics.jsonl").read_text().endswith('\n{"step": 4, "lo')
         if place == "checkpoint":
             assert list((output / "checkpoints").glob("4.*"))
-        if place == "export":
+        if place in ("evaluation", "export"):
             assert step_names(output) == [4, 6]
+            assert ("metrics" in read_meta(epath.Path(output / "checkpoints" / "6"))) == (place == "export")
         assert not (output / "model").exists()
     code, errors = finish(start(["-m", "sdft_jax.cli", *command], caches))
     assert code == 0, errors
     assert_same(finished, output)
 
 
-def test_sigterm_saves_the_step_and_exits_with_143(finished, tiny_directory, tmp_path, caches):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signal_saves_the_step(finished, tiny_directory, tmp_path, caches, name):
     output = tmp_path / "run"
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
-    code, errors = finish(start(["-c", INTERRUPTED, "SIGTERM", str(output), *command], caches))
-    assert code == 143, errors
-    assert errors == "sdft: stopped by SIGTERM after step 3: start the same command again to resume.\n"
+    code, errors = finish(start(["-c", INTERRUPTED, name, str(output), *command], caches))
+    assert code == 128 + getattr(signal, name), errors
+    assert errors == f"sdft: stopped by {name} after step 3: start the same command again to resume.\n"
     assert step_names(output) == [3]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3]
     assert cli.main([*command, "train.save_every=2"]) == 0
     left, right = content(finished), content(output)
     del left["steps"], right["steps"]
     assert left == right
+
+
+def test_run_goes_on_without_a_reader_of_its_output(finished, tiny_directory, tmp_path, caches):
+    output = tmp_path / "run"
+    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output)]
+    code, _ = finish(start(["-c", INTERRUPTED, "reader", str(output), *command], caches))
+    assert code == 0
+    assert_same(finished, output)
+
+
+def test_step_is_saved_if_its_evaluation_fails(tiny_directory, tmp_path, scripted, monkeypatch):
+    scripted(0.1)  # and StopIteration at step 2
+    with pytest.raises(StopIteration):
+        run(tiny_directory, tmp_path, *NEW_ONLY, "train.eval_every=2", "train.save_every=0")
+    assert step_names(tmp_path) == [2]
+    scripted(0.2, 0.3, 0.4)
+    assert run(tiny_directory, tmp_path, *NEW_ONLY, "train.eval_every=2", "train.save_every=0").step == 6
+    assert [row["step"] for row in read(tmp_path / "evaluations.jsonl")] == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize("place", ["make_update", "_next_batch", "throughputs"])
@@ -435,8 +472,8 @@ def test_scores_are_accuracies_on_validation_rows(tiny_directory, tmp_path, scri
 
 
 def scores_of(output: Path, step: int) -> list[float]:
-    meta = json.loads((output / "checkpoints" / str(step) / "meta" / "metadata").read_text())
-    assert meta["metrics"].get("score", meta["scores"][-1]) == meta["scores"][-1]
+    meta = read_meta(epath.Path(output / "checkpoints" / str(step)))
+    assert meta["metrics"]["score"] == meta["scores"][-1]
     return meta["scores"]
 
 

@@ -192,16 +192,38 @@ def test_invalid_number_of_seconds_is_refused(text):
         watch_maintenance({"SDFT_MAINTENANCE": text})
 
 
-def test_termination_is_requested_by_sigterm_inside_the_context():
-    previous = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", preemption.SIGNALS)
+def test_termination_is_requested_by_a_signal_after_the_first_step(number):
+    previous = signal.getsignal(number)
     with termination_requests() as terminates:
-        assert not terminates(0)
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert terminates(1)
-        assert terminates(2)
-    assert signal.getsignal(signal.SIGTERM) is previous
+        assert signal.getsignal(number) is previous
+        assert terminates(1) is None
+        os.kill(os.getpid(), number)
+        assert terminates(2) is number
+        assert terminates(3) is number
+    assert signal.getsignal(number) is previous
     with termination_requests() as terminates:
-        assert not terminates(0)
+        assert terminates(1) is None
+
+
+def test_second_sigint_is_handled_as_before():
+    with termination_requests() as terminates:
+        terminates(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ignored_signal_stays_ignored():
+    """The program nohup ignores SIGHUP."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with termination_requests() as terminates:
+            terminates(1)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert terminates(2) is None
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_other_threads_than_the_main_one_ignore_sigterm():
@@ -215,4 +237,4 @@ def test_other_threads_than_the_main_one_ignore_sigterm():
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert results == [False]
+    assert results == [None]

@@ -61,7 +61,8 @@ def changed(key: str, value) -> dict:
 
 
 def claim(output: Path, config=CONFIG, **options) -> bool:
-    return RunDirectory(str(output)).claim(config, **options)
+    with RunDirectory(str(output)).claimed(config, **options) as resumed:
+        return resumed
 
 
 def test_claim_then_resume(tmp_path):
@@ -74,7 +75,7 @@ def test_claim_then_resume(tmp_path):
     for key, value in resumable.items():
         assert claim(output, changed(key, value)) is True
     assert yaml.safe_load((output / "config.yaml").read_text())["mesh"]["tensor"] == 2
-    assert sorted(os.listdir(output)) == ["config.yaml", "metrics.jsonl"]
+    assert sorted(os.listdir(output)) == [".lock", "config.yaml", "metrics.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,10 @@ def test_local_run_is_not_copied(tmp_path):
 
 STEPS = {
     "write": """
-assert run.claim(to_dict(Config())) is False
+with run.claimed(to_dict(Config())) as resumed:
+    assert not resumed
+    assert (epath.Path(run.output) / ".lock").exists()
+assert not (epath.Path(run.output) / ".lock").exists()
 assert run.load_config() == Config()
 run.pull(resumed=False)
 run.metrics.write_text("1")
@@ -191,7 +195,8 @@ assert not run.checkpoints.exists()
 """,
     "resume": """
 assert not run.local.exists()
-assert run.claim(to_dict(Config())) is True
+with run.claimed(to_dict(Config())) as resumed:
+    assert resumed
 run.pull(resumed=True)
 assert run.metrics.read_text() == "1 2"
 assert (run.rollouts / "000001.txt").read_text() == "a"

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.console import Console
-
 from sdft_jax.reporting.charts import Bar, plot_bars
 from sdft_jax.reporting.progress import bar
+from sdft_jax.reporting.stream import make_console
 from sdft_jax.reporting.tables import markdown_table, summary_table
 from sdft_jax.studies.bench import BENCHES
 
@@ -124,7 +123,7 @@ def conditions() -> str:
 
 def publish(measured: Measured, output: str | None) -> None:
     """Print the table and, with `output`, write NAME.json, NAME.png and a README.md of all results in it."""
-    console, measured_on = Console(), f"{measured.machine}; {measured.conditions}"
+    console, measured_on = make_console(), f"{measured.machine}; {measured.conditions}"
     console.print(summary_table(measured.rows, BENCHES[measured.name]))
     console.print(measured_on, highlight=False)
     if output is None:

@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.reporting.progress import bar
 from sdft_jax.reporting.sinks import METRICS, read_jsonl
+from sdft_jax.reporting.stream import make_console
 from sdft_jax.studies.bench.depth import depths, devices_of
 from sdft_jax.studies.bench.results import RATIO, Measured, Part, conditions, parser, positive, publish, row
 
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     details = {name: part.details for name, part in parts.items()} | {"verdicts": verdicts}
     publish(Measured("startup", rows, bars, details, describe_hardware(), start_conditions), args.output)
     for sentence in verdicts:
-        Console().print(sentence, highlight=False)
+        make_console().print(sentence, highlight=False)
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:

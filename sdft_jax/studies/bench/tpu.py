@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from sdft_jax.config import Config, load_config
 from sdft_jax.errors import SdftError
@@ -27,6 +26,7 @@ from sdft_jax.plan.planner import plan
 from sdft_jax.plan.show import compiler
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.progress import bar
+from sdft_jax.reporting.stream import make_console
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.studies.bench.results import Measured, conditions, parser, publish
 
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
     if before is None:
         return 0
     changes, worse = compare(before, details)
-    console = Console()
+    console = make_console()
     console.print(summary_table(changes, f"compared with {args.against}"))
     if worse:
         console.print(f"more than {SLACK:.0%} worse: {', '.join(worse)}", highlight=False, soft_wrap=True)

@@ -23,11 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.progress import bar
+from sdft_jax.reporting.stream import make_console
 from sdft_jax.studies.bench.models import SIZES
 from sdft_jax.studies.bench.results import Measured, conditions, parser, publish
 
@@ -68,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
     cases = [Case(size, *shape) for size in args.models for shape in args.shapes]
     start_conditions, measurements = conditions(), []
     differences = cross_check(args.dtype)
-    console = Console()
+    console = make_console()
     console.print(
         "relative difference from TRL with the same weights and completions: "
         f"loss {differences['loss']:.1e}, gradient {differences['gradient']:.1e}",

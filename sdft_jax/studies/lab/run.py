@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.hardware import describe_hardware
+from sdft_jax.reporting.stream import make_console
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.studies.lab.experiments import EXPERIMENTS, experiment
 from sdft_jax.studies.lab.lab import Lab
@@ -53,7 +52,7 @@ def run(
     directory = Path(output) / ("quick" if quick else "full")
     seeds = tuple(seeds)[:1] if quick else tuple(seeds)
     lab = Lab(directory / "trials", seeds, workers or default_workers(), quick)
-    console = Console()
+    console = make_console()
     listed = ", ".join(map(str, seeds)) + ("; --quick" if quick else "")
     caption = f"Measured on {describe_hardware()}; seeds {listed}."
     reports = []

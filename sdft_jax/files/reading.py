@@ -1,0 +1,115 @@
+"""Bounded reading of files that others wrote: every fault is one sentence with the file and the remedy.
+
+A file may be a directory or a named pipe, larger than memory, not UTF-8, or JSON that is nested more deeply
+than Python's stack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from sdft_jax.errors import SdftError, reason
+
+LARGEST = 1 << 28
+"""Maximum size of a file that is read as a whole, in bytes."""
+
+
+def read_bytes(path: str | os.PathLike[str], remedy: str, limit: int = LARGEST) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: the file.
+        remedy: the end of an error message, such as `download it again`.
+        limit: the maximum size, in bytes.
+
+    Raises:
+        SdftError: the file is missing, not a regular file, larger than `limit`, or cannot be read.
+    """
+    try:
+        status = os.stat(path)  # opening a named pipe would wait for a writer
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise SdftError(f"{os.fspath(path)} is {kind}: {remedy}.")
+        if status.st_size > limit:
+            raise SdftError(
+                f"{os.fspath(path)} has {status.st_size:,} bytes, more than the maximum of {limit:,}: "
+                f"{remedy}."
+            )
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise SdftError(f"{os.fspath(path)} does not exist: {remedy}.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        problem = getattr(error, "strerror", None) or reason(error)
+        raise SdftError(f"{os.fspath(path)!r} cannot be read ({problem}): {remedy}.") from None
+
+
+def parse_json(text: bytes, place: str, remedy: str) -> Any:
+    """Return the value of a JSON text in UTF-8, with or without a byte-order mark.
+
+    Args:
+        text: the bytes.
+        place: the file, or the file and its line, for error messages.
+        remedy: the end of an error message.
+
+    Raises:
+        SdftError: the text is empty, not UTF-8, not JSON, nested too deeply, or contains a lone surrogate,
+            which
+            is not a character.
+    """
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} is not UTF-8"
+    except UnicodeEncodeError:
+        problem = "it contains half of a surrogate pair, which is not a character"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:
+        problem = str(error) if text.strip() else "it is empty"
+    raise SdftError(f"{place} is not valid JSON ({problem}): {remedy}.")
+
+
+def read_json(path: str | os.PathLike[str], remedy: str, kind: type = dict, limit: int = LARGEST) -> Any:
+    """Return the JSON value of a file.
+
+    Args:
+        path: the file.
+        remedy: the end of an error message, such as `download it again`.
+        kind: the required type of the value.
+        limit: the maximum size of the file, in bytes.
+
+    Raises:
+        SdftError: as in `read_bytes` and `parse_json`, or the value is not of that type.
+    """
+    value = parse_json(read_bytes(path, remedy, limit), os.fspath(path), remedy)
+    if not isinstance(value, kind):
+        raise SdftError(
+            f"{os.fspath(path)} holds a JSON {type(value).__name__} instead of a {kind.__name__}: {remedy}."
+        )
+    return value
+
+
+def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return (rows, damaged): the lines of our own log that are JSON objects, and the number of all others.
+
+    A last line without its newline, which a kill may leave, does not count as damaged.
+    """
+    *lines, last = path.read_bytes().split(b"\n")
+    rows, damaged = [], 0
+    for number, line in enumerate([*lines, last] if last else lines, start=1):
+        try:
+            row = parse_json(line, str(path), "")
+        except SdftError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number <= len(lines):
+            damaged += 1
+    return rows, damaged

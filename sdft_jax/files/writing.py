@@ -1,0 +1,54 @@
+"""Atomic writing: after a crash at any moment, a file is complete, or as it was before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from etils import epath
+
+TEMPORARY = ".tmp"
+"""Suffix of the hidden files that are being written."""
+
+
+@contextlib.contextmanager
+def open_replacement(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a hidden file beside `path`; it gets the name `path` if the context ends without an exception.
+
+    The file stays open for writing, so that a log may be replaced and then extended. Its name is not
+    predictable and it is never opened through a link. If `path` is a link, the link is replaced and its
+    target stays as it is. Text is UTF-8.
+
+    Args:
+        path: the file to replace; need not exist.
+        mode: `w` for text, `wb` for bytes.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    encoding = None if "b" in mode else "utf-8"
+    file = os.fdopen(os.open(temporary, flags, 0o666), mode, encoding=encoding)
+    try:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        file.close()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, which may be in a bucket, atomically and in UTF-8."""
+    if "://" in os.fspath(path):  # a bucket writes an object atomically
+        epath.Path(path).write_text(text, encoding="utf-8")
+        return
+    with open_replacement(path) as file:
+        file.write(text)
+    file.close()

@@ -1,0 +1,149 @@
+"""The owner of a run directory: at most one run writes to it.
+
+On a local disk, the kernel holds the lock, and releases it when the process ends in any way. In a bucket, the
+owner renews an object; an owner that does not renew it for a while has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from sdft_jax.errors import SdftError
+
+LOCK = ".lock"
+"""Name of the file or object with the owner."""
+
+RENEWAL = 15.0
+"""Seconds between two renewals of an object in a bucket."""
+PATIENCE = 4
+"""Number of renewals that an owner may miss before it counts as ended."""
+
+
+@contextlib.contextmanager
+def locked(output: str, remote: bool) -> Iterator[None]:
+    """Own the directory `output`, which exists, until the context ends.
+
+    Raises:
+        SdftError: another process owns it; the message has its host and process ID.
+    """
+    with (_locked_object if remote else _locked_file)(output):
+        yield
+
+
+@contextlib.contextmanager
+def _locked_file(output: str) -> Iterator[None]:
+    path = Path(output) / LOCK
+    # not followed if another user made it a link
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _refusal(output, file.read(4096)) from None
+        except OSError:  # a network file system without locks
+            pass
+        file.truncate(0)
+        file.write(json.dumps(_owner()))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextlib.contextmanager
+def _locked_object(output: str) -> Iterator[None]:
+    path = epath.Path(output) / LOCK
+    if ours := _parsed(_read(path)):
+        _await_end(output, path, ours)
+    token = uuid.uuid4().hex
+    stop = threading.Event()
+
+    def renew() -> None:
+        path.write_text(json.dumps(_owner() | {"token": token, "renewed": time.time()}))
+
+    def renew_until_stopped() -> None:
+        while not stop.wait(RENEWAL):
+            with contextlib.suppress(Exception):  # the network may be away for a moment
+                renew()
+
+    renew()
+    time.sleep(1.0)  # of two processes that start together, the last one to write owns it
+    if _parsed(text := _read(path)).get("token") != token:
+        raise _refusal(output, text)
+    thread = threading.Thread(target=renew_until_stopped, daemon=True, name="lock")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with contextlib.suppress(Exception):
+            path.unlink()
+
+
+def _await_end(output: str, path: epath.Path, owner: dict[str, Any]) -> None:
+    """Return when the owner has ended: at once if it ran on this host, else if it does not renew the object.
+
+    Raises:
+        SdftError: the owner renewed it.
+    """
+    if owner.get("host") == socket.gethostname() and not _is_alive(owner.get("process")):
+        return
+    before = _read(path)
+    for _ in range(PATIENCE):
+        time.sleep(RENEWAL)
+        now = _read(path)
+        if not _parsed(now):  # the owner has ended and removed it
+            return
+        if now != before:
+            raise _refusal(output, now)
+
+
+def _is_alive(process: Any) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (OSError, ValueError, TypeError, OverflowError):
+        return False
+    return True
+
+
+def _owner() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
+
+
+def _read(path: epath.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refusal(output: str, text: str) -> SdftError:
+    owner = {"process": "?", "host": "an unknown host", "since": "an unknown time"} | _parsed(text)
+    return SdftError(
+        f"output={output} is in use by process {owner['process']} on {owner['host']}, since "
+        f"{owner['since']}: wait until it ends, stop it, or give another output=."
+    )

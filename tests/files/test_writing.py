@@ -1,0 +1,47 @@
+"""A file is complete or as it was before, whatever fails while it is written."""
+
+import os
+import stat
+
+import pytest
+
+from sdft_jax.files.writing import open_replacement, write_text
+
+
+def test_text_is_utf8_whatever_the_locale(tmp_path):
+    write_text(tmp_path / "a", "é")
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_mode_of_a_new_file_follows_the_umask(tmp_path):
+    previous = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a", "")
+    finally:
+        os.umask(previous)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+def test_old_content_stays_if_writing_fails(tmp_path):
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(TypeError), open_replacement(tmp_path / "a") as file:
+        file.writelines(["new", 1])
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_replaced_file_can_be_extended(tmp_path):
+    with open_replacement(tmp_path / "a", "wb") as file:
+        file.write(b"1")
+    file.write(b"2")
+    file.close()
+    assert (tmp_path / "a").read_bytes() == b"12"
+
+
+def test_target_of_a_link_is_not_overwritten(tmp_path):
+    write_text(tmp_path / "precious", "keep")
+    (tmp_path / "a").symlink_to(tmp_path / "precious")
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "precious").read_text() == "keep"
+    assert (tmp_path / "a").read_text() == "new"
