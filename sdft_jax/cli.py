@@ -145,7 +145,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def sample(arguments: argparse.Namespace) -> int:
     """Run `sdft sample`."""
-    prompts = arguments.prompts or [line for line in sys.stdin.read().splitlines() if line.strip()]
+    prompts = arguments.prompts or [line for line in _standard_input().split("\n") if line.strip()]
     if not prompts:
         raise SdftError("there is no prompt: give one as an argument, or one per line on stdin.")
     if arguments.n < 1:
@@ -157,6 +157,15 @@ def sample(arguments: argparse.Namespace) -> int:
         for completion in completions:
             print(f"{prompt}\n  -> {completion}" if len(prompts) > 1 or arguments.n > 1 else completion)
     return 0
+
+
+def _standard_input() -> str:
+    """Return standard input as UTF-8, with or without a byte-order mark. Only a line feed ends a prompt."""
+    data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise SdftError(f"standard input: byte {error.start} is not UTF-8: give prompts in UTF-8.") from None
 
 
 def export(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sdft_jax.config import Config, sharding_from
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.evaluation.scoring import Evaluation, evaluate
+from sdft_jax.files import write_text
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.tables import summary_table
@@ -32,10 +34,8 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
         SdftError: a mistake in the configuration or the rows, or out of memory.
     """
     reporter = process_reporter()
-    if out and not Path(out).absolute().parent.is_dir():
-        raise SdftError(
-            f"{out} cannot be written, since its directory does not exist: create the directory first."
-        )
+    if out:
+        _check_writable(Path(out))
     if config.eval.path is None:
         raise SdftError("eval.path is not set: set it to a file of prompts with answers.")
     check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
@@ -57,10 +57,22 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
             for role, teacher in roles.items()
         }
     if reporter.writes:
-        _report(reporter, config, evaluations, rows)
         if out:
             _write(Path(out), evaluations, rows)
+        _report(reporter, config, evaluations, rows)
     return evaluations
+
+
+def _check_writable(file: Path) -> None:
+    """Raise SdftError, before the work, if a file cannot be written."""
+    if not file.absolute().parent.is_dir():
+        raise SdftError(
+            f"{file} cannot be written, since its directory does not exist: create the directory first."
+        )
+    if file.is_dir():
+        raise SdftError(f"{file} is a directory: give the name of a file.")
+    if not os.access(file if file.exists() else file.absolute().parent, os.W_OK):
+        raise SdftError(f"{file} cannot be written (Permission denied): give another file.")
 
 
 def _report(reporter: Reporter, config: Config, evaluations: Mapping[str, Evaluation], rows: EvalSet) -> None:
@@ -88,4 +100,7 @@ def _write(file: Path, evaluations: Mapping[str, Evaluation], rows: EvalSet) -> 
         for i, example in enumerate(rows.examples)
     )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    file.write_text(text, encoding="utf-8")
+    if file.exists() and not file.is_file():  # such as /dev/stdout, which cannot be replaced
+        file.write_text(text, encoding="utf-8")
+    else:
+        write_text(file, text)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdft_jax.config import Config, describe
+from sdft_jax.files import write_text
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.run_plot import plot_run
@@ -75,7 +76,7 @@ def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> No
     directory = RunDirectory(config.output)
     rows = result_rows(runs)
     plot_run(directory.metrics, plot_points(runs), directory.plot, f"Measured on {describe_hardware()}.")
-    directory.summary.write_text(json.dumps({"rows": rows, "hardware": describe_hardware()}, indent=1))
+    write_text(directory.summary, json.dumps({"rows": rows, "hardware": describe_hardware()}, indent=1))
     if any(key in row for row in rows for key in ("new skill", "old skills")):
         reporter.print(
             summary_table(rows, "Accuracy on held-out rows, greedy"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +123,9 @@ def _is_cross_entropy(method: Method) -> bool:
 
 _ADAPTER = TypeAdapter(Config)
 
+NOT_FILES = ("mini", "tfds")
+"""Prefixes of sources that are not files: embedded models and rows, and TensorFlow Datasets."""
+
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file and overrides such as `train.batch_size=16`, on top of its
@@ -133,11 +137,54 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """
     tree = {} if path is None else read_yaml(path)
     for override in overrides:
-        tree = merge(tree, parse_override(override))
+        tree = merge(tree, parse_override(override, _TEXTS.__contains__))
     preset = tree.get("preset", "sdft")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise SdftError(f"preset={preset!r} does not exist: use one of {', '.join(PRESETS)}.")
-    return from_dict(merge(PRESETS[preset], tree), str(path or "overrides"))
+    return from_dict(merge(PRESETS[preset], resolve_paths(tree)), str(path or "overrides"))
+
+
+_PATHS = (
+    "output",
+    "model.path",
+    "data.path",
+    "data.general",
+    "eval.path",
+    "eval.validation",
+    "eval.prior",
+    "eval.base",
+)
+"""Keys whose value may be a local path."""
+
+
+def resolve_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with `~` as the home directory, and existing relative paths as absolute ones.
+
+    A run keeps the result: it means the same in another working directory.
+
+    Raises:
+        SdftError: a path contains a NUL character.
+    """
+    resolved = dict(tree)
+    for key in _PATHS:
+        section, _, name = key.rpartition(".")
+        part = resolved.get(section) if section else resolved
+        if isinstance(part, Mapping) and isinstance(part.get(name), str):
+            change = {name: _resolved(key, part[name])}
+            resolved |= {section: {**part, **change}} if section else change
+    return resolved
+
+
+def _resolved(key: str, path: str) -> str:
+    if "\0" in path:
+        raise SdftError(f"{key}={path!r} contains a NUL character: remove it.")
+    path = os.path.expanduser(path)
+    if key == "output" or "://" in path or path.partition(":")[0] in NOT_FILES:
+        return path
+    if os.path.exists(path):
+        return os.path.abspath(path)
+    directory, colon, split = path.rpartition(":")  # DIRECTORY:SPLIT
+    return f"{os.path.abspath(directory)}:{split}" if colon and os.path.exists(directory) else path
 
 
 def from_dict(tree: Mapping[str, Any], source: str) -> Config:
@@ -166,6 +213,19 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
 def keys() -> list[str]:
     """Return all dotted keys in order of declaration."""
     return [key for key, _ in _flatten(to_dict(Config()))]
+
+
+def _text_keys(section: Any, prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _text_keys(value, f"{field.name}.")
+        elif field.type in ("str", "str | None"):
+            yield prefix + field.name
+
+
+_TEXTS = frozenset(_text_keys(Config()))
+"""Keys whose value is a text, which `key=value` arguments give literally."""
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,55 @@ _Loader.add_implicit_resolver(
 )
 
 
+LARGEST = 100_000
+"""Maximum number of values in a YAML text, with those of aliases counted each time."""
+
+
 def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: the text is malformed, has a key twice, or aliases that refer to themselves or stand
+        for
+            more than `LARGEST` values.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {}, ())
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """Return the number of values below a node. Raises YAMLError for duplicate keys, cycles and sizes.
+
+    Nine lists of nine aliases each, nine deep, are 9^9 values: they are counted without being constructed.
+    """
+    if id(node) in above:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: an alias refers to itself")
+    if id(node) not in known:
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            names: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in names:
+                        line = key.start_mark.line + 1
+                        raise yaml.YAMLError(f"line {line}: the key {key.value!r} is there twice")
+                    names.add(key.value)
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        known[id(node)] = 1 + sum(_count(child, known, (*above, id(node))) for child in children)
+        if known[id(node)] > LARGEST:
+            raise yaml.YAMLError(f"it has more than {LARGEST:,} values")
+    return known[id(node)]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -51,11 +98,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
     try:
-        tree = _parse(file.read_text(encoding="utf-8"))
+        tree = _parse(file.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SdftError(
             f"config {path} is not valid YAML ({' '.join(str(error).split())}): fix the file."
         ) from None
+    except OSError as error:
+        raise SdftError(f"config {path} cannot be read ({error.strerror}): fix this.") from None
     if tree is not None and not isinstance(tree, dict):
         raise SdftError(
             f"config {path} holds a {type(tree).__name__}: write keys and values at its top level."
@@ -63,15 +112,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return tree or {}
 
 
-def parse_override(text: str) -> dict[str, Any]:
-    """Return `a.b=1` as {"a": {"b": 1}}; the value is parsed as YAML."""
+def parse_override(text: str, is_text: Callable[[str], bool] = lambda key: False) -> dict[str, Any]:
+    """Return `a.b=1` as {"a": {"b": 1}}.
+
+    The value is parsed as YAML, except that of a key for which `is_text` is true: it is taken literally,
+    unless it is `null` or in quotes.
+
+    Raises:
+        SdftError: the text is not key=value, or the value is YAML with an error that no text would have.
+    """
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise SdftError(f"override {text!r} is not key=value: write it like train.batch_size=16.")
-    try:
-        tree: Any = _parse(value) if value else ""
-    except yaml.YAMLError:
-        tree = value
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    if is_text(key) and value != "null" and not quoted:
+        tree: Any = value
+    else:
+        try:
+            tree = _parse(value) if value else ""
+        except yaml.YAMLError:
+            tree = value
     for part in reversed(key.split(".")):
         tree = {part: tree}
     return tree

@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from sdft_jax.config import Config, Method, method_named, sharding_from
 from sdft_jax.continual.stages import (
@@ -28,12 +31,15 @@ from sdft_jax.continual.stages import (
     stages_of,
 )
 from sdft_jax.data.encoding import make_format
+from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.scoring import Evaluation, evaluate
-from sdft_jax.models import Model, load_model, model_directory, save_pretrained
+from sdft_jax.files import read_json, write_text
+from sdft_jax.models import Model, load_model, model_directory, read_architecture, save_pretrained
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
+from sdft_jax.training.checksums import MANIFEST, damage, seal_directory
 from sdft_jax.training.inputs import Inputs, refuse_trained, trained_prompts
 from sdft_jax.training.loop import Watch, train
 from sdft_jax.training.out_of_memory import explained
@@ -88,7 +94,9 @@ def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter) -> 
     stages = stages_of(config)
     inputs = load_all_inputs(stages, methods, reporter)
     first = inputs[methods[0].name][0]
-    suites = load_suites(config, make_format(first.tokenizer, config.data, first.eos_ids))
+    vocab_size = read_architecture(first.directory).vocab_size
+    format = make_format(first.tokenizer, config.data, first.eos_ids, vocab_size)
+    suites = load_suites(config, format)
     plan = Plan(config, stages, inputs, suites, reporter)
     _refuse_contamination(plan)
     return plan
@@ -139,7 +147,7 @@ def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
     """
     if not arm.method.trains:
         file = RunDirectory(plan.config.output).below(arm.name).local / MEASURED
-        return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages))
+        return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages), list)
     stages = arm_stages(arm, plan.stages)
     inputs = arm_inputs(arm, plan.inputs[arm.method.name])
     start, results = plan.config.model.path, []
@@ -148,7 +156,11 @@ def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
         handoff = directory.local / "handoff" if number + 1 < len(stages) else None
         config = arm_config(stage, arm, sweep, directory.output, start)
         work = functools.partial(_run_stage, plan, stage, config, stage_inputs, handoff)
-        results.append(_once(plan, directory.local / MEASURED, work))
+        measured = directory.local / MEASURED
+        problem = damage(epath.Path(handoff)) if handoff and (handoff / MANIFEST).exists() else None
+        if problem:
+            plan.reporter.print(f"{handoff} is damaged and is written again: {problem}.")
+        results.append(_once(plan, measured, work, redo=problem is not None))
         start = str(handoff)
     return results
 
@@ -162,7 +174,11 @@ def _run_stage(plan: Plan, stage: Stage, config: Config, inputs: Inputs, handoff
     watch = _other_tasks(plan, stage) if watched else None
     run = train(config, inputs, reporter=plan.reporter, watch=watch)
     if handoff:
+        if plan.reporter.writes and handoff.exists():
+            shutil.rmtree(handoff)
         save_pretrained(run.model, run.params, None, handoff, dtype=config.model.param_dtype)
+        if plan.reporter.writes:
+            seal_directory(epath.Path(handoff))
     return measure(plan, run.model, run.params)
 
 
@@ -240,14 +256,28 @@ def as_json(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
     }
 
 
-def _once(plan: Plan, file: Path, work: Callable[[], Any]) -> Any:
-    """Return the content of `file`, or the result of `work`, which is then written to it."""
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
+def _once(plan: Plan, file: Path, work: Callable[[], Any], kind: type = dict, redo: bool = False) -> Any:
+    """Return the content of `file`, or the result of `work`, which is then written to it.
+
+    The work is done again if `redo`, or if the content is damaged or not of type `kind`.
+    """
+    if file.exists() and not redo:
+        try:
+            return _read_results(file, kind)
+        except SdftError as error:
+            plan.reporter.print(f"{error}")
     result = work()
     if plan.reporter.writes:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps(result), encoding="utf-8")
-        temporary.replace(file)
+        write_text(file, json.dumps(result))
     return result
+
+
+def _read_results(file: Path, kind: type) -> Any:
+    """Return the results in a file. Raises SdftError if it is damaged."""
+    remedy = "it is damaged, and the work is done again"
+    results = read_json(file, remedy, kind)
+    measured = [*results.values()] if kind is dict else results
+    if not measured or not all(isinstance(one, dict) for one in measured):
+        raise SdftError(f"{file} does not hold the results of evaluations: {remedy}.")
+    return results

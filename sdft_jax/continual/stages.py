@@ -146,6 +146,12 @@ def arms_of(config: Config) -> tuple[Arm, ...]:
     methods = [method_named(name) for name in options.methods] or [config.method]
     rates = options.learning_rates or (config.optimizer.learning_rate,)
     seeds = options.seeds or (config.train.seed,)
+    for key, values in (("methods", methods), ("learning_rates", rates), ("seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise SdftError(
+                f"continual.{key} has a value twice: remove one of them, since copies of a run are not "
+                "independent runs."
+            )
     every = [Arm(*settings) for settings in itertools.product(methods, rates, seeds)]
     return tuple(arm for arm in every if arm.method.trains or arm == Arm(arm.method, rates[0], seeds[0]))
 

@@ -8,6 +8,8 @@ the released code truncates the teacher's prompt to the student's limit, which r
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int32
-from jinja2 import TemplateError
 
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message
@@ -90,17 +91,79 @@ class PromptFormat:
     """Additional arguments of the tokenizer's chat template."""
     eos_ids: tuple[int, ...]
     """The tokens that end a completion."""
+    vocab_size: int | None = None
+    """The number of token ids that the model has; None if it is not known."""
+
+    @functools.cached_property
+    def control_tokens(self) -> re.Pattern[str] | None:
+        """A pattern of the texts that the tokenizer turns into a control token; None if there are none."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        texts = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        longest_first = sorted(filter(None, texts), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def tokenize(self, text: str, place: str) -> Int32[np.ndarray, " T"]:
+        """Return the tokens of a rendered text, which already contains its special tokens.
+
+        Raises:
+            SdftError: the model has no embedding of a token; the message names `place`.
+        """
+        ids = tokenize(self.tokenizer, text)
+        if self.vocab_size is not None and ids.size and ids.max() >= self.vocab_size:
+            token = self.tokenizer.convert_ids_to_tokens(int(ids.max()))
+            raise SdftError(
+                f"{place}: the token {token!r} has id {ids.max()}, and the model has only the ids 0 to "
+                f"{self.vocab_size - 1}: use the model's own tokenizer, or resize the model's embedding."
+            )
+        return ids
 
 
 def make_format(
-    tokenizer: PreTrainedTokenizerBase, config: DataConfig, eos_ids: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase,
+    config: DataConfig,
+    eos_ids: Sequence[int],
+    vocab_size: int | None = None,
 ) -> PromptFormat:
     """Return the format that `data.template` and `data.template_kwargs` configure.
 
+    Args:
+        tokenizer: the model's tokenizer.
+        config: the settings.
+        eos_ids: the tokens that end a completion.
+        vocab_size: the number of token ids that the model has; None not to compare tokens with it.
+
     Raises:
-        SdftError: the template cannot be read or is malformed.
+        SdftError: the template cannot be read or is malformed; the model does not have a stop token or the
+            padding token; or the token with which the chat template ends an assistant turn is no stop token.
     """
-    return PromptFormat(tokenizer, load_template(config.template), config.template_kwargs, tuple(eos_ids))
+    template = load_template(config.template)
+    format = PromptFormat(tokenizer, template, config.template_kwargs, tuple(eos_ids), vocab_size)
+    for name, token in (("pad_token", tokenizer.pad_token_id), *(("stop token", token) for token in eos_ids)):
+        if vocab_size is not None and token is not None and not 0 <= token < vocab_size:
+            raise SdftError(
+                f"the {name} has id {token}, and the model has only the ids 0 to {vocab_size - 1}: correct "
+                "tokenizer_config.json or generation_config.json."
+            )
+    _check_end_of_turn(format)
+    return format
+
+
+def _check_end_of_turn(format: PromptFormat) -> None:
+    """Raise SdftError if a control token follows an assistant turn and is no stop token."""
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text = render(format.tokenizer, messages, format.template_kwargs, generation_prompt=False)
+    except Exception:  # a template may require other roles or arguments; a row's error names the row
+        return
+    rest = text.rpartition("answer")[2]
+    if format.control_tokens is None or (match := format.control_tokens.search(rest)) is None:
+        return
+    (token,) = tokenize(format.tokenizer, match[0]).tolist() or [None]
+    if token not in format.eos_ids:
+        raise SdftError(
+            f"the chat template ends an assistant turn with {match[0]!r} (id {token}), which is not among "
+            f"the stop tokens {list(format.eos_ids)}: add it to eos_token_id in generation_config.json."
+        )
 
 
 def load_template(setting: str) -> string.Template:
@@ -182,17 +245,51 @@ def encode(example: Example, format: PromptFormat, *, teacher: bool = True, targ
             token; the message names the row.
     """
     tokenizer, kwargs, empty = format.tokenizer, format.template_kwargs, np.zeros(0, np.int32)
+    _refuse_control_tokens(example, format, teacher or target)
     try:
-        prompt = render(tokenizer, student_messages(example), kwargs)
-        wrapped = render(tokenizer, teacher_messages(example, format.template), kwargs) if teacher else ""
+        asked = student_messages(example)
+        prompt = render(tokenizer, asked, kwargs)
+        _require(asked[-1]["content"], prompt, example, "prompt")
+        wrapped = ""
+        if teacher:
+            shown = teacher_messages(example, format.template)
+            wrapped = render(tokenizer, shown, kwargs)
+            _require(shown[-1]["content"], wrapped, example, "teacher's prompt")
         completion = _completion(example, format, prompt) if target else empty
-    except TemplateError as error:
+    except SdftError:
+        raise
+    except Exception as error:  # a template raises exceptions of any type
         raise SdftError(
             f"{example.location}: the model's chat template rejects this conversation ({reason(error)}): "
-            "change its roles, or use another chat template."
+            "change its roles or data.template_kwargs, or use another chat template."
         ) from None
-    teacher_prompt = tokenize(tokenizer, wrapped) if teacher else empty
-    return Encoded(tokenize(tokenizer, prompt), teacher_prompt, completion, example.row)
+    place = example.location
+    teacher_prompt = format.tokenize(wrapped, place) if teacher else empty
+    return Encoded(format.tokenize(prompt, place), teacher_prompt, completion, example.row)
+
+
+def _refuse_control_tokens(example: Example, format: PromptFormat, demonstration: bool) -> None:
+    """Raise SdftError if a text of the row contains a control token, which would end or begin a turn."""
+    if format.control_tokens is None:
+        return
+    texts = {f"message {number}": turn["content"] for number, turn in enumerate(student_messages(example))}
+    if demonstration:
+        texts |= {"demonstration": example.demonstration, "context": example.context or ""}
+    for name, text in texts.items():
+        if isinstance(text, str) and (match := format.control_tokens.search(text)):
+            raise SdftError(
+                f"{example.location}: the {name} contains {match[0]!r}, which is a control token of the "
+                "model, such as an end-of-turn token: remove it."
+            )
+
+
+def _require(text: Any, rendered: str, example: Example, name: str) -> None:
+    """Raise SdftError if the chat template changes a text by more than the whitespace around it."""
+    if isinstance(text, str) and text.strip() not in rendered:
+        raise SdftError(
+            f"{example.location}: the chat template does not render the {name} as it is, but drops or "
+            "changes a part of it: change the row, data.template_kwargs or the chat template."
+        )
 
 
 def encode_all(
@@ -232,7 +329,7 @@ def encode_all(
 
 def encode_texts(
     examples: Sequence[Example],
-    tokenizer: PreTrainedTokenizerBase,
+    format: PromptFormat,
     config: DataConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
@@ -241,11 +338,17 @@ def encode_texts(
 
     Limits, `progress` and errors are the same as in `encode_all`.
     """
+    tokenizer = format.tokenizer
     first_token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     prompt, empty = np.asarray([first_token], np.int32), np.zeros(0, np.int32)
 
     def measure(example: Example) -> tuple[Encoded, dict[str, int]]:
-        text = tokenize(tokenizer, example.demonstration)
+        if format.control_tokens and (match := format.control_tokens.search(example.demonstration)):
+            raise SdftError(
+                f"{example.location}: the text contains {match[0]!r}, which is a control token of the model: "
+                "remove it."
+            )
+        text = format.tokenize(example.demonstration, example.location)
         return Encoded(prompt, empty, text, example.row), {"text": len(text)}
 
     return _within_limits(examples, measure, {"text": config.max_teacher_prompt}, config, progress)
@@ -291,15 +394,19 @@ def _completion(example: Example, format: PromptFormat, prompt: str) -> Int32[np
     If the rendering does not extend the prompt or has no stop token, return the demonstration's text and EOS.
     """
     tokenizer, eos_ids = format.tokenizer, format.eos_ids
-    plain = tokenize(tokenizer, example.demonstration)
-    if np.isin(plain, eos_ids).any():
-        raise SdftError(f"{example.location}: the demonstration contains an end-of-turn token: remove it.")
+    plain = format.tokenize(example.demonstration, example.location)
     turn = {"role": "assistant", "content": example.demonstration}
     messages = [*student_messages(example), turn]
     conversation = render(tokenizer, messages, format.template_kwargs, generation_prompt=False)
+    _require(example.demonstration, conversation, example, "demonstration")
+    if prompt.rstrip().endswith("<think>") and example.demonstration.lstrip().startswith("<think>"):
+        raise SdftError(
+            f"{example.location}: the chat template begins an answer with <think>, and so does the "
+            "demonstration: remove <think> from its start."
+        )
     if conversation.startswith(prompt):
         # Tokenized separately: a sampled completion never merges with the prompt's last token.
-        rendered = tokenize(tokenizer, conversation[len(prompt) :])
+        rendered = format.tokenize(conversation[len(prompt) :], example.location)
         stops = np.flatnonzero(np.isin(rendered, eos_ids))
         if stops.size:
             return rendered[: stops[0] + 1]

@@ -5,17 +5,21 @@ Every error message names the source, the row (in JSONL its line), the field and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-import json
+import math
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message, location
 from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import parse_json, read_bytes
 
 Row = Mapping[str, Any]
 
@@ -39,7 +43,12 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
         rows = _read_tfds(path, name, split)
     elif Path(path).is_file():
         rows = _read_file(path)
-    elif not Path(path).exists() and ":" in path:
+    elif "://" in path:
+        raise SdftError(
+            f"{path} is a URL, and rows are read from a local disk or the Hugging Face Hub: copy the file "
+            "to the local disk, and give its path."
+        )
+    elif not os.path.exists(path) and ":" in path:
         return read_rows(*path.rsplit(":", 1))
     else:
         rows = _read_directory(path, split) if Path(path).is_dir() else _read_hub(path, split)
@@ -134,11 +143,25 @@ def _example(row: Row, index: int, source: str, config: DataConfig, required: _R
         demonstration = _named_text(row, "demonstration", config.demonstration, place)
     if required.context is not None:
         context = _named_text(row, "context", required.context, place)
-    answer = _field(row, "answer", config.answer, place) if required.answer else row.get(config.answer)
+    answer = _number(row.get(config.answer))
+    if required.answer:
+        _field({**row, config.answer: answer}, "answer", config.answer, place)
     skill = row.get("skill")
     return Example(
         prompt, demonstration, answer, index, source, context, None if skill is None else str(skill)
     )
+
+
+def _number(answer: Any) -> Any:
+    """Return an answer, with None for NaN and an integer for a float that equals one.
+
+    A column of integers in which one is missing is a column of floats in Parquet.
+    """
+    if not isinstance(answer, float):
+        return answer
+    if math.isnan(answer):
+        return None
+    return int(answer) if answer.is_integer() else answer
 
 
 def _named_text(row: Row, role: str, name: str, place: str) -> str:
@@ -173,7 +196,13 @@ def _messages(value: Any, name: str, place: str) -> tuple[Message, ...]:
     """Return chat messages that end with a user message; a string is one user turn."""
     if isinstance(value, Mapping) and isinstance(value.get("role"), list):
         # TFDS and older datasets store a sequence of records as a record of sequences.
-        value = [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+        columns = list(value.values())
+        if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+            raise SdftError(
+                f"{place}: the parts of field {name!r} are lists of unequal length: give each message all "
+                "parts."
+            )
+        value = [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
     if not isinstance(value, list):
         if not isinstance(value, str):
             raise SdftError(
@@ -210,19 +239,15 @@ def _read_file(path: str) -> Sequence[Row]:
     if path.endswith(".parquet"):
         import datasets
 
-        return _attempt(path, lambda: datasets.Dataset.from_parquet(path), "give a readable Parquet file")
-    data = Path(path).read_bytes().rstrip()
+        with _literal(path) as name:
+            rows = _attempt(path, lambda: datasets.Dataset.from_parquet(name), "give a readable Parquet file")
+        return _ArrowRows(rows)
+    data = read_bytes(path, "give a file of rows", limit=1 << 40).rstrip()
     return [_json_row(line, path, number) for number, line in enumerate(data.split(b"\n"))] if data else []
 
 
 def _json_row(line: bytes, path: str, number: int) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        problem = str(error) if line.strip() else "it is empty"
-        raise SdftError(
-            f"{location(path, number)} is not valid JSON ({problem}): write one object per line, in UTF-8."
-        ) from None
+    row = parse_json(line, location(path, number), "write one object per line, in UTF-8")
     if not isinstance(row, dict):
         raise SdftError(
             f"{location(path, number)} has type {_kind(row)}, not object: write one JSON object per line."
@@ -237,13 +262,51 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
 
     remedy = f"give a dataset directory with the split {split!r}, or set data.split to another one"
     if not any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _attempt(path, lambda: datasets.load_dataset(path, split=split), remedy)
+        with _literal(path) as name:
+            return _ArrowRows(_attempt(path, lambda: datasets.load_dataset(name, split=split), remedy))
     loaded = _attempt(path, lambda: datasets.load_from_disk(path), remedy)
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if split not in loaded:
-        raise SdftError(f"{path}: there is no split {split!r}; set data.split to one of {', '.join(loaded)}.")
-    return loaded[split]
+    # a single data set often has no name; the default split then means all of it
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
+    if isinstance(loaded, datasets.Dataset) and split == DataConfig().split:
+        return _ArrowRows(loaded)
+    if split not in splits:
+        raise SdftError(f"{path}: there is no split {split!r}; set data.split to one of {', '.join(splits)}.")
+    return _ArrowRows(splits[split])
+
+
+@contextlib.contextmanager
+def _literal(path: str) -> Iterator[str]:
+    """Yield a path to the same file or directory that datasets does not read as a glob pattern."""
+    if not set(path) & set("*?[]{}!"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        link = Path(directory) / f"rows{Path(path).suffix}"
+        link.symlink_to(Path(path).absolute())
+        yield str(link)
+
+
+class _ArrowRows(Sequence[Row]):
+    """A dataset whose rows have no keys that only other rows have.
+
+    Arrow gives every record of a column the keys of all its records, with None as the value.
+    """
+
+    def __init__(self, source: Sequence[Row]):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        row = self._source[index]
+        return {key: _without_nulls(value) for key, value in row.items()} if isinstance(row, Mapping) else row
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _read_hub(path: str, split: str) -> Sequence[Row]:
@@ -257,7 +320,7 @@ def _read_hub(path: str, split: str) -> Sequence[Row]:
         "it is not a local file or directory, and a dataset is read from the Hugging Face Hub, which needs a "
         "network connection: check the name, the split and the connection, or give a local path"
     )
-    return _attempt(path, lambda: datasets.load_dataset(path, split=split), remedy)
+    return _ArrowRows(_attempt(path, lambda: datasets.load_dataset(path, split=split), remedy))
 
 
 def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import read_json
 from sdft_jax.models.families import (
     EMBEDDING,
     FAMILIES,
@@ -34,6 +35,19 @@ _MUST_BE_OFF = (
     "use_bidirectional_attention",
     "mlp_bias",
 )
+
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "sliding_window",
+)
+_MOST_LAYERS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,14 +125,11 @@ def read_architecture(path: str | os.PathLike[str]) -> Architecture:
             "(download one with `hf download <repo> --local-dir <directory>`)."
         )
     file = directory / "config.json"
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not file.exists():
         raise SdftError(
             f"{directory}: config.json is missing: give the directory of a Hugging Face checkpoint."
-        ) from None
-    except ValueError as error:
-        raise SdftError(f"{file} is not valid JSON ({error}): download it again.") from None
+        )
+    raw = read_json(file, "download it again", limit=1 << 24)
     try:
         return architecture_from_dict(raw)
     except SdftError as error:
@@ -133,17 +144,43 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
     """
     family = _family(raw)
     config = {**dict(family.defaults), **raw}
+    _check_sizes(config)
     try:
         return _resolve(family, config, json.dumps(raw, sort_keys=True))
     except KeyError as error:
         raise SdftError(f"the key {error} is missing: a {family.model_type} model requires it.") from None
+    except (TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
+        raise SdftError(f"a value has a wrong type ({reason(error)}): download it again.") from None
+
+
+def _check_sizes(config: Mapping[str, Any]) -> None:
+    """Raise SdftError for a size that is not a natural number in a plausible range, or dtypes that differ."""
+    for key in _SIZES:
+        size = config.get(key)
+        limit = _MOST_LAYERS if key == "num_hidden_layers" else 1 << 31
+        if size is not None and not (type(size) is int and 0 < size < limit):
+            raise SdftError(f"{key} is {size!r}, and not a number from 1 to {limit - 1}: correct it.")
+    original = config.get("original_max_position_embeddings")
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    inner = scaling.get("original_max_position_embeddings") if isinstance(scaling, Mapping) else None
+    if original is not None and isinstance(scaling, Mapping) and scaling and inner != original:
+        raise SdftError(
+            f"original_max_position_embeddings is {original} beside the rope parameters and {inner} within "
+            "them, and programs differ in which they read: write the right value into both places."
+        )
+    dtypes = {str(config[key]) for key in ("dtype", "torch_dtype") if config.get(key)}
+    if len(dtypes) > 1:
+        raise SdftError(
+            f"dtype and torch_dtype differ ({' and '.join(sorted(dtypes))}): remove the wrong one of them."
+        )
 
 
 def _family(raw: Mapping[str, Any]) -> Family:
     """Return the family of a config.json. Raises SdftError if it or one of the features is not supported."""
-    model_type = raw.get("model_type")
+    model_type = str(raw.get("model_type"))
     supported = ", ".join(f"{f.architecture} ({f.model_type})" for f in FAMILIES.values())
-    architecture = (raw.get("architectures") or [model_type])[0]
+    listed = raw.get("architectures") or [model_type]
+    architecture = listed[0] if isinstance(listed, list) else listed
     if model_type not in FAMILIES:
         raise SdftError(
             f"model {architecture} (model_type '{model_type}') is not supported; supported: {supported}."

@@ -27,10 +27,20 @@ class Speaker:
         """The stop tokens and the padding token."""
         return StopTokens(self.eos_ids, self.tokenizer.pad_token_id)
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of token ids that the model has."""
+        return self.model.architecture.vocab_size
+
     def with_params(self, params: Params) -> Speaker:
         """Return the speaker with other parameters."""
         return dataclasses.replace(self, params=params)
 
     def decode(self, ids: Any) -> str:
         """Return the text of a completion's tokens, without special tokens, as a scorer reads it."""
-        return str(self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+        # by default, published Llama 3 tokenizers change "x !" to "x!" in transformers 4.56 to 5.3
+        return str(
+            self.tokenizer.decode(
+                [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-_MANIFEST = "manifest.json"
-_WRITTEN_LATER = {_MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
+MANIFEST = "manifest.json"
+_WRITTEN_LATER = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
 """Top-level files that Orbax writes after the manifest; a restore does not need them."""
 _BLOCK = 1 << 24
 
@@ -22,23 +22,30 @@ _BLOCK = 1 << 24
 def seal(directory: epath.Path) -> None:
     """Write the manifest of the checkpoint that Orbax is about to commit; Orbax calls it in its thread."""
     for checkpoint in directory.iterdir():
-        if checkpoint.name[0].isdigit() and not (checkpoint / _MANIFEST).exists():
-            names = _files(checkpoint)
-            with ThreadPoolExecutor(4) as pool:
-                sums = pool.map(lambda name, at=checkpoint: _size_and_crc(at / name), names)
-                text = json.dumps(dict(zip(names, sums, strict=True)))
-            (checkpoint / _MANIFEST).write_text(text)
+        if checkpoint.name[0].isdigit() and not (checkpoint / MANIFEST).exists():
+            seal_directory(checkpoint)
+
+
+def seal_directory(directory: epath.Path) -> None:
+    """Write the manifest of all files of a directory."""
+    names = _files(directory)
+    with ThreadPoolExecutor(4) as pool:
+        sums = pool.map(lambda name: _size_and_crc(directory / name), names)
+        text = json.dumps(dict(zip(names, sums, strict=True)))
+    (directory / MANIFEST).write_text(text)
 
 
 def damage(checkpoint: epath.Path) -> str | None:
-    """Return the first problem with a checkpoint's files (missing, wrong size, changed bytes), or None."""
+    """Return the first problem with the files of a sealed directory (missing, wrong size, changed bytes), or
+    None.
+    """
     try:
-        expected = json.loads((checkpoint / _MANIFEST).read_text())
+        expected = json.loads((checkpoint / MANIFEST).read_text())
         return _first_difference(checkpoint, expected)
     except FileNotFoundError:
-        return f"{_MANIFEST} is missing"
+        return f"{MANIFEST} is missing"
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} or a file in it cannot be read ({error})"
+        return f"{MANIFEST} or a file in it cannot be read ({error})"
 
 
 def _files(directory: epath.Path, prefix: str = "") -> list[str]:

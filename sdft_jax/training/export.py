@@ -47,7 +47,8 @@ def load_prompt_format(config: Config) -> PromptFormat:
     """Return the prompt format of the model at `model.path`, without reading its weights."""
     _, directory = _source(config)
     tokenizer = load_tokenizer(directory)
-    return make_format(tokenizer, config.data, read_eos_ids(tokenizer, directory))
+    vocab_size = read_architecture(directory).vocab_size
+    return make_format(tokenizer, config.data, read_eos_ids(tokenizer, directory), vocab_size)
 
 
 def load_speaker(config: Config, format: PromptFormat | None = None) -> Speaker:

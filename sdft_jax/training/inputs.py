@@ -87,10 +87,11 @@ def load_inputs(config: Config, reporter: Reporter = SILENT) -> Inputs:
     validation = _read_eval(config.eval.validation, config, context)
     prior = _read_eval(config.eval.prior, config, False)
     directory = model_directory(config.model.path)
-    open_checkpoint(directory, read_architecture(directory))
+    architecture = read_architecture(directory)
+    open_checkpoint(directory, architecture)
     tokenizer = load_tokenizer(directory)
     eos_ids = read_eos_ids(tokenizer, directory)
-    format = make_format(tokenizer, config.data, eos_ids)
+    format = make_format(tokenizer, config.data, eos_ids, architecture.vocab_size)
     with reporter.bar("tokenizing", len(rows)) as show:
         encoded, dropped = _encode_train(rows, config, format, lambda done, _: show(done, ""))
     general, general_dropped = (
@@ -151,7 +152,7 @@ def _encode_train(
     rows: list[Example], config: Config, format: PromptFormat, progress: Callable[[int, int], None]
 ) -> tuple[list[Encoded], Dropped]:
     if config.method.target == "text":
-        return encode_texts(rows, format.tokenizer, config.data, progress=progress)
+        return encode_texts(rows, format, config.data, progress=progress)
     return encode_all(
         rows,
         format,

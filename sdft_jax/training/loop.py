@@ -449,7 +449,7 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
     tokenizer = loop.inputs.tokenizer
 
     def decode(ids: np.ndarray) -> str:
-        return str(tokenizer.decode(ids.tolist()))
+        return str(tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
     columns = to_host(
         (

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from sdft_jax.config import Config, flatten, load_config
+from sdft_jax.config.config import resolve_paths
 from sdft_jax.errors import SdftError
 from sdft_jax.files import write_text
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
@@ -214,10 +215,10 @@ class RunDirectory:
     def _refuse_other_run(self, text: str, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
         remedy = f"give another output=, or delete {self.output}"
         try:
-            stored = flatten(yaml.safe_load(text))
-        except (yaml.YAMLError, AttributeError):
+            stored = flatten(resolve_paths(yaml.safe_load(text)))
+        except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
             raise SdftError(f"{self.config} is not the configuration of a run: {remedy}.") from None
-        current = flatten(_plain(config))
+        current = flatten(_plain(resolve_paths(config)))
         for key in [*current, *(key for key in stored if key not in current)]:
             if not any(_is_below(key, name) for name in resumable) and stored.get(key) != current.get(key):
                 raise SdftError(

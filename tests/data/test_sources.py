@@ -111,7 +111,7 @@ def test_invalid_row_raises_with_its_location(tmp_path, line, problem):
 
 def test_invalid_utf8_raises_with_its_location(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(SdftError, match=r"a.jsonl, line 1 is not valid JSON .*utf-8"):
+    with pytest.raises(SdftError, match=r"a.jsonl, line 1 is not valid JSON .*UTF-8"):
         load(tmp_path / "a.jsonl")
 
 

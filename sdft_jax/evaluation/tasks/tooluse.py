@@ -51,7 +51,7 @@ def _leading_object(text: str) -> dict[str, Any]:
     """Return the JSON object at the start of `text`, or an empty one if it is not valid JSON."""
     try:
         return _DECODER.raw_decode(text)[0]
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
 
 
@@ -67,5 +67,5 @@ def _is_action(action: object) -> bool:
             and isinstance(action["Action"], str)
             and isinstance(_input(action), dict)
         )
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return False

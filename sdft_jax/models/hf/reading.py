@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.errors import SdftError
+from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture, read_architecture
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
@@ -65,7 +65,24 @@ def load_model(
     for entry in entries(architecture):
         leaf = read_entry(stored, architecture, entry, range(entry.layers), dtype, entry.get(shardings))
         entry.put(params, leaf)
+    _refuse_non_finite(params, path)
     return model, params
+
+
+def _refuse_non_finite(params: Params, path: str) -> None:
+    """Raise SdftError if a parameter is NaN or infinite."""
+    finite = jax.device_get(_are_finite(params))
+    bad = [jax.tree_util.keystr(at) for at, good in jax.tree_util.tree_leaves_with_path(finite) if not good]
+    if bad:
+        raise SdftError(
+            f"{path}: {len(bad)} parameters have values that are NaN or infinite, the first is {bad[0]}: "
+            "download the checkpoint again, or use an earlier one."
+        )
+
+
+@jax.jit
+def _are_finite(params: Params) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,15 +123,20 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
     """
     directory = Path(path)
     stored = _read_headers(directory)
+    if architecture.tie_word_embeddings and EMBEDDING.source not in stored and HEAD.source in stored:
+        stored[EMBEDDING.source] = stored.pop(HEAD.source)  # safetensors keeps either name of a shared tensor
+    count = sum(max(1, entry.layers) for entry in entries(architecture))
     expected = {
         name: entry.tensor.stored_shape(architecture.sizes)
-        for entry in entries(architecture)
+        # a damaged config.json may have millions of layers
+        for entry in (entries(architecture) if count <= 2 * len(stored) else ())
         for name in entry.stored_names()
     }
     missing = [name for name in expected if name not in stored]
-    if missing:
+    if missing or not expected:
+        first = f", the first is {missing[0]}" if missing else ""
         raise SdftError(
-            f"{directory}: {len(missing)} of {len(expected)} tensors are missing, the first is {missing[0]}: "
+            f"{directory}: {len(missing) or count - len(stored)} of {count} tensors are missing{first}: "
             "config.json and the weights are from different models, or a download is incomplete: download it "
             "again."
         )
@@ -205,12 +227,12 @@ def distance(model: Model, params: Params, path: str | os.PathLike[str]) -> floa
 def _read_headers(directory: Path) -> dict[str, Stored]:
     """Return the tensors in all files of a checkpoint, except those that are not parameters."""
     if (directory / INDEX_FILE).exists():
-        index = directory / INDEX_FILE
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(weight_map.values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SdftError(f"{index} is not a valid index ({error!r}): download it again.") from None
+        files = _read_index(directory / INDEX_FILE)
+        if (directory / SINGLE_FILE).exists() and files != [SINGLE_FILE]:
+            raise SdftError(
+                f"{directory} has both {SINGLE_FILE} and {INDEX_FILE}, which lists other files: remove the "
+                "weights that do not belong to this model."
+            )
     elif (directory / SINGLE_FILE).exists():
         files = [SINGLE_FILE]
     else:
@@ -226,6 +248,19 @@ def _read_headers(directory: Path) -> dict[str, Stored]:
     tensors = {name: stored for file in files for name, stored in read_header(directory / file).items()}
     # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
     return {name: stored for name, stored in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def _read_index(index: Path) -> list[str]:
+    """Return the names of the files that an index lists. Raises SdftError if it is malformed."""
+    weight_map = read_json(index, "download it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise SdftError(f"{index} has no weight_map from tensors to files: download it again.")
+    files = sorted(set(weight_map.values()))
+    if outside := [name for name in files if Path(name).name != name]:
+        raise SdftError(
+            f"{index} lists {outside[0]!r}, which is not a file beside it: download the checkpoint again."
+        )
+    return files
 
 
 def _equal(a: Stored, b: Stored) -> bool:

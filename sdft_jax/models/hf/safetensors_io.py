@@ -36,6 +36,8 @@ DTYPES = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<Q")
+_LARGEST_HEADER = 100_000_000
+"""Maximum length of a header, in bytes, as in the reference library."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Stored:
     shape: tuple[int, ...]
     offset: int
     """The position of its first byte in the file."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of the tensor in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> np.ndarray:
         """Return the tensor as a read-only memory map, whose bytes are read when they are used."""
@@ -62,28 +69,42 @@ def read_header(file: Path) -> dict[str, Stored]:
         SdftError: the file is missing, its header is invalid, or its size differs from the size that the
             header declares.
     """
+    if file.exists() and not file.is_file():  # opening a named pipe would wait for a writer
+        raise SdftError(f"{file} is not a file: download the checkpoint again.")
     try:
         with file.open("rb") as stream:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
             size = file.stat().st_size
-            if length > size:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(stream.read(length))
+            if length > min(size, _LARGEST_HEADER):
+                raise ValueError(f"the header has {length:,} bytes")
+            header = json.loads(stream.read(length).decode("utf-8"))
         header.pop("__metadata__", None)
         start = _LENGTH.size + length
         tensors = {name: _entry(file, entry, start) for name, entry in header.items()}
+        end = _end(tensors, start)
     except FileNotFoundError:
         raise SdftError(f"{file} is missing: download the checkpoint again.") from None
+    except OSError as error:
+        raise SdftError(f"{file} cannot be read ({error.strerror}): fix this.") from None
+    except RecursionError:
+        raise SdftError(f"{file} has no valid safetensors header (nested): download it again.") from None
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise SdftError(f"{file} has no valid safetensors header ({error}): download it again.") from None
-    ends = [entry["data_offsets"][1] for entry in header.values()]
-    expected = start + max(ends, default=0)
-    if size != expected:
+    if size != end:
         raise SdftError(
-            f"{file} has {size:,} bytes, but its header declares {expected:,}; it is truncated or corrupt: "
+            f"{file} has {size:,} bytes, but its header declares {end:,}; it is truncated or corrupt: "
             "download it again."
         )
     return tensors
+
+
+def _end(tensors: Mapping[str, Stored], start: int) -> int:
+    """Return the end of the last tensor. Raises ValueError for gaps and overlaps: the format has none."""
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].bytes)):
+        if stored.offset != start:
+            raise ValueError(f"{name} begins at byte {stored.offset} instead of {start}")
+        start += stored.bytes
+    return start
 
 
 def _entry(file: Path, entry: Mapping[str, Any], start: int) -> Stored:
@@ -91,8 +112,10 @@ def _entry(file: Path, entry: Mapping[str, Any], start: int) -> Stored:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"unknown dtype {entry['dtype']}")
     begin, end = entry["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *entry["shape"])):
+        raise ValueError("offsets and shapes are not all natural numbers")
     stored = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
-    if math.prod(stored.shape) * stored.dtype.itemsize != end - begin:
+    if stored.bytes != end - begin:
         raise ValueError(f"shape {stored.shape} does not fit {end - begin} bytes")
     return stored
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,9 +59,13 @@ def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> t
     eos_ids = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         file = Path(model_dir) / name
-        try:
-            ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-        except ValueError as error:
-            raise SdftError(f"{file} is not valid JSON ({error}): copy it again from the model.") from None
-        eos_ids += ids if isinstance(ids, list) else [ids]
-    return tuple(dict.fromkeys(int(token) for token in eos_ids if token is not None))
+        if not file.exists():
+            continue
+        ids = read_json(file, "copy it again from the model").get("eos_token_id")
+        listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(token) is int for token in listed):
+            raise SdftError(
+                f"{file}: eos_token_id is {ids!r}, and not a token id or a list of them: correct it."
+            )
+        eos_ids += listed
+    return tuple(dict.fromkeys(eos_ids))

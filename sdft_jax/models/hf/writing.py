@@ -6,6 +6,7 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates",
 )
 GENERATION_CONFIG = "generation_config.json"
 _OWN_FILES = {*TOKENIZER_FILES, GENERATION_CONFIG, "config.json", INDEX_FILE}
@@ -63,7 +65,8 @@ def save_pretrained(
     """Write config.json, generation_config.json, the tokenizer and safetensors files.
 
     Tensors have the names and shapes of the source, and the same tied weights. They are gathered one at a
-    time and written to a temporary directory, which is renamed when it is complete. Every process must call
+    time and written to a temporary directory. A new directory is this one, renamed when it is complete; an
+    existing directory, which may be a link or a mount point, is filled file by file. Every process must call
     this function; the first process writes.
 
     Args:
@@ -82,7 +85,9 @@ def save_pretrained(
     target = Path(path).absolute()
     _check_target(model, target)
     files = _plan_files(_pieces(model, params, dtype), max_shard_size)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # in the target if it exists, which may be on another disk than the directory that holds it
+    name = f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary = target / name if target.exists() else target.with_name(name)
     writes = jax.process_index() == 0
     try:
         if writes:
@@ -99,8 +104,7 @@ def save_pretrained(
                 for _ in arrays:
                     pass
         if writes:
-            _replace(temporary, target)
-            _clear_leftovers(target)
+            _publish(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if jax.process_count() > 1:
@@ -116,12 +120,18 @@ def _check_target(model: Model, target: Path) -> None:
     if target.exists() and not target.is_dir():
         raise SdftError(f"{target} is a file: write to another directory.")
     names = sorted(file.name for file in target.iterdir()) if target.exists() else []
-    other_files = [name for name in names if name not in _OWN_FILES and not name.endswith(".safetensors")]
+    other_files = [name for name in names if not _is_own(target, name)]
     if other_files:
         raise SdftError(
             f"{target} contains {other_files[0]}, which is not part of an exported model: "
             "write to another directory, or remove that file."
         )
+
+
+def _is_own(target: Path, name: str) -> bool:
+    """Return True for a file of an exported model, and for the leftovers of an interrupted export."""
+    leftover = re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp", name)
+    return name in _OWN_FILES or name.endswith(".safetensors") or leftover is not None
 
 
 def _pieces(model: Model, params: Params, dtype: Any) -> list[_Piece]:
@@ -189,32 +199,49 @@ def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any)
     config = json.loads(model.architecture.source_json)
     config.setdefault("architectures", [model.architecture.family.architecture])
     if dtype is not None:
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = jnp.dtype(dtype).name
+        for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
+            config[key] = jnp.dtype(dtype).name
     _write_json(directory / "config.json", config)
     copied = [] if tokenizer is not None else list(TOKENIZER_FILES)
     for name in (GENERATION_CONFIG, *copied) if model.source else ():
-        if (Path(model.source) / name).exists():
+        if (Path(model.source) / name).is_dir():
+            shutil.copytree(Path(model.source) / name, directory / name)
+        elif (Path(model.source) / name).exists():
             shutil.copyfile(Path(model.source) / name, directory / name)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
 
 
-def _replace(temporary: Path, target: Path) -> None:
-    """Rename the finished directory to `target`; an older export is moved away first and then removed."""
-    if target.exists():
-        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
-        target.rename(old)
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename the finished directory to `target`, or move its files there if `target` exists.
+
+    Files of an older export that the new one does not have are removed first: a loader would read both.
+    """
+    if temporary.parent != target:
         temporary.rename(target)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(target)
+        return
+    new = {path.name for path in temporary.iterdir()}
+    for path in target.iterdir():
+        if path != temporary and path.name not in new:
+            _remove(path)
+    for path in sorted(temporary.iterdir()):
+        if path.is_dir():
+            _remove(target / path.name)
+        path.replace(target / path.name)
 
 
 def _clear_leftovers(target: Path) -> None:
     """Remove the temporary directories that an interrupted export of `target` left behind."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
-        if path.suffix == ".tmp" or (path.suffix == ".old" and target.exists()):
-            shutil.rmtree(path)
+    for parent in (target.parent, target) if target.is_dir() else (target.parent,):
+        for path in parent.glob(f".{glob.escape(target.name)}.????????.tmp"):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_json(file: Path, value: Any) -> None:

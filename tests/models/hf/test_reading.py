@@ -155,7 +155,7 @@ def test_the_error_of_missing_weights(checkpoint):
 
 def test_the_error_of_an_invalid_index(checkpoint):
     (checkpoint / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(SdftError, match=r"index\.json is not a valid index"):
+    with pytest.raises(SdftError, match=r"index\.json (is not valid JSON|holds a JSON|has no weight_map)"):
         load_model(checkpoint)
 
 

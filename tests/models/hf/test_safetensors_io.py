@@ -60,7 +60,7 @@ def with_header(header, data=b""):
     [
         (b"", "no valid safetensors header"),
         (b"abc", "no valid safetensors header"),
-        (struct.pack("<Q", 10**9) + b"{}", "header is longer than the file"),
+        (struct.pack("<Q", 10**9) + b"{}", "the header has 1,000,000,000 bytes"),
         (struct.pack("<Q", 4) + b"{{{{", "no valid safetensors header"),
         (with_header([1]), "no valid safetensors header"),
         (with_header({"a": {"shape": [1]}}), "no valid safetensors header"),
