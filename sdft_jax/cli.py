@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 import textwrap
@@ -20,13 +21,13 @@ DESCRIPTION = (
 EXAMPLES = """\
 examples:
   sdft train configs/quickstart.yaml
-      train the embedded model on a new skill, in a few minutes on a CPU
-  sdft train configs/qwen2.5-7b-tooluse.yaml model.path=DIR data.path=FILE output=runs/mine
+      train the built-in model on a new skill, in 40 to 100 seconds on 2 CPU cores
+  sdft train configs/own-data.yaml model.path=DIR data.path=FILE output=runs/mine
       train your own checkpoint on your demonstrations; the same command resumes a stopped run
   sdft evaluate DIR FILE --task choice data.demonstration=answer
       measure the accuracy of a model, alone and with the demonstration in context
   sdft continual configs/continual.yaml
-      train three skills in sequence by SDFT and by SFT, and measure what is learned and forgotten
+      train three skills in sequence with SDFT and with SFT, and measure what is learned and forgotten
   sdft lab skill --quick
       run one of the paper's experiments at small scale; sdft lab all runs all of them
   sdft bench trl --output runs/bench
@@ -183,15 +184,17 @@ def _run_until_terminated(run: Callable[[Config], object], config: Config) -> in
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments; key=value overrides may precede or follow options, unlike in plain argparse."""
+    """Parse the arguments; overrides and prompts may precede or follow options, unlike in plain argparse."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and (
-        arguments.command not in (train, continual, evaluate, plan)
+        arguments.command not in (train, continual, evaluate, plan, sample)
         or any(text.startswith("-") for text in rest)
     ):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
+    if rest and arguments.command is sample:
+        arguments.prompts += rest
+    elif rest:
         arguments.overrides += rest
     return arguments
 
@@ -203,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    version = importlib.metadata.version("sdft_jax")
+    parser.add_argument("--version", action="version", version=f"sdft_jax {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(as_help(), "  ")
 
@@ -217,17 +222,21 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command
 
-    command = add("train", train, "train a model by SDFT or a baseline, or resume a run")
+    command = add("train", train, "train a model with SDFT or a baseline method, or resume a run")
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=16")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="such as train.batch_size=16"
+    )
 
     command = add(
         "continual",
         continual,
-        "train a model on a sequence of stages by several methods, and measure forgetting",
+        "train a model on a sequence of stages with several methods, and measure forgetting",
     )
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/continual.yaml")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as continual.seeds=[0,1,2]")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="such as continual.seeds=[0,1,2]"
+    )
 
     _add_lab(commands)
     _add_bench(commands)
@@ -248,17 +257,19 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "file", metavar="FILE", help="JSONL or Parquet file, dataset directory or name, tfds:NAME"
     )
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as eval.limit=100")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="such as eval.limit=100"
+    )
     command.add_argument("--task", help="scorer: exact, contains, choice, tooluse, mini or storms")
     command.add_argument("--config", help="YAML file to start from")
     command.add_argument(
         "--json", metavar="OUT", help="also write every answer with its verdict to this file, as JSON lines"
     )
 
-    command = add("sample", sample, "answer prompts, in the format of the model's chat template")
+    command = add("sample", sample, "sample completions of prompts, formatted with the model's chat template")
     command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name or run directory")
     command.add_argument(
-        "prompts", metavar="PROMPT", nargs="*", help="user messages; default: each line of stdin"
+        "prompts", metavar="PROMPT", nargs="*", default=[], help="user messages; default: each line of stdin"
     )
     command.add_argument("-n", type=int, default=1, help="number of completions of each prompt")
     command.add_argument(
@@ -291,7 +302,9 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 def _add_plan(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `sdft plan`."""
     command.add_argument("config", metavar="CONFIG", help="YAML file; the model's weights are not needed")
-    command.add_argument("overrides", metavar="key=value", nargs="*", help="such as train.batch_size=64")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=[], help="such as train.batch_size=64"
+    )
     command.add_argument(
         "--topology",
         action="append",
@@ -324,13 +337,19 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
         "lab",
         help="run the paper's experiments at small scale",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Run the paper's experiments on embedded models; finished trials are reused.",
+        description="Run the paper's experiments on built-in models; finished trials are reused.",
         epilog=f"experiments:\n{experiments}",
     )
     command.set_defaults(command=lab)
     command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
     command.add_argument("--quick", action="store_true", help="one seed and fewer steps, as a quick check")
-    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    command.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        help="seeds of data order and sampling (default: 0 1 2)",
+    )
     command.add_argument(
         "--output", default="runs/lab", help="directory of trials and reports (default: runs/lab)"
     )

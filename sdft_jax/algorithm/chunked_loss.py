@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.sharding import Sharding, check_divisible, partition_spec, release_axes
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
@@ -147,8 +148,8 @@ def _scan_chunks(scan: _Scan, vocab_axes, with_gradients: bool, roles, targets, 
         if not with_gradients:
             return (loss, d_head), (stats, None)
         d_logits = (d_logits * weight[:, None]).astype(hiddens[0].dtype)
-        d_hidden = jnp.einsum("nv,vd->nd", d_logits, student.head, preferred_element_type=jnp.float32)
-        d_head += jnp.einsum("nv,nd->vd", d_logits, hiddens[0], preferred_element_type=jnp.float32)
+        d_hidden = einsum_float32("nv,vd->nd", d_logits, student.head)
+        d_head += einsum_float32("nv,nd->vd", d_logits, hiddens[0])
         return (loss, d_head), (stats, psum(d_hidden, vocab_axes).astype(hiddens[0].dtype))
 
     xs = (tuple(chunks(role.hidden, width) for role in roles), chunks(targets), chunks(weights))
@@ -183,7 +184,7 @@ def _sum_over_tokens(d_head: Float[Array, "v D"], token_axes: tuple[str, ...], e
 
 
 def _logits(hidden: Float[Array, "n D"], head: Float[Array, "v D"]) -> Float[Array, "n v"]:
-    return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
+    return einsum_float32("nd,vd->nv", hidden, head)
 
 
 def largest(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:

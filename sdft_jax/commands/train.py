@@ -77,7 +77,7 @@ def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> No
     rows = result_rows(runs)
     plot_run(directory.metrics, plot_points(runs), directory.plot, f"Measured on {describe_hardware()}.")
     write_text(directory.summary, json.dumps({"rows": rows, "hardware": describe_hardware()}, indent=1))
-    if any(key in row for row in rows for key in ("new skill", "old skills")):
+    if any(row.get(key) is not None for row in rows for key in ("new skill", "old skills")):
         reporter.print(
             summary_table(rows, "Accuracy on held-out rows, greedy"),
             "KL to base: KL(model || base) in nats per token, on the model's own answers to old skills.",
@@ -88,7 +88,7 @@ def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> No
         "checkpoints (Orbax)": directory.below(CHECKPOINTS).output,
         "metrics": directory.named(directory.metrics),
         "plot": directory.named(directory.plot),
-        "rollouts": directory.named(directory.rollouts),
+        **({"rollouts": directory.named(directory.rollouts)} if directory.rollouts.exists() else {}),
         "summary": directory.named(directory.summary),
     }
     reporter.print(*(f"{name:<21} {path}" for name, path in paths.items()))

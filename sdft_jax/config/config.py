@@ -136,8 +136,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
             remedy.
     """
     tree = {} if path is None else read_yaml(path)
+    if isinstance(overrides, str):
+        raise TypeError(f"overrides={overrides!r} is a string: give a list of strings.")
     for override in overrides:
-        tree = merge(tree, parse_override(override, _TEXTS.__contains__))
+        setting = parse_override(override, _TEXTS.__contains__)
+        _refuse_unknown(Config, setting, f"override {override!r}")
+        tree = merge(tree, setting)
     preset = tree.get("preset", "sdft")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise SdftError(f"preset={preset!r} does not exist: use one of {', '.join(PRESETS)}.")

@@ -116,7 +116,8 @@ def parse_override(text: str, is_text: Callable[[str], bool] = lambda key: False
     """Return `a.b=1` as {"a": {"b": 1}}.
 
     The value is parsed as YAML, except that of a key for which `is_text` is true: it is taken literally,
-    unless it is `null` or in quotes.
+    unless it is
+    `null`, `None` or in quotes.
 
     Raises:
         SdftError: the text is not key=value, or the value is YAML with an error that no text would have.
@@ -125,8 +126,10 @@ def parse_override(text: str, is_text: Callable[[str], bool] = lambda key: False
     if not separator or not key:
         raise SdftError(f"override {text!r} is not key=value: write it like train.batch_size=16.")
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-    if is_text(key) and value != "null" and not quoted:
-        tree: Any = value
+    if value in ("null", "None"):
+        tree: Any = None
+    elif is_text(key) and not quoted:
+        tree = value
     else:
         try:
             tree = _parse(value) if value else ""

@@ -8,7 +8,7 @@ single process.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -41,6 +41,10 @@ class HostSlice:
     """The number of processes."""
 
 
+_ROWS = 1 << 50
+"""The number of rows after which an iterator would end, far more than any run reads."""
+
+
 def find_buckets(encoded: Sequence[Encoded], config: DataConfig) -> Buckets:
     """Return the configured buckets or, if there are none, the length of the longest row as the only bucket.
 
@@ -65,8 +69,10 @@ def make_batches(
     *,
     host: HostSlice = HostSlice(),
     then: tuple[Sequence[Encoded], int] | None = None,
-) -> grain.DatasetIterator[TokenBatch]:
-    """Return an infinite iterator of this host's batches, with `train.batch_size / host.count` rows each.
+) -> Iterator[TokenBatch]:
+    """Return an endless `grain.DatasetIterator` of this host's batches.
+
+    A batch has `train.batch_size / host.count` rows.
 
     Each consecutive len(encoded) rows are one shuffled pass over the data. A batch may span two passes, so no
     row is dropped. If `data.sorted_batches` is above 1, the rows of that many batches are sorted by length
@@ -85,6 +91,8 @@ def make_batches(
         SdftError: the batch size is not divisible by the number of processes, or a row is longer than the
             largest bucket.
     """
+    if not encoded:
+        raise SdftError("there are no rows: give at least one.")
     if config.train.batch_size % host.count:
         raise SdftError(
             f"train.batch_size={config.train.batch_size} is not divisible by the number of processes, "
@@ -110,8 +118,9 @@ def _repeated_batches(
         first = host.index * local_size
         return _slice_batch(pad_batch(rows, buckets, pad_id), slice(first, first + local_size))
 
-    # Repeat before batching, so that a dataset smaller than one batch still fills it.
-    shuffled = grain.MapDataset.source(encoded).seed(seed).shuffle().repeat()
+    # Repeat before batching, so that a dataset smaller than one batch still fills it. Not without end: grain
+    # computes the number of batches in floating point, and for batches of 1 row it would exceed the integers.
+    shuffled = grain.MapDataset.source(encoded).seed(seed).shuffle().repeat(max(1, _ROWS // len(encoded)))
     if sorted_batches == 1:
         return shuffled.batch(batch_size, batch_fn=local_batch)
     windows = shuffled.batch(batch_size * sorted_batches, batch_fn=lambda rows: sorted(rows, key=_length))

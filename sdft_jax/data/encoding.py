@@ -382,8 +382,8 @@ def _within_limits(
     result = Dropped(**{part: tuple(rows) for part, rows in dropped.items()})
     if not accepted:
         raise SdftError(
-            f"{examples[0].source if examples else 'data'}: no row is left: {result or 'no examples'}: "
-            "raise the limits, or give other rows."
+            f"{examples[0].source if examples else 'data'}: no row is left "
+            f"({str(result) or 'there are no examples'}): raise the limits, or give other rows."
         )
     return accepted, result
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sdft_jax.kernels.matmul import einsum_float32
+
 SEGMENTS = 4
 """Number of segments that a sequence is split into; queries of a segment skip all keys after its end."""
 
@@ -116,7 +118,7 @@ def _attend(
     scale: float,
 ) -> Float[Array, "B K G t H"]:
     queries, positions = block
-    logits = jnp.einsum("bkgth,bksh->bkgts", queries, keys, preferred_element_type=jnp.float32) * scale
+    logits = einsum_float32("bkgth,bksh->bkgts", queries, keys) * scale
     seen = visible(positions)[:, None, None]
     weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1)
     return jnp.einsum("bkgts,bksh->bkgth", weights.astype(values.dtype), values)

@@ -18,6 +18,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from sdft_jax.kernels.attention import AttentionCall
+from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.sharding import Sharding, constrain, partition_spec
 
@@ -157,7 +158,7 @@ def _read(
     batch, head_dim = q.shape[0], q.shape[-1]
     keys, values = keys.astype(q.dtype), values.astype(q.dtype)
     grouped = q.reshape(batch, keys.shape[1], -1, head_dim)
-    scores = jnp.einsum("bkgh,bkhs->bkgs", grouped, keys, preferred_element_type=jnp.float32) * scale
+    scores = einsum_float32("bkgh,bkhs->bkgs", grouped, keys) * scale
     scores = jnp.where(visible[:, :, None, :], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1)
     return jnp.einsum("bkgs,bksh->bkgh", weights.astype(values.dtype), values).reshape(q.shape)

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sdft_jax.errors import SdftError
 from sdft_jax.kernels.attention import AttentionCall, attention, block_size, token_positions, visible_keys
 from sdft_jax.kernels.fused_attention import Kernel, choose_kernel, fused_attention
+from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
@@ -144,7 +145,7 @@ class Model:
         with self.matmul_precision():
             hidden = self.hidden_states(params, sequences)
             head = self.head(params).astype(hidden.dtype)
-            return jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+            return einsum_float32("btd,vd->btv", hidden, head)
 
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> KVCache:
         """Return an empty cache of `length` slots, in the compute dtype unless `dtype` is given."""

@@ -168,5 +168,5 @@ def described_devices(kind: str, name: str, extra: str, **description: Any) -> S
     except Exception as error:
         raise SdftError(
             f"the {kind} compiler is not available for {name} ({reason(error)}): install it with "
-            f"pip install 'sdft_jax[{extra}]'; it does not need a {kind}."
+            f"pip install -e '.[{extra}]'; it does not need a {kind}."
         ) from error

@@ -182,7 +182,7 @@ def require_wandb(project: str) -> Any:
     except ImportError:
         raise SdftError(
             f"report.wandb={project!r} requires W&B, which is not installed: run "
-            "pip install 'sdft_jax[wandb]', or leave report.wandb empty."
+            "pip install wandb, or leave report.wandb empty."
         ) from None
 
 

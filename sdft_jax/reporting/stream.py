@@ -50,10 +50,16 @@ class LastingStream:
 
 
 def make_console(**options: Any) -> Console:
-    """Return a rich Console on standard output, whose loss does not end the process."""
+    """Return a rich Console on standard output, whose loss does not end the process.
+
+    Without a terminal, tables are as wide as their content, unless COLUMNS is set.
+    """
     if sys.stdout is None:
         return Console(quiet=True, **options)
-    return Console(file=_lasting(sys.stdout), **options)
+    console = Console(file=_lasting(sys.stdout), **options)
+    if not (console.is_terminal or console.is_jupyter or "COLUMNS" in os.environ):
+        console.width = 240
+    return console
 
 
 def keep_standard_streams() -> None:

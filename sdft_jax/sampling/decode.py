@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.config.settings import SamplingConfig
+from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.kernels.platforms import unrolls_layers
 from sdft_jax.models import KVCache, Model, grow, layer_by_layer
 from sdft_jax.sampling.keys import row_keys
@@ -90,7 +91,7 @@ def sample(
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
         """Sample the next token of each row from its hidden state."""
         hidden = constrain(hidden, vocab_sharding, "batch", None)
-        logits = jnp.einsum("bd,vd->bv", hidden, head, preferred_element_type=jnp.float32)
+        logits = einsum_float32("bd,vd->bv", hidden, head)
         logits = constrain(logits, vocab_sharding, "batch", "vocab")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
         token = choose_token(logits, step_keys, sampling, model.platform, split)

@@ -33,15 +33,16 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Sequence[A
     if free:
         if len(available) % known:
             raise SdftError(
-                f"mesh.{free[0]}=-1: the {len(available)} devices are not divisible by the product of the "
-                f"other axes ({known}): change one of them."
+                f"mesh.{free[0]}=-1: the number of available devices, {len(available)}, is not divisible by "
+                f"the product of the other axes, {known}: change one of them, for example to 1."
             )
         shape[free[0]] = len(available) // known
     total = math.prod(shape.values())
     if total > len(available):
         raise SdftError(
-            f"mesh {_times(shape)} needs {total} devices and there are {len(available)}: lower one of "
-            f"{', '.join('mesh.' + name for name in MESH_AXES)}, or set one of them to -1."
+            f"mesh {_times(shape)} needs {total} devices, and the number of available devices is "
+            f"{len(available)}: lower {', '.join('mesh.' + name for name in MESH_AXES)}; mesh.data=1 "
+            "mesh.fsdp=-1 mesh.tensor=1 uses all devices."
         )
     sizes = tuple(shape.values())
     if total == len(available):

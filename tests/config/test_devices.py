@@ -21,5 +21,7 @@ def test_mesh_and_rules_of_a_configuration():
 
 
 def test_a_mesh_of_too_many_devices_is_refused():
-    with pytest.raises(SdftError, match=r"mesh 1x16x1 needs 16 devices and there are 8"):
+    with pytest.raises(
+        SdftError, match=r"mesh 1x16x1 needs 16 devices, and the number of available devices is 8"
+    ):
         sharding_from(load_config(None, ["mesh.fsdp=16"]))

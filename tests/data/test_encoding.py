@@ -206,7 +206,7 @@ def test_dropped_rows_are_counted_by_limit():
 def test_limit_is_inclusive():
     length = len(encode_one(example()).prompt)
     assert encode_one(example(), config=DataConfig(max_prompt=length)).row == 0
-    with pytest.raises(SdftError, match=r"no row is left: 1 over data.max_prompt"):
+    with pytest.raises(SdftError, match=r"no row is left \(1 over data.max_prompt"):
         encode_one(example(), config=DataConfig(max_prompt=length - 1))
 
 

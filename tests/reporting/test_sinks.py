@@ -61,7 +61,7 @@ def test_tensorboard_writes_an_event_file(tmp_path):
 
 def test_missing_wandb_raises_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SdftError, match=r"pip install 'sdft_jax\[wandb\]'"):
+    with pytest.raises(SdftError, match=r"pip install wandb"):
         write_metrics(tmp_path, [1], config=ReportConfig(wandb="project"))
 
 

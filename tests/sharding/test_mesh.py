@@ -37,10 +37,14 @@ def test_a_mesh_uses_the_devices_that_it_is_given():
     [
         (
             dict(data=3, fsdp=-1),
-            r"mesh\.fsdp=-1: the 8 devices are not divisible by the product of the other axes \(3\): change",
+            r"mesh\.fsdp=-1: the number of available devices, 8, is not divisible by the product of the "
+            r"other axes, 3: change",
         ),
-        (dict(data=16, fsdp=-1), r"mesh\.fsdp=-1: the 8 devices are not divisible"),
-        (dict(data=4, fsdp=4), r"mesh 4x4x1 needs 16 devices and there are 8: lower one of mesh\.data"),
+        (dict(data=16, fsdp=-1), r"mesh\.fsdp=-1: the number of available devices, 8, is not divisible"),
+        (
+            dict(data=4, fsdp=4),
+            r"mesh 4x4x1 needs 16 devices, and the number of available devices is 8: lower mesh\.data",
+        ),
         (dict(data=-1, fsdp=-1), r"at most one of them to -1"),
         (dict(tensor=0), r"set each axis to a positive number"),
         (dict(tensor=-2), r"set each axis to a positive number"),

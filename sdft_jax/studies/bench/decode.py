@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     args = _parse_arguments(argv)
     if args.peer == "transformers" and importlib.util.find_spec("torch") is None:
         raise SdftError(
-            "sdft bench decode requires PyTorch, which is not installed: run pip install 'sdft_jax[bench]', "
+            "sdft bench decode requires PyTorch, which is not installed: run pip install -e '.[bench]', "
             "or pass --peer none."
         )
     start_conditions, bandwidth = conditions(), copy_bandwidth()

@@ -3,7 +3,7 @@
 The minimum is the weights and the filled part of the KV cache. Its share of all bytes that the kernels read
 and write is the share of the bandwidth limit that `sdft bench decode` can reach on this GPU, or slightly more
 if some data stays in the GPU's cache. The program is compiled ahead of time for one H200 (`pip install
-'sdft_jax[cuda]'`), without autotuning, which requires the GPU.
+-e '.[cuda]'`), without autotuning, which requires the GPU.
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ def main(argv: Sequence[str]) -> None:
     args = _parse_arguments(argv)
     missing = [name for name in ("torch", "trl") if importlib.util.find_spec(name) is None]
     if missing:
-        raise SdftError(
-            f"sdft bench trl requires {' and '.join(missing)}: run pip install 'sdft_jax[bench]'."
-        )
+        raise SdftError(f"sdft bench trl requires {' and '.join(missing)}: run pip install -e '.[bench]'.")
     cases = [Case(size, *shape) for size in args.models for shape in args.shapes]
     start_conditions, measurements = conditions(), []
     differences = cross_check(args.dtype)

@@ -48,4 +48,4 @@ def test_missing_trl_is_an_error_that_names_the_extra_to_install(monkeypatch, ca
     monkeypatch.setitem(sys.modules, "trl", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["bench", "trl"]) == 2
-    assert "pip install 'sdft_jax[bench]'" in capsys.readouterr().err
+    assert "pip install -e '.[bench]'" in capsys.readouterr().err
