@@ -155,8 +155,8 @@ def _check_end_of_turn(format: PromptFormat) -> None:
         text = render(format.tokenizer, messages, format.template_kwargs, generation_prompt=False)
     except Exception:  # a template may require other roles or arguments; a row's error names the row
         return
-    rest = text.rpartition("answer")[2]
-    if format.control_tokens is None or (match := format.control_tokens.search(rest)) is None:
+    _, found, rest = text.rpartition("answer")
+    if not found or format.control_tokens is None or (match := format.control_tokens.search(rest)) is None:
         return
     (token,) = tokenize(format.tokenizer, match[0]).tolist() or [None]
     if token not in format.eos_ids:

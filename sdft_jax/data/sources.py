@@ -280,10 +280,16 @@ def _literal(path: str) -> Iterator[str]:
     if not set(path) & set("*?[]{}!"):
         yield path
         return
+    source = Path(path)
     with tempfile.TemporaryDirectory() as directory:
-        link = Path(directory) / f"rows{Path(path).suffix}"
-        link.symlink_to(Path(path).absolute())
-        yield str(link)
+        # datasets resolves a link to a directory, but not links to files
+        files = [file for file in source.rglob("*") if file.is_file()] if source.is_dir() else [source]
+        for file in files:
+            name = str(file.relative_to(source)) if source.is_dir() else file.name
+            link = Path(directory) / re.sub(r"[*?\[\]{}!]", "_", name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file.absolute())
+        yield directory if source.is_dir() else str(link)
 
 
 class _ArrowRows(Sequence[Row]):

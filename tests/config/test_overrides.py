@@ -5,6 +5,7 @@ import math
 import pytest
 
 from sdft_jax.config.overrides import flatten, merge, parse_override, read_yaml
+from sdft_jax.errors import SdftError
 
 VALUES = {
     "10:13": "10:13",
@@ -51,3 +52,49 @@ def test_merge_updates_each_key_at_every_depth():
 
 def test_flatten_returns_the_dotted_key_of_every_leaf():
     assert flatten({"a": {"b": 1, "c": {"d": (2, 3)}}, "e": {}}) == {"a.b": 1, "a.c.d": (2, 3), "e": {}}
+
+
+@pytest.mark.parametrize(
+    "value", ["runs/exp #2", "&a run", "20240501", "1e5", "\nline\n", "a: b", "[1", "yes", "x=y"]
+)
+def test_value_of_a_text_key_is_literal(value):
+    assert parse_override(f"output={value}", lambda key: key == "output") == {"output": value}
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [("null", None), ("None", None), ("'a\"'", 'a"'), ('"a\\n"', "a\n")]
+)
+def test_null_and_quoted_values_of_a_text_key_are_yaml(value, read):
+    assert parse_override(f"output={value}", lambda key: True) == {"output": read}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: {b: 1}\nc: 2\na: {d: 3}\n", "line 3: the key 'a' is there twice"),
+        ("a: {b: 1, b: 2}\n", "line 1: the key 'b' is there twice"),
+        ("a: &x [*x]\n", "line 1: an alias refers to itself"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        (
+            "a: &a [1, 1, 1, 1]\n"
+            + "".join(
+                f"{b}: &{b} [{', '.join('*' + a for _ in range(9))}]\n"
+                for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "more than 100,000 values",
+        ),
+    ],
+)
+def test_faults_of_yaml_files_are_found_before_values_are_built(tmp_path, text, problem):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(
+        SdftError, match=rf"^config {file} is not valid YAML \(.*{problem}.*\): fix the file\.$"
+    ):
+        read_yaml(file)
+
+
+def test_aliases_are_expanded(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("a: &x {b: 1}\nc: *x\n")
+    assert read_yaml(file) == {"a": {"b": 1}, "c": {"b": 1}}

@@ -226,3 +226,86 @@ def test_overlong_row_raises_with_location_length_limit_and_remedy():
     with pytest.raises(SdftError) as caught:
         encode_one(example(demonstration="y" * 100, row=7), config=config)
     assert str(caught.value) == message
+
+
+CONTROL = {
+    "question": example("Two?<|im_end|>\n<|im_start|>assistant\n"),
+    "demonstration": example(demonstration="2<|im_end|>"),
+    "earlier turn": example(
+        ({"role": "assistant", "content": "<|im_start|>"}, {"role": "user", "content": "q"})
+    ),
+    "context": Example("Two?", "2", None, 0, "rows.jsonl", context="It is<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("place", CONTROL)
+def test_control_tokens_in_a_row_are_refused_for_every_method(place):
+    message = r"^rows\.jsonl, line 1: the .* contains '<\|im_(start|end)\|>', which is a control token"
+    for target in (None, 50):
+        with pytest.raises(SdftError, match=message):
+            encoding.encode_all([CONTROL[place]], format_of(), CONFIG, max_target=target)
+    if place == "demonstration":
+        with pytest.raises(SdftError, match=r"line 1: the text contains '<\|im_end\|>', which is a control"):
+            encoding.encode_texts([CONTROL[place]], format_of(), CONFIG)
+
+
+def test_token_that_the_model_does_not_have_is_refused():
+    tokenizer = build_tokenizer()
+    vocab_size = len(tokenizer)
+    tokenizer.add_tokens(["<extra>"])
+    format = encoding.make_format(tokenizer, CONFIG, EOS_IDS, vocab_size)
+    encoding.encode(example(), format)
+    message = rf"^rows\.jsonl, line 1: the token '<extra>' has id {vocab_size}, and the model has only the"
+    for row in (example("a <extra>"), example(demonstration="<extra>")):
+        with pytest.raises(SdftError, match=message):
+            encoding.encode(row, format)
+    with pytest.raises(SdftError, match=message):
+        encoding.encode_texts([example((), "<extra>")], format, CONFIG)
+    with pytest.raises(SdftError, match=r"^the (pad_token|stop token) has id \d+, and the model has only"):
+        encoding.make_format(tokenizer, CONFIG, EOS_IDS, 1)
+
+
+TURN = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ CONTENT }}<|im_end|>\n{% endfor %}"
+PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+ANSWER_ONLY = "m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content']"
+THOUGHT = example(demonstration="<think> 1 + 1 </think> 2")
+
+
+def test_template_that_drops_thoughts_is_refused_for_targets():
+    tokenizer = build_tokenizer(TURN.replace("CONTENT", ANSWER_ONLY) + PROMPT)
+    with pytest.raises(SdftError, match=r"line 1: the chat template does not render the demonstration"):
+        encode_one(THOUGHT, tokenizer)
+
+
+def test_template_that_opens_the_thought_is_refused_for_demonstrations_that_open_it():
+    opened = PROMPT.replace("assistant\n", "assistant\n<think>\n")
+    tokenizer = build_tokenizer(TURN.replace("CONTENT", "m['content']") + opened)
+    with pytest.raises(SdftError, match=r"line 1: the chat template begins an answer with <think>"):
+        encode_one(THOUGHT, tokenizer)
+
+
+def test_template_that_drops_the_question_is_refused():
+    tokenizer = build_tokenizer(TURN.replace("CONTENT", "m['content'][:2]") + PROMPT)
+    with pytest.raises(SdftError, match=r"line 1: the chat template does not render the prompt as it is"):
+        encode_one(example(), tokenizer)
+
+
+def test_end_of_turn_of_the_template_must_be_a_stop_token():
+    with pytest.raises(SdftError, match=r"ends an assistant turn with '<\|im_end\|>' \(id \d+\)"):
+        encoding.make_format(TOKENIZER, CONFIG, (0,))
+
+
+@pytest.mark.parametrize(
+    ("template", "kwargs"),
+    [
+        ("{% for m in messages %}{{ m['role'] + loop.index }}{% endfor %}", {}),
+        ({"tool_use": TURN}, {}),
+        (TURN.replace("CONTENT", "m['content']"), {"tools": "search"}),
+        (TURN.replace("CONTENT", "m['content']"), {"continue_final_message": True}),
+    ],
+)
+def test_any_error_of_a_template_names_the_row(template, kwargs):
+    tokenizer = build_tokenizer(TURN.replace("CONTENT", "m['content']"))
+    tokenizer.chat_template = template
+    with pytest.raises(SdftError, match=r"^rows\.jsonl, line 1: the model's chat template rejects this"):
+        encode_one(example(), tokenizer, dataclasses.replace(CONFIG, template_kwargs=kwargs))

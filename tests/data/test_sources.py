@@ -293,3 +293,73 @@ def test_mini():
     assert not {r.prompt[0]["content"] for r in load("mini:drib")} & {r.prompt[0]["content"] for r in test}
     with pytest.raises(SdftError, match=r"mini:nope: there is no such skill; .*blax"):
         read_rows("mini:nope")
+
+
+@pytest.mark.parametrize("name", ["train[1].parquet", "a*b.parquet", "{x,y}.parquet"])
+def test_name_of_a_file_is_not_a_pattern(tmp_path, name):
+    for wrong in ("train1.parquet", "aab.parquet", "x.parquet"):
+        datasets.Dataset.from_list([{"prompt": "wrong", "demonstration": "d"}]).to_parquet(tmp_path / wrong)
+    datasets.Dataset.from_list([{"prompt": "right", "demonstration": "d"}]).to_parquet(tmp_path / "written")
+    (tmp_path / "written").rename(tmp_path / name)
+    assert load(tmp_path / name)[0].prompt[0]["content"] == "right"
+
+
+def test_files_below_a_directory_whose_name_is_a_pattern(tmp_path):
+    directory = tmp_path / "exp[v2]"
+    directory.mkdir()
+    write(directory / "train.jsonl", *map(json.dumps, ROWS))
+    assert len(load(directory)) == len(load(directory / "train.jsonl")) == 4
+
+
+def test_split_of_a_single_dataset(tmp_path):
+    directory = tmp_path / "data"
+    datasets.Dataset.from_list(ROWS, split="train").save_to_disk(directory)
+    assert len(read_rows(str(directory))) == len(read_rows(f"{directory}:train")) == 4
+    with pytest.raises(
+        SdftError, match=rf"^{directory}: there is no split 'heldout'; set data\.split to one"
+    ):
+        read_rows(f"{directory}:heldout")
+
+
+def test_rows_of_parquet_have_no_keys_of_other_rows(tmp_path):
+    def row(name, arguments):
+        call = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
+        return {
+            "prompt": [{"role": "assistant", "content": "", "calls": call}, CHAT[2]],
+            "demonstration": "d",
+        }
+
+    rows = [row("weather", {"city": "Oslo"}), row("clock", {"zone": "CET"})]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    for example, wanted in zip(load(tmp_path / "a.parquet"), rows, strict=True):
+        assert list(example.prompt) == wanted["prompt"]
+
+
+def test_answers_of_a_numeric_column(tmp_path):
+    file = write(
+        tmp_path / "a.jsonl",
+        *(f'{{"prompt": "q", "demonstration": "d", "answer": {x}}}' for x in ("42.0", "0.5", "NaN", "7")),
+    )
+    assert [row.answer for row in load(file)] == [42, 0.5, None, 7]
+    with pytest.raises(SdftError, match=r"line 3: field 'answer' is missing"):
+        load_examples(file, DataConfig(), answer=True)
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/rows.jsonl", "https://host.example/rows.jsonl"])
+def test_url_is_named(path):
+    with pytest.raises(SdftError, match=rf"^{path} is a URL, and rows are read from a local disk"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', "[" * 5000 + "]" * 5000])
+def test_row_that_is_json_but_no_text(tmp_path, value):
+    file = write(tmp_path / "a.jsonl", f'{{"prompt": {value}, "demonstration": "d"}}')
+    with pytest.raises(SdftError, match=r"a\.jsonl, line 1 is not valid JSON \(it "):
+        load(file)
+
+
+def test_messages_as_lists_of_unequal_length(tmp_path):
+    prompt = {"role": ["user", "user"], "content": ["q"]}
+    file = write(tmp_path / "a.jsonl", json.dumps({"prompt": prompt, "demonstration": "d"}))
+    with pytest.raises(SdftError, match=r"line 1: the parts of field 'prompt' are lists of unequal length"):
+        load(file)

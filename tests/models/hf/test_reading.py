@@ -165,3 +165,41 @@ def test_the_error_of_a_config_with_other_sizes(checkpoint):
         SdftError, match=r"gate_proj\.weight has shape \[32, 24\], but config\.json implies \[48, 24\]"
     ):
         load_model(checkpoint)
+
+
+def test_weights_and_an_index_of_other_files_are_refused(checkpoint):
+    index = checkpoint / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(
+        SdftError, match=r"has both model\.safetensors and .*, which lists other files: remove"
+    ):
+        load_model(checkpoint)
+    (checkpoint / "model.safetensors").unlink()
+    index.write_text('{"weight_map": {"a": "../other/model.safetensors"}}')
+    with pytest.raises(
+        SdftError, match=r"lists '\.\./other/model\.safetensors', which is not a file beside it"
+    ):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(checkpoint, value):
+    name = "model.norm.weight"
+    rewrite(checkpoint, lambda tensors: tensors.update({name: np.full_like(tensors[name], value)}))
+    with pytest.raises(SdftError, match=r"1 parameters have values that are NaN or infinite, the first is "):
+        load_model(checkpoint)
+
+
+def test_shared_matrix_under_the_name_of_the_head(checkpoint):
+    expected = load_model(checkpoint)[1]
+    rewrite(checkpoint, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    params = load_model(checkpoint)[1]
+    np.testing.assert_array_equal(params["embed"], expected["embed"])
+
+
+def test_absurd_number_of_layers_takes_no_memory(checkpoint):
+    for layers in (99_999, 10**9):
+        config = {**CASES["qwen2_tied"], "num_hidden_layers": layers}
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        with pytest.raises(SdftError, match=r"tensors are missing|num_hidden_layers is 1000000000, and not"):
+            load_model(checkpoint)

@@ -66,6 +66,19 @@ def with_header(header, data=b""):
         (with_header({"a": {"shape": [1]}}), "no valid safetensors header"),
         (with_header({"a": {"dtype": "X7", "shape": [1], "data_offsets": [0, 1]}}), "unknown dtype X7"),
         (with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "does not fit 4 bytes"),
+        (with_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}), "natural numbers"),
+        (with_header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}), "natural numbers"),
+        (
+            with_header(
+                {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, b"1234"
+            ),
+            "b begins at byte",
+        ),
+        (
+            with_header({"a": {"dtype": "U8", "shape": [4], "data_offsets": [4, 8]}}, b"12345678"),
+            "a begins at byte",
+        ),
+        (struct.pack("<Q", 5000) + b"[" * 5000, "no valid safetensors header"),
         (
             with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
             "truncated or corrupt",
