@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import logging
 import os
 import sys
 import textwrap
@@ -49,6 +50,8 @@ USER_ERROR = 2
 
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if PyTorch is missing
+# grain warns, on import, of a profiler that it cannot use with an older jaxlib
+logging.getLogger("absl").addFilter(lambda record: "profiling requires jaxlib" not in record.getMessage())
 
 
 def main(argv: Sequence[str] | None = None) -> int:

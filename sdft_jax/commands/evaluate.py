@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sdft_jax.algorithm import check_rows
 from sdft_jax.config import Config, sharding_from
+from sdft_jax.data.encoding import PromptFormat
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.evaluation.scoring import Evaluation, evaluate
@@ -19,6 +20,7 @@ from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.training.export import load_prompt_format, load_speaker
 from sdft_jax.training.out_of_memory import explained
+from sdft_jax.training.processes import require_same, together
 
 
 def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
@@ -39,9 +41,8 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
     if config.eval.path is None:
         raise SdftError("eval.path is not set: set it to a file of prompts with answers.")
     check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
-    examples = read_eval(config.eval.path, config, config.eval.teacher)
-    format = load_prompt_format(config)
-    rows = encode_eval(examples, config, format, config.eval.teacher)
+    rows, format = together(functools.partial(_load, config))
+    require_same({"the evaluation rows": len(rows.encoded)}, "with the same data")
     speaker = load_speaker(config, format)
     roles = {"student": False} | ({"teacher": True} if config.eval.teacher else {})
     count = functools.partial(answer_arrays, widths=widths_of(rows.encoded), training=False)
@@ -61,6 +62,13 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
             _write(Path(out), evaluations, rows)
         _report(reporter, config, evaluations, rows)
     return evaluations
+
+
+def _load(config: Config) -> tuple[EvalSet, PromptFormat]:
+    """Return the rows, and the prompt format of the model."""
+    examples = read_eval(str(config.eval.path), config, config.eval.teacher)
+    format = load_prompt_format(config)
+    return encode_eval(examples, config, format, config.eval.teacher), format
 
 
 def _check_writable(file: Path) -> None:

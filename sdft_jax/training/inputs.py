@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sdft_jax.config import Config, Method, sharding_from
 from sdft_jax.config.settings import DataConfig, EvalConfig
@@ -22,9 +26,11 @@ from sdft_jax.data.examples import Example
 from sdft_jax.data.sources import make_examples, make_text_examples, read_rows
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.models import Model, model_directory, open_checkpoint, read_architecture, read_eos_ids
+from sdft_jax.models.hf.reading import weights_digest
 from sdft_jax.models.hf.tokenizer import load_tokenizer
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.reporting.reporter import SILENT, Reporter
+from sdft_jax.training.processes import together
 from sdft_jax.types import Params, StopTokens
 
 if TYPE_CHECKING:
@@ -77,8 +83,13 @@ def load_inputs(config: Config, reporter: Reporter = SILENT) -> Inputs:
     both, so that they train on the same rows.
 
     Raises:
-        SdftError: an input is not valid; the message names the file, row or key and the remedy.
+        SdftError: an input is not valid; the message names the file, row or key and the remedy. If one
+            process raises it, all do.
     """
+    return together(functools.partial(_load_inputs, config, reporter))
+
+
+def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
     sharding_from(config)
     load_template(config.data.template)
     context = config.eval.teacher or not config.method.trains
@@ -118,6 +129,39 @@ def load_inputs(config: Config, reporter: Reporter = SILENT) -> Inputs:
     refuse_trained(trained, config.eval, config.eval.validation, inputs.validation)
     refuse_trained(trained, config.eval, config.eval.prior, inputs.prior)
     return inputs
+
+
+def fingerprint(inputs: Inputs) -> dict[str, str]:
+    """Return a digest of each input of a run by its name in messages.
+
+    The tokens depend on the rows, the tokenizer, the chat template and the teacher's template. Of the
+    weights, the headers and the first bytes of every tensor count.
+    """
+    stop = inputs.stop
+    weights = open_checkpoint(inputs.directory, read_architecture(inputs.directory))
+    return {
+        "the weights of the model": weights_digest(weights),
+        "the stop tokens": _digest([np.asarray([*stop.eos_ids, stop.pad_id])], ""),
+        "the training rows": _encoded_digest(inputs.train),
+        "the general prompts": _encoded_digest(inputs.general),
+    } | {
+        f"the evaluation rows ({name})": _encoded_digest(
+            rows.encoded, repr([example.answer for example in rows.examples])
+        )
+        for name, rows in inputs.eval_sets.items()
+    }
+
+
+def _encoded_digest(rows: Sequence[Encoded], more: str = "") -> str:
+    arrays = [array for row in rows for array in (row.prompt, row.teacher_prompt, row.target)]
+    return _digest(arrays, more)
+
+
+def _digest(arrays: Sequence[np.ndarray], more: str) -> str:
+    digest = hashlib.sha256(more.encode("utf-8", "surrogatepass"))
+    for array in arrays:
+        digest.update(f"{array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def trained_prompts(method: Method, data: DataConfig, inputs: Inputs) -> dict[str, tuple[Encoded, ...]]:

@@ -39,10 +39,11 @@ from sdft_jax.reporting.sinks import NO_SINKS, Sinks, open_sinks, read_jsonl, re
 from sdft_jax.sharding import Sharding, to_host, tree_shardings
 from sdft_jax.training import checkpoint
 from sdft_jax.training.evaluations import evaluate_run
-from sdft_jax.training.inputs import Inputs, load_inputs
+from sdft_jax.training.inputs import Inputs, fingerprint, load_inputs
 from sdft_jax.training.out_of_memory import explained
 from sdft_jax.training.phase_timing import SamplingTime, throughputs, time_sampling
 from sdft_jax.training.preemption import Interrupted, termination_requests
+from sdft_jax.training.processes import require_same
 from sdft_jax.training.profiling import open_profile, traced
 from sdft_jax.training.run_directory import RunDirectory, identity
 from sdft_jax.training.stopping import Scores, score, should_stop
@@ -74,6 +75,8 @@ class _Loop:
 
     learner: Learner
     inputs: Inputs
+    fingerprint: Mapping[str, str]
+    """The digests of the inputs."""
     directory: RunDirectory
     steps: int
     base: str
@@ -117,6 +120,8 @@ def train(
     reporter = reporter or process_reporter()
     sharding = sharding_from(config)
     inputs = inputs or load_inputs(config, reporter)
+    prints = fingerprint(inputs)
+    require_same(prints, "with the same data and the same model")
     steps = total_steps(config, len(inputs.train))
     batches = make_batches(
         inputs.train,
@@ -135,7 +140,9 @@ def train(
     with directory.claimed(to_dict(config)) as resumed:
         directory.pull(resumed)
         with checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager:
-            loop = _Loop(learner, inputs, directory, steps, base, update, batches, manager, reporter, watch)
+            loop = _Loop(
+                learner, inputs, prints, directory, steps, base, update, batches, manager, reporter, watch
+            )
             with _training_explained(loop), jax.debug_nans(config.debug.nans):
                 state = _run(loop, *_begin(loop))
         return _conclude(loop, state)
@@ -188,8 +195,20 @@ def _begin(loop: _Loop) -> tuple[TrainState, Mapping[str, Any]]:
     if restored is None:
         start = load_start(learner.config, inputs, learner.model.sharding)
         return init_state(learner, start), {"step": 0, "metrics": {}, "scores": []}
+    _refuse_changed_inputs(loop, restored)
     loop.reporter.print(*restored.skipped, f"resuming from step {restored.step}")
     return restored.state, {"scores": [], "metrics": {}} | restored.meta
+
+
+def _refuse_changed_inputs(loop: _Loop, restored: checkpoint.Restored) -> None:
+    """Raise SdftError if an input is not the one that the run began with."""
+    before = restored.meta.get("inputs", {})  # of an older version: no fingerprint
+    changed = [name for name, digest in loop.fingerprint.items() if before.get(name, digest) != digest]
+    if changed:
+        raise SdftError(
+            f"{' and '.join(changed)} changed since the run in {loop.config.output} began: restore the old "
+            "files, or give another output=."
+        )
 
 
 def _general_phase(config: Config, inputs: Inputs, steps: int) -> tuple[Sequence[Encoded], int] | None:
@@ -365,7 +384,8 @@ def _save(
     loop: _Loop, step: int, state: TrainState, scores: Scores, evaluation: Mapping[str, Any] | None = None
 ) -> int:
     """Start saving a state, with its evaluation if that has been made; return the step."""
-    meta = {"step": step, "scores": list(scores), "run": loop.run}
+    inputs = dict(loop.fingerprint)
+    meta = {"step": step, "scores": list(scores), "run": loop.run, "inputs": inputs}
     checkpoint.save(loop.manager, step, state, loop.batches, meta)
     if evaluation and evaluation["step"] == step:
         checkpoint.record_evaluation(loop.manager, step, evaluation)

@@ -13,9 +13,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from jax.experimental import multihost_utils
 
 from sdft_jax.config.overrides import flatten
 from sdft_jax.errors import SdftError
+
+Result = TypeVar("Result")
 
 COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
     "SDFT_COORDINATOR",
@@ -143,10 +145,48 @@ def require_agreement(config: Mapping[str, Any]) -> None:
     Raises:
         SdftError: on every process, with the keys in which this one differs from process 0.
     """
+    if jax.process_count() > 1:
+        code = {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
+        require_same(flatten(config) | code, "with the same configuration and the same installation")
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """Return `work()`, or raise on every process if it raises SdftError on one.
+
+    Without this, the others would wait for the process that has ended.
+
+    Raises:
+        SdftError: of this process, or one that names the processes whose message tells more.
+    """
+    if jax.process_count() == 1:
+        return work()
+    failure, result = None, None
+    try:
+        result = work()
+    except SdftError as error:
+        failure = error
+    failed = np.ravel(multihost_utils.process_allgather(np.int32(failure is not None)))
+    if failure:
+        raise failure
+    if failed.any():
+        numbers = ", ".join(str(process) for process in np.flatnonzero(failed))
+        raise SdftError(f"process {numbers} cannot start: see its message.")
+    return cast(Result, result)
+
+
+def require_same(values: Mapping[str, Any], start: str) -> None:
+    """Require the same values on all processes.
+
+    Args:
+        values: JSON values by the names that messages use.
+        start: the remedy, as in "start all processes ...".
+
+    Raises:
+        SdftError: on every process, with the keys in which this one differs from process 0.
+    """
     if jax.process_count() == 1:
         return
-    local = flatten(config) | {"the code of sdft_jax": code_digest(), "jax": jax.__version__}
-    local = json.loads(json.dumps(local))  # tuples become lists, as in process 0's text
+    local = json.loads(json.dumps(dict(values)))  # tuples become lists, as in process 0's text
     first = json.loads(_broadcast(json.dumps(local)))
     different = sorted(key for key in local.keys() | first.keys() if local.get(key) != first.get(key))
     counts = multihost_utils.process_allgather(np.int32(len(different)))
@@ -158,8 +198,7 @@ def require_agreement(config: Mapping[str, Any]) -> None:
         for key in different[:4]
     )
     raise SdftError(
-        f"processes {others} differ from process 0{f' ({details})' if different else ''}: start all with the "
-        "same configuration and the same installation."
+        f"processes {others} differ from process 0{f' ({details})' if different else ''}: start all {start}."
     )
 
 

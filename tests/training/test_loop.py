@@ -262,7 +262,7 @@ def test_reports_make_no_implicit_transfer(tiny_directory, tmp_path, device_to_h
     settings = ("train.steps=4", "train.phases_every=2", "train.rollouts_every=1", "train.eval_every=2")
     assert run(tiny_directory, tmp_path, *settings, "mesh.data=2").step == 4
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "learn_tokens_per_second" in row] == [2, 4]
+    assert [row["step"] for row in rows if "rollout_tokens_per_second" in row] == [2, 4]
     assert len(list((tmp_path / "rollouts").glob("*.txt"))) == 4
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -160,6 +161,22 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
             f"{EMBEDDING.source}: set tie_word_embeddings to false in config.json."
         )
     return stored
+
+
+def weights_digest(stored: Mapping[str, Stored]) -> str:
+    """Return a digest of the names, dtypes, shapes and first bytes of all tensors of a checkpoint.
+
+    Training changes every tensor, so that a few bytes of each distinguish two models without reading both.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(stored.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
+        digest.update(tensor.map().reshape(-1)[:_SAMPLE].tobytes())
+    return digest.hexdigest()[:16]
+
+
+_SAMPLE = 1024
+"""Number of values of each tensor that count in `weights_digest`."""
 
 
 def read_entry(
