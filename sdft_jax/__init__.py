@@ -6,12 +6,13 @@ run:
 * configuration: `Config`, `load_config`, `SamplingConfig`, `DivergenceConfig`
 * devices: `Rules`, `Sharding`, `make_mesh`, `sharding_from`
 * models: `Model`, `Speaker`, `load_model`, `load_speaker`, `load_tokenizer`, `save_pretrained`
-* data: `Example`, `load_examples`, `make_format`, `encode_all`, `make_batches`, `Sequences`, `TokenBatch`
+* data: `Example`, `load_examples`, `make_format`, `PromptFormat`, `encode_all`, `Encoded`, `make_batches`,
+  `Sequences`, `TokenBatch`
 * algorithm: `Learner`, `make_learner`, `TrainState`, `init_state`, `student_params`, `make_update`,
   `Metrics`, `student_rollout`, `divergence`, `FactoredLogits`
 * sampling: `generate`, `Rollout`, `StopTokens`, `make_key`
-* evaluation: `EvalSet`, `load_eval_set`, `evaluate`
-* runs: `load_inputs`, `train`, `export`, `plan_update`, `collectives`, `plot_placement`
+* evaluation: `EvalSet`, `load_eval_set`, `evaluate`, `Evaluation`
+* runs: `load_inputs`, `Inputs`, `train`, `Run`, `Interrupted`, `export`, `plan_update`, `collectives`, `plot_placement`
 """
 
 from etils import epy
@@ -27,12 +28,12 @@ with epy.lazy_api_imports(globals()):
     from sdft_jax.config.devices import sharding_from
     from sdft_jax.config.settings import DivergenceConfig, SamplingConfig
     from sdft_jax.data.batches import make_batches
-    from sdft_jax.data.encoding import encode_all, make_format
+    from sdft_jax.data.encoding import Encoded, PromptFormat, encode_all, make_format
     from sdft_jax.data.examples import Example
     from sdft_jax.data.sources import load_examples
     from sdft_jax.errors import SdftError
     from sdft_jax.evaluation.eval_set import EvalSet, load_eval_set
-    from sdft_jax.evaluation.scoring import evaluate
+    from sdft_jax.evaluation.scoring import Evaluation, evaluate
     from sdft_jax.models.decoder import Model
     from sdft_jax.models.hf.reading import load_model
     from sdft_jax.models.hf.tokenizer import load_tokenizer
@@ -47,21 +48,28 @@ with epy.lazy_api_imports(globals()):
     from sdft_jax.sharding.partitioning import Sharding
     from sdft_jax.sharding.rules import Rules
     from sdft_jax.training.export import export, load_speaker
-    from sdft_jax.training.inputs import load_inputs
-    from sdft_jax.training.loop import train
+    from sdft_jax.training.inputs import Inputs, load_inputs
+    from sdft_jax.training.loop import Run, train
+    from sdft_jax.training.preemption import Interrupted
     from sdft_jax.types import Metrics, Rollout, Sequences, StopTokens, TokenBatch, TrainState
 
 __all__ = [
     "Config",
     "DivergenceConfig",
+    "Encoded",
     "EvalSet",
+    "Evaluation",
     "Example",
     "FactoredLogits",
+    "Inputs",
+    "Interrupted",
     "Learner",
     "Metrics",
     "Model",
+    "PromptFormat",
     "Rollout",
     "Rules",
+    "Run",
     "SamplingConfig",
     "SdftError",
     "Sequences",

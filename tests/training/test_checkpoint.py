@@ -285,6 +285,33 @@ def test_files_that_orbax_writes_after_the_manifest_are_not_needed(run, name):
         assert (restored.step, restored.skipped) == (3, ())
 
 
+def test_checkpoint_of_another_step_or_run_is_skipped(run):
+    shutil.rmtree(run / "checkpoints" / "3")
+    shutil.copytree(run / "checkpoints" / "1", run / "checkpoints" / "3")
+    assert checkpoint.newest(directory_of(run)).name == "2"
+    restored = restore(run)
+    assert restored.step == 2
+    assert restored.skipped[0].endswith("3 is damaged and was skipped: it holds step 1.")
+    assert_identical(restored.state, train_state(2))
+    assert checkpoint.newest(directory_of(run), "this").name == "2"
+    with pytest.raises(SdftError, match=r"2 is damaged and was skipped: it belongs to another run\."):
+        checkpoint.newest(directory_of(run), "other")
+
+
+def test_checkpoint_of_another_structure_is_refused(run):
+    other = dataclasses.replace(train_state(), opt_state=())
+    with pytest.raises(SdftError, match=r"^checkpoint \S+/3 does not fit this run \(.*\): its model"):
+        restore(run, like=other)
+
+
+def test_damaged_evaluation_is_ignored(run):
+    file = run / "checkpoints" / "2" / "evaluation.json"
+    assert checkpoint.best(directory_of(run)).name == "2"
+    file.write_text(file.read_text().replace("0.9", "0.8"))
+    assert checkpoint.best(directory_of(run)).name == "3"
+    assert checkpoint.read_meta(directory_of(run) / "2") == {"step": 2, "run": "this"}
+
+
 def test_if_all_are_damaged_an_error_is_raised_and_none_is_renamed(run):
     for step in (1, 2, 3):
         flip(largest(run / "checkpoints" / str(step)))

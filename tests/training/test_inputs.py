@@ -10,7 +10,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import load_eval_set
 from sdft_jax.models import read_eos_ids
 from sdft_jax.models.hf.tokenizer import load_tokenizer
-from sdft_jax.training.inputs import load_inputs, refuse_trained, trained_prompts
+from sdft_jax.training.inputs import fingerprint, load_inputs, refuse_trained, trained_prompts
 
 
 def load(model, *overrides):
@@ -159,3 +159,14 @@ def test_trained_prompts_by_source(tiny_directory, knowledge):
     assert trained == {"mini:blax": inputs.train, str(knowledge["general"]): inputs.general}
     refuse_trained(trained, config.eval, "none", None)
     refuse_trained(trained, config.eval, config.eval.path, inputs.new)
+
+
+def test_fingerprint_names_what_differs(tiny_directory, half_directory):
+    first = fingerprint(load(tiny_directory))
+    assert first == fingerprint(load(tiny_directory))
+    other = fingerprint(load(half_directory))
+    assert {name for name in first if first[name] != other[name]} == {"the weights of the model"}
+    fewer = fingerprint(load(tiny_directory, "data.limit=7"))
+    assert {name for name in first if first[name] != fewer[name]} == {"the training rows"}
+    fewer = fingerprint(load(tiny_directory, "eval.limit=7"))
+    assert {name for name in first if first[name] != fewer[name]} >= {"the evaluation rows (new skill)"}

@@ -337,6 +337,16 @@ def test_damaged_checkpoint_is_reported_and_saved_again(finished, tiny_directory
     assert_same(finished, output)
 
 
+def test_inputs_that_changed_since_the_run_began_are_refused(finished, tiny_directory, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "run")
+    config = config_of(tiny_directory, output)
+    inputs = load_inputs(config)
+    changed = dataclasses.replace(inputs, train=inputs.train[::-1])
+    with pytest.raises(SdftError, match=rf"^the training rows changed since the run in {output} began: rest"):
+        train(config, changed)
+    assert_same(finished, output)
+
+
 def test_share_of_dropped_rows_is_a_metric(tiny_directory, tmp_path):
     config = config_of(tiny_directory, tmp_path, *PLAIN, "train.steps=1", "data.max_teacher_prompt=24")
     inputs = load_inputs(config)

@@ -197,7 +197,7 @@ def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys
     outputs = [member.communicate(timeout=TIMEOUT) for member in group.members]
     assert [member.returncode for member in group.members] == [0, 0], outputs
     first, second = (table(text) for text, _ in outputs)
-    assert second == []
+    assert second == [], "process 1 prints nothing"
     assert cli.main(["evaluate", *words, f"--json={directory / 'one.jsonl'}", "mesh.fsdp=1"]) == 0
     assert table(capsys.readouterr().out) == first
     assert {"student", "teacher"} <= {word for line in first for word in line.split()}
@@ -225,6 +225,42 @@ def test_refused_run_directory_ends_all_processes(directory, config, caches):
     assert f"sdft: output={output} holds files that do not belong to a run, such as thesis.tex: " in errors[0]
     assert "sdft: process 0 cannot use the run directory: see its message." in errors[1]
     assert os.listdir(output) == ["thesis.tex"]
+
+
+OTHER_ROWS = """
+import sys
+from sdft_jax import cli
+from sdft_jax.errors import SdftError
+from sdft_jax.training import inputs
+
+read_rows = inputs.read_rows
+
+def other_rows(path, split):
+    if sys.argv[1] == "missing":
+        raise SdftError(f"{path} does not exist: give a file.")
+    return list(reversed(read_rows(path, split)))
+
+inputs.read_rows = other_rows
+sys.exit(cli.main(sys.argv[2:]))
+"""
+"""A host whose file of rows is missing, or has other rows under the same name."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "first", "second"),
+    [
+        ("missing", "process 1 cannot start: see its message.", "mini:blax does not exist: give a file."),
+        ("other", "processes 1 differ from process 0: start all", "(the training rows is "),
+    ],
+)
+def test_host_with_other_rows_ends_all_processes(directory, config, caches, fault, first, second):
+    output = directory / f"rows-{fault}"
+    programs = [CLI, ("-c", OTHER_ROWS, fault)]
+    codes, errors = begin(config, 2, caches, f"output={output}", programs=programs).end()
+    assert codes == [2, 2], errors
+    assert first in errors[0]
+    assert second in errors[1]
+    assert not output.exists()
 
 
 def messages(errors):
