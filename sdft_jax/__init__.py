@@ -12,7 +12,8 @@ run:
   `Metrics`, `student_rollout`, `divergence`, `FactoredLogits`
 * sampling: `generate`, `Rollout`, `StopTokens`, `make_key`
 * evaluation: `EvalSet`, `load_eval_set`, `evaluate`, `Evaluation`
-* runs: `load_inputs`, `Inputs`, `train`, `Run`, `Interrupted`, `export`, `plan_update`, `collectives`, `plot_placement`
+* runs: `load_inputs`, `Inputs`, `train`, `Run`, `Interrupted`, `export`
+* plans: `plan_update`, `collectives`, `plot_placement`
 """
 
 from etils import epy

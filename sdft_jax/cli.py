@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import logging
 import os
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 
 from sdft_jax.config import Config, load_config
 from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.stream import keep_standard_streams
+from sdft_jax.training.quiet import quiet_libraries
 from sdft_jax.training.sigint import end_at_once_on_sigint
 
 DESCRIPTION = (
@@ -50,15 +51,27 @@ USER_ERROR = 2
 
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if PyTorch is missing
-# grain warns, on import, of a profiler that it cannot use with an older jaxlib
-logging.getLogger("absl").addFilter(lambda record: "profiling requires jaxlib" not in record.getMessage())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sdft`, and return the exit code."""
+    if argv is not None:
+        return _run(argv)
     keep_standard_streams()
-    if argv is None:
-        end_at_once_on_sigint()
+    quiet_libraries()
+    end_at_once_on_sigint()
+    code = _run(None)
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if code and any(not thread.daemon for thread in others):
+        # Orbax's threads wait minutes for a save that has failed
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run a command, and return the exit code."""
     arguments = _parse(argv)
     try:
         return arguments.command(arguments)
