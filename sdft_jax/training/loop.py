@@ -180,7 +180,18 @@ def total_steps(config: Config, rows: int) -> int:
     """
     if not config.method.trains:
         return 0
-    return config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
+    steps = config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
+    if steps > _MOST_STEPS:
+        key = (
+            f"train.steps={config.train.steps}"
+            if config.train.steps
+            else f"train.epochs={config.train.epochs}"
+        )
+        raise SdftError(f"{key}: {steps:.3g} steps are more than {_MOST_STEPS:,}, the maximum: lower it.")
+    return steps
+
+
+_MOST_STEPS = 100_000_000
 
 
 def load_start(config: Config, inputs: Inputs, sharding: Sharding) -> Params:

@@ -9,6 +9,8 @@ from typing import Any
 
 _REPEATED = (
     "_SignalingThread.run() raised an exception",  # Orbax, of a save that fails
+    "in background save thread",
+    "Save Finalize thread",
     "was never retrieved",  # asyncio, of the other writes of that save
     "profiling requires jaxlib",  # grain, of a profiler that it cannot use with an older jaxlib
 )

@@ -17,12 +17,13 @@ import yaml
 from etils import epath
 from jax.experimental import multihost_utils
 
-from sdft_jax.config import Config, flatten, load_config
+from sdft_jax.config import Config, flatten, load_config, read_yaml
 from sdft_jax.config.config import resolve_paths
 from sdft_jax.errors import SdftError
 from sdft_jax.files import write_text
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
 from sdft_jax.training.bucket import download, is_remote, upload
+from sdft_jax.training.checkpoint import read_meta
 from sdft_jax.training.lock import locked
 
 CHECKPOINTS = "checkpoints"
@@ -207,17 +208,22 @@ class RunDirectory:
     def _resumes(self, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
         """Return True if the directory holds this run. Raises SdftError for another run or foreign files."""
         if self.config.exists():
-            self._refuse_other_run(self.config.read_text(), config, resumable)
+            self._refuse_other_run(config, resumable)
             return True
         self._refuse_foreign_files()
         return False
 
-    def _refuse_other_run(self, text: str, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
+    def _refuse_other_run(self, config: Mapping[str, Any], resumable: Sequence[str]) -> None:
+        """Raise SdftError for another run; accept a damaged config.yaml if the checkpoints are this run's."""
         remedy = f"give another output=, or delete {self.output}"
-        try:
-            stored = flatten(resolve_paths(yaml.safe_load(text)))
-        except (yaml.YAMLError, AttributeError, TypeError, ValueError, RecursionError):
-            raise SdftError(f"{self.config} is not the configuration of a run: {remedy}.") from None
+        stored = self._stored()
+        if not stored:
+            if self._has_checkpoints_of(identity(config)):
+                return
+            raise SdftError(
+                f"{self.config} is not the configuration of a run: restore it from a backup, or give another "
+                "output=."
+            )
         current = flatten(_plain(resolve_paths(config)))
         for key in [*current, *(key for key in stored if key not in current)]:
             if not any(_is_below(key, name) for name in resumable) and stored.get(key) != current.get(key):
@@ -225,6 +231,17 @@ class RunDirectory:
                     f"output={self.output} holds another run: its {key} is {stored.get(key)!r}, and this "
                     f"one's is {current.get(key)!r}: {remedy}."
                 )
+
+    def _stored(self) -> dict[str, Any]:
+        """Return the settings in config.yaml by their dotted keys; {} if the file is damaged."""
+        try:
+            return flatten(resolve_paths(read_yaml(self.config)))
+        except SdftError:
+            return {}
+
+    def _has_checkpoints_of(self, run: str) -> bool:
+        steps = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+        return {read_meta(step).get("run") for step in steps if step.name.isdigit()} == {run}
 
     def _refuse_foreign_files(self) -> None:
         output = epath.Path(self.output)

@@ -12,7 +12,7 @@ import yaml
 
 from sdft_jax.config import Config, from_dict, load_config, to_dict
 from sdft_jax.errors import SdftError
-from sdft_jax.training.run_directory import RESUMABLE, RunDirectory
+from sdft_jax.training.run_directory import RESUMABLE, RunDirectory, identity
 
 CONFIG = to_dict(Config())
 
@@ -135,11 +135,27 @@ def test_hidden_files_are_not_foreign(tmp_path):
     assert claim(tmp_path) is False
 
 
-@pytest.mark.parametrize("text", ["[1, 2", "[1, 2]", ""])
+BROKEN = [b"[1, 2", b"[1, 2]", b"", b"\xff\xfe"]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_broken_configuration_is_remade_if_the_checkpoints_are_of_this_run(tmp_path, text):
+    (tmp_path / "config.yaml").write_bytes(text)
+    meta = tmp_path / "checkpoints" / "2" / "meta"
+    meta.mkdir(parents=True)
+    (meta / "metadata").write_text(json.dumps({"run": identity(CONFIG)}))
+    assert claim(tmp_path) is True
+    assert RunDirectory(str(tmp_path)).load_config() == Config()
+    (tmp_path / "config.yaml").write_bytes(text)
+    with pytest.raises(SdftError, match=r"config\.yaml is not the configuration of a run: restore it"):
+        claim(tmp_path, changed("train.steps", 9))
+
+
+@pytest.mark.parametrize("text", BROKEN)
 def test_broken_configuration_is_refused(tmp_path, text):
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_bytes(text)
     with pytest.raises(
-        SdftError, match=r"config\.yaml is not the configuration of a run: give another output=, or delete"
+        SdftError, match=r"config\.yaml is not the configuration of a run: restore it from a backup, or"
     ):
         claim(tmp_path)
 
