@@ -55,10 +55,10 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if P
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sdft`, and return the exit code."""
+    quiet_libraries()
     if argv is not None:
         return _run(argv)
     keep_standard_streams()
-    quiet_libraries()
     end_at_once_on_sigint()
     code = _run(None)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]

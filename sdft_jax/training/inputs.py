@@ -131,8 +131,10 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
     return inputs
 
 
-def fingerprint(inputs: Inputs) -> dict[str, str]:
+def fingerprint(inputs: Inputs, method: Method) -> dict[str, str]:
     """Return a digest of each input of a run by its name in messages.
+
+    Targets count only if the method reads them: a baseline, which may be added later, needs them too.
 
     The tokens depend on the rows, the tokenizer, the chat template and the teacher's template. Of the
     weights, the headers and the first bytes of every tensor count.
@@ -142,18 +144,22 @@ def fingerprint(inputs: Inputs) -> dict[str, str]:
     return {
         "the weights of the model": weights_digest(weights),
         "the stop tokens": _digest([np.asarray([*stop.eos_ids, stop.pad_id])], ""),
-        "the training rows": _encoded_digest(inputs.train),
-        "the general prompts": _encoded_digest(inputs.general),
+        "the training rows": _encoded_digest(inputs.train, method.target is not None),
+        "the general prompts": _encoded_digest(inputs.general, False),
     } | {
         f"the evaluation rows ({name})": _encoded_digest(
-            rows.encoded, repr([example.answer for example in rows.examples])
+            rows.encoded, False, repr([example.answer for example in rows.examples])
         )
         for name, rows in inputs.eval_sets.items()
     }
 
 
-def _encoded_digest(rows: Sequence[Encoded], more: str = "") -> str:
-    arrays = [array for row in rows for array in (row.prompt, row.teacher_prompt, row.target)]
+def _encoded_digest(rows: Sequence[Encoded], targets: bool, more: str = "") -> str:
+    arrays = [
+        array
+        for row in rows
+        for array in (row.prompt, row.teacher_prompt, *((row.target,) if targets else ()))
+    ]
     return _digest(arrays, more)
 
 

@@ -120,7 +120,7 @@ def train(
     reporter = reporter or process_reporter()
     sharding = sharding_from(config)
     inputs = inputs or load_inputs(config, reporter)
-    prints = fingerprint(inputs)
+    prints = fingerprint(inputs, config.method)
     require_same(prints, "with the same data and the same model")
     steps = total_steps(config, len(inputs.train))
     batches = make_batches(

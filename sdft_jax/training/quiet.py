@@ -21,6 +21,8 @@ def quiet_libraries() -> None:
 
     A failed save has one message of this library, instead of up to 60 tracebacks of Orbax and asyncio.
     """
+    if _is_new in logging.getLogger("absl").filters:
+        return
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_is_new)
     unraisable, in_thread = sys.unraisablehook, threading.excepthook

@@ -47,7 +47,7 @@ def test_file_that_cannot_be_read(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(SdftError, match=r"loop' cannot be read \(Too many levels of symbolic links\): down"):
         read_bytes(tmp_path / "loop", "download it")
-    with pytest.raises(SdftError, match=r"cannot be read \(.*null byte.*\): download it\.$"):
+    with pytest.raises(SdftError, match=r"cannot be read \(.*null.*\): download it\.$"):
         read_bytes("a\0b", "download it")
 
 

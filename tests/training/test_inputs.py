@@ -5,6 +5,7 @@ import json
 import pytest
 
 from runs import config_of
+from sdft_jax.config import method_named
 from sdft_jax.data.encoding import make_format
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import load_eval_set
@@ -162,11 +163,13 @@ def test_trained_prompts_by_source(tiny_directory, knowledge):
 
 
 def test_fingerprint_names_what_differs(tiny_directory, half_directory):
-    first = fingerprint(load(tiny_directory))
-    assert first == fingerprint(load(tiny_directory))
-    other = fingerprint(load(half_directory))
+    method, sft = method_named("sdft"), method_named("sft")
+    first = fingerprint(load(tiny_directory), method)
+    assert first == fingerprint(load(tiny_directory, "baseline=true"), method)
+    assert first != fingerprint(load(tiny_directory, "baseline=true"), sft)
+    other = fingerprint(load(half_directory), method)
     assert {name for name in first if first[name] != other[name]} == {"the weights of the model"}
-    fewer = fingerprint(load(tiny_directory, "data.limit=7"))
+    fewer = fingerprint(load(tiny_directory, "data.limit=7"), method)
     assert {name for name in first if first[name] != fewer[name]} == {"the training rows"}
-    fewer = fingerprint(load(tiny_directory, "eval.limit=7"))
+    fewer = fingerprint(load(tiny_directory, "eval.limit=7"), method)
     assert {name for name in first if first[name] != fewer[name]} >= {"the evaluation rows (new skill)"}
