@@ -68,6 +68,14 @@ def no_user_cache(caches):
         jax_cache.reset_cache()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def released_programs():
+    """Release the compiled programs of a module: with jax 0.7, those of all modules exhaust memory maps."""
+    yield
+    if jax.__version_info__ < (0, 8):
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def shared_compilations(caches):
     """Share compiled programs between the runs of a module, through the disk."""

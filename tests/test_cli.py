@@ -73,7 +73,7 @@ OVERRIDES = {
     "train.choose=best train.eval_every=0": "train.choose=best needs evaluations: set eval.validation",
     "train.max_kl=0.5 eval.prior=null": "train.max_kl is a distance on the prompts of eval.prior, which is",
     "eval.validation=nowhere.jsonl": "nowhere.jsonl does not exist: give a file",
-    "model.path=mini:zzz": "model.path=mini:zzz: there is no such embedded model; use mini or one of",
+    "model.path=mini:zzz": "model.path=mini:zzz: there is no such built-in model; use mini or one of",
     "eval.base=nowhere": "eval.base=nowhere: no such directory; give",
 }
 

@@ -136,7 +136,7 @@ def test_quickstart(tmp_path, pictures):
 
 
 def test_sharding_study(tmp_path, pictures):
-    """With the embedded model in part two, if the TPU compiler is installed."""
+    """With the built-in model in part two, if the TPU compiler is installed."""
     model, _ = sdft_jax.load_model("mini")
     padded = json.loads(model.architecture.source_json) | {"vocab_size": 160}
     (tmp_path / "model").mkdir()

@@ -124,7 +124,7 @@ def _is_cross_entropy(method: Method) -> bool:
 _ADAPTER = TypeAdapter(Config)
 
 NOT_FILES = ("mini", "tfds")
-"""Prefixes of sources that are not files: embedded models and rows, and TensorFlow Datasets."""
+"""Prefixes of sources that are not files: built-in models and rows, and TensorFlow Datasets."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:

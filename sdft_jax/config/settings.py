@@ -29,7 +29,7 @@ class ModelConfig:
 
     path: str = "mini"
     """Hugging Face directory (config.json, *.safetensors, tokenizer) or Hub name; `mini` for the embedded
-    model, `mini:NAME` for another embedded model."""
+    model, `mini:NAME` for another built-in model."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the master parameters and the optimizer state. bfloat16 halves their memory, but at learning
     rate 1e-5 only about 15 % of the weights then change in a step."""
@@ -50,7 +50,7 @@ class DataConfig:
 
     path: str = "mini"
     """JSONL or Parquet file, Hugging Face dataset directory or name, `tfds:NAME`, or `mini:SKILL` of the
-    embedded worlds (listed in sdft_jax/mini/rows.py). All except files may end in `:SPLIT`."""
+    built-in tasks (listed in sdft_jax/mini/rows.py). All except files may end in `:SPLIT`."""
     split: str = "train"
     """Split of a Hugging Face or TFDS dataset."""
     prompt: str = "prompt"
@@ -119,8 +119,8 @@ class TeacherConfig:
     every: Positive = 100
     """Number of steps between copies of the periodic schedule."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the teacher's copy. bfloat16 halves it, but an EMA at rate 0.01 then makes only 9-34 % of its
-    motion."""
+    """Dtype of the teacher's copy. bfloat16 halves it, but an EMA at rate 0.01 then realizes only 9 to 34 %
+    of its updates."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -164,8 +164,8 @@ class ObjectiveConfig:
     """Reduction. sequence: mean over tokens, then over sequences; token: mean over all tokens; sum: their
     sum."""
     importance: Literal["log", "token", "sequence"] = "log"
-    """Use of the importance ratio, the trainer's over the sampler's probability. log: only logged; token:
-    multiplies each token's loss; sequence: its mean multiplies the sequence's loss (released code)."""
+    """Use of the importance ratio, the trainer's probability divided by the sampler's. log: only logged;
+    token: multiplies each token's loss; sequence: its mean multiplies the sequence's loss (released code)."""
     importance_cap: NonNegative = 2.0
     """Maximum importance ratio."""
 
@@ -236,7 +236,7 @@ class TrainConfig:
     never."""
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
     """Score at which to stop; None for never. The score is the accuracy on eval.validation or, if that is
-    None, on eval.path (then test on other rows)."""
+    None, on eval.path (report results on other rows then)."""
     patience: Count = 0
     """Number of consecutive evaluations without a better score after which to stop; 0 for never."""
     max_kl: NonNegative | None = None
@@ -258,7 +258,7 @@ class EvalConfig:
     prior: str | None = None
     """Source of rows of prior skills, which measure forgetting."""
     base: str | None = None
-    """Model that distances are measured from; None for model.path."""
+    """Reference model of the distances; None for model.path."""
     task: Literal["exact", "contains", "choice", "tooluse", "mini", "storms"] = "exact"
     """Scorer of an answer; sdft_jax/evaluation/tasks documents each one."""
     batch_size: Positive = 64

@@ -1,4 +1,4 @@
-"""Readers of data sources: JSONL and Parquet files, Hugging Face datasets, TFDS and embedded worlds.
+"""Readers of data sources: JSONL and Parquet files, Hugging Face datasets, TFDS and built-in tasks.
 
 Every error message names the source, the row (in JSONL its line), the field and the remedy.
 """

@@ -1,11 +1,11 @@
-"""Train the base model of an embedded world from scratch: `python -m sdft_jax.mini.make_base WORLD OUT_DIR`.
+"""Train the base model of a built-in world from scratch: `python -m sdft_jax.mini.make_base WORLD OUT_DIR`.
 
 The curriculum of a world has conversations without and with a demonstration. Without one, the model answers
 from memory, or guesses if it cannot know the answer. With one, it takes the missing information from the
 expert. The trained model therefore solves a new task if and only if the prompt has a demonstration, which is
 what SDFT requires of a teacher.
 
-The default embedded model is `lists`, size large. Its training took 13 minutes on one half-busy core of a
+The default built-in model is `lists`, size large. Its training took 13 minutes on one half-busy core of a
 2-core Xeon. Accuracies on held-out lists, parameter counts and options of the command:
 
     lists             old skills 0.996, new skills shown 0.995    0.63 M

@@ -1,4 +1,4 @@
-"""Rows of the embedded worlds by name, as used in `data.path=mini:NAME`.
+"""Rows of the built-in tasks by name, as used in `data.path=mini:NAME`.
 
 | name              | rows                                                                                  |
 | ----------------- | ------------------------------------------------------------------------------------- |

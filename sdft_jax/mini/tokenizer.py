@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the embedded worlds, in the format that `transformers.AutoTokenizer` loads."""
+"""A word-level tokenizer for the built-in tasks, in the format that `transformers.AutoTokenizer` loads."""
 
 from collections.abc import Sequence
 

@@ -26,7 +26,7 @@ def evaluate_run(
         config: its `eval` section selects what to measure. The new skill of a method that does not train (the
             oracle) is evaluated with the demonstration in context.
         inputs: the rows.
-        base: the directory of the model that distances are measured from.
+        base: the directory of the model that is the reference of distances.
         before: True before training, when the teacher's ceiling is measured, and distances only if the run
             did not start from the base.
         reporter: shows progress bars.

@@ -80,7 +80,7 @@ class _Loop:
     directory: RunDirectory
     steps: int
     base: str
-    """The directory of the model that distances are measured from."""
+    """The directory of the model that is the reference of distances."""
     update: Update | None
     """None for a method that does not train."""
     batches: Any

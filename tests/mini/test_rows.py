@@ -1,4 +1,4 @@
-"""Rows of the embedded worlds by name: disjoint splits, sizes, defaults and errors for unknown names."""
+"""Rows of the built-in tasks by name: disjoint splits, sizes, defaults and errors for unknown names."""
 
 import itertools
 import re

@@ -180,7 +180,7 @@ def test_texts_fit_the_limits_and_have_no_unknown_tokens():
 
 @pytest.fixture(scope="module")
 def answer():
-    """Return a function (rows, field of the context or None) -> greedy completions of the embedded model."""
+    """Return a function (rows, field of the context or None) -> greedy completions of the built-in model."""
     import jax
 
     from sdft_jax.config.settings import SamplingConfig

@@ -1,4 +1,4 @@
-"""The directory of a model: a local one, an embedded model, or a download from the Hugging Face Hub."""
+"""The directory of a model: a local one, a built-in model, or a download from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def model_directory(path: str, key: str = "model.path") -> str:
 
 
 def _embedded(prefix: str, name: str | None, key: str) -> str:
-    """Return the directory of the embedded model `prefix:name`, or of `prefix` if `name` is None."""
+    """Return the directory of the built-in model `prefix:name`, or of `prefix` if `name` is None."""
     directories = importlib.import_module(EMBEDDED[prefix]).model_directories()
     if name not in directories:
         raise SdftError(
-            f"{key}={prefix}:{name}: there is no such embedded model; use {prefix} or one of "
+            f"{key}={prefix}:{name}: there is no such built-in model; use {prefix} or one of "
             f"{', '.join(f'{prefix}:{other}' for other in directories if other)}."
         )
     return str(directories[name])

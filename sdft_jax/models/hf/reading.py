@@ -39,7 +39,7 @@ def load_model(
     """Read a Hugging Face checkpoint.
 
     Args:
-        path: a directory with config.json and safetensors files; a Hub name; or an embedded model (`mini`).
+        path: a directory with config.json and safetensors files; a Hub name; or a built-in model (`mini`).
         dtype: the dtype of the parameters.
         sharding: the mesh and rules of the parameters and activations; default: `single_device()`.
         compute_dtype: the dtype of activations; default: `dtype`.

@@ -1,4 +1,4 @@
-"""Models from directories, embedded models and the Hub, and errors for other names."""
+"""Models from directories, built-in models and the Hub, and errors for other names."""
 
 import huggingface_hub
 import pytest
@@ -56,7 +56,7 @@ def test_other_embedded_models_are_selected_by_name(tmp_path, monkeypatch):
         with pytest.raises(SdftError) as caught:
             model_directory(f"mini:{name}")
         assert str(caught.value) == (
-            f"model.path=mini:{name}: there is no such embedded model; use mini or one of mini:chains, "
+            f"model.path=mini:{name}: there is no such built-in model; use mini or one of mini:chains, "
             "mini:lists."
         )
 
