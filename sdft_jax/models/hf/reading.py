@@ -164,19 +164,21 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
 
 
 def weights_digest(stored: Mapping[str, Stored]) -> str:
-    """Return a digest of the names, dtypes, shapes and first bytes of all tensors of a checkpoint.
+    """Return a digest of the names, dtypes, shapes and some values of all tensors of a checkpoint.
 
-    Training changes every tensor, so that a few bytes of each distinguish two models without reading both.
+    Training changes every tensor, so that some values of each distinguish two models without reading both.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        digest.update(tensor.map().reshape(-1)[:_SAMPLE].tobytes())
+        values = tensor.map().reshape(-1)
+        for start in (0, len(values) // 2, max(0, len(values) - _SAMPLE)):
+            digest.update(values[start : start + _SAMPLE].tobytes())
     return digest.hexdigest()[:16]
 
 
 _SAMPLE = 1024
-"""Number of values of each tensor that count in `weights_digest`."""
+"""Number of values at the start, the middle and the end of each tensor that count in `weights_digest`."""
 
 
 def read_entry(

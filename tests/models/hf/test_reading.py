@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from make_fixtures import CASES, DIRECTORY
 from sdft_jax.errors import SdftError
-from sdft_jax.models import distance, load_model, save_pretrained
+from sdft_jax.models import distance, load_model, open_checkpoint, read_architecture, save_pretrained
+from sdft_jax.models.hf.reading import weights_digest
 from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device
 
 
@@ -203,3 +204,18 @@ def test_absurd_number_of_layers_takes_no_memory(checkpoint):
         (checkpoint / "config.json").write_text(json.dumps(config))
         with pytest.raises(SdftError, match=r"tensors are missing|num_hidden_layers is 1000000000, and not"):
             load_model(checkpoint)
+
+
+@pytest.mark.parametrize("at", [0, -1])
+def test_digest_of_weights_depends_on_values_and_names(checkpoint, at):
+    def digest():
+        return weights_digest(open_checkpoint(checkpoint, read_architecture(checkpoint)))
+
+    def change(tensors):
+        tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["model.embed_tokens.weight"].reshape(-1)[at] += 1
+
+    before = digest()
+    assert digest() == before
+    rewrite(checkpoint, change)
+    assert digest() != before
