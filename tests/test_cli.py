@@ -1,8 +1,10 @@
 """The command line: arguments, help, and errors of the user, each as one line with exit code 2."""
 
+import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from runs import content_of, write_config
 from sdft_jax import cli
+from sdft_jax.errors import SdftError
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 
@@ -264,3 +267,28 @@ def test_full_disk_is_an_error_and_the_run_resumes(
     assert (output / "model" / "model.safetensors").read_bytes() == (
         finished / "model" / "model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["mini", "a", "b", "-n", "2"], ["-n", "2", "mini", "a", "b"], ["mini", "-n", "2", "a", "b"]],
+)
+def test_prompts_may_precede_or_follow_options(words):
+    arguments = cli._parse(["sample", *words])
+    assert (arguments.model, arguments.prompts, arguments.n) == ("mini", ["a", "b"], 2)
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as ending:
+        cli.main(["--version"])
+    assert ending.value.code == 0
+    assert re.fullmatch(r"sdft_jax \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+def test_prompts_on_standard_input_are_lines_of_utf8(monkeypatch):
+    for text, expected in ((b"\xef\xbb\xbfa\xe2\x80\xa8b\r\nc\n", "a\u2028b\nc\n"), (b"a", "a")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), "latin-1"))
+        assert cli._standard_input() == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), "latin-1"))
+    with pytest.raises(SdftError, match=r"^standard input: byte 1 is not UTF-8: give prompts in UTF-8\.$"):
+        cli._standard_input()
