@@ -277,6 +277,14 @@ def test_template_that_drops_thoughts_is_refused_for_targets():
         encode_one(THOUGHT, tokenizer)
 
 
+def test_template_may_change_whitespace():
+    """As Qwen3's template does around thoughts, and Gemma's around every text."""
+    content = "m['content'].replace('<think> ', '<think>\n').replace(' </think> ', '\n</think>\n\n') | trim"
+    tokenizer = build_tokenizer(TURN.replace("CONTENT", content) + PROMPT)
+    row = example(" Two? ", demonstration=THOUGHT.demonstration + "\n")
+    assert text(encode_one(row, tokenizer).target) == "<think>\n1 + 1\n</think>\n\n2<|im_end|>"
+
+
 def test_template_that_opens_the_thought_is_refused_for_demonstrations_that_open_it():
     opened = PROMPT.replace("assistant\n", "assistant\n<think>\n")
     tokenizer = build_tokenizer(TURN.replace("CONTENT", "m['content']") + opened)
