@@ -156,7 +156,9 @@ def test_signal_saves_the_step(finished, tiny_directory, tmp_path, caches, name)
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
     code, errors = finish(start(["-c", INTERRUPTED, name, str(output), *command], caches))
     assert code == 128 + getattr(signal, name), errors
-    assert errors == f"sdft: stopped by {name} after step 3: start the same command again to resume.\n"
+    *others, last = errors.splitlines()
+    assert last == f"sdft: stopped by {name} after step 3: start the same command again to resume."
+    assert all("Grain" in line for line in others)  # grain's warning of an older jaxlib
     assert step_names(output) == [3]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3]
     assert cli.main([*command, "train.save_every=2"]) == 0
