@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_at_once_on_sigint()
     code = _run(None)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if code and any(not thread.daemon for thread in others):
+    if code == USER_ERROR and any(not thread.daemon for thread in others):
         # Orbax's threads wait minutes for a save that has failed
         sys.stdout.flush()
         sys.stderr.flush()
@@ -222,7 +222,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    version = importlib.metadata.version("sdft_jax")
+    try:
+        version = importlib.metadata.version("sdft_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        version = "(not installed)"
     parser.add_argument("--version", action="version", version=f"sdft_jax {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(as_help(), "  ")

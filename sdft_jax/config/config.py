@@ -123,9 +123,6 @@ def _is_cross_entropy(method: Method) -> bool:
 
 _ADAPTER = TypeAdapter(Config)
 
-NOT_FILES = ("mini", "tfds")
-"""Prefixes of sources that are not files: built-in models and rows, and TensorFlow Datasets."""
-
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a YAML file and overrides such as `train.batch_size=16`, on top of its
@@ -145,10 +142,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     preset = tree.get("preset", "sdft")
     if not isinstance(preset, str) or preset not in PRESETS:
         raise SdftError(f"preset={preset!r} does not exist: use one of {', '.join(PRESETS)}.")
-    return from_dict(merge(PRESETS[preset], resolve_paths(tree)), str(path or "overrides"))
+    return from_dict(merge(PRESETS[preset], expand_home(tree)), str(path or "overrides"))
 
 
-_PATHS = (
+PATHS = (
     "output",
     "model.path",
     "data.path",
@@ -161,34 +158,31 @@ _PATHS = (
 """Keys whose value may be a local path."""
 
 
-def resolve_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with `~` as the home directory, and existing relative paths as absolute ones.
-
-    A run keeps the result: it means the same in another working directory.
+def expand_home(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with `~` at the start of a path as the home directory.
 
     Raises:
         SdftError: a path contains a NUL character.
     """
-    resolved = dict(tree)
-    for key in _PATHS:
+    expanded = dict(tree)
+    for key, path in path_settings(tree).items():
+        if "\0" in path:
+            raise SdftError(f"{key}={path!r} contains a NUL character: remove it.")
         section, _, name = key.rpartition(".")
-        part = resolved.get(section) if section else resolved
+        change = {name: os.path.expanduser(path)}
+        expanded |= {section: {**expanded[section], **change}} if section else change
+    return expanded
+
+
+def path_settings(tree: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings that may be local paths, by their dotted keys."""
+    found = {}
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        part = tree.get(section) if section else tree
         if isinstance(part, Mapping) and isinstance(part.get(name), str):
-            change = {name: _resolved(key, part[name])}
-            resolved |= {section: {**part, **change}} if section else change
-    return resolved
-
-
-def _resolved(key: str, path: str) -> str:
-    if "\0" in path:
-        raise SdftError(f"{key}={path!r} contains a NUL character: remove it.")
-    path = os.path.expanduser(path)
-    if key == "output" or "://" in path or path.partition(":")[0] in NOT_FILES:
-        return path
-    if os.path.exists(path):
-        return os.path.abspath(path)
-    directory, colon, split = path.rpartition(":")  # DIRECTORY:SPLIT
-    return f"{os.path.abspath(directory)}:{split}" if colon and os.path.exists(directory) else path
+            found[key] = part[name]
+    return found
 
 
 def from_dict(tree: Mapping[str, Any], source: str) -> Config:

@@ -98,7 +98,7 @@ class PromptFormat:
     def control_tokens(self) -> re.Pattern[str] | None:
         """A pattern of the texts that the tokenizer turns into a control token; None if there are none."""
         added = self.tokenizer.added_tokens_decoder.values()
-        texts = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
+        texts = {str(token) for token in added if token.special}
         longest_first = sorted(filter(None, texts), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
@@ -133,8 +133,8 @@ def make_format(
         vocab_size: the number of token ids that the model has; None not to compare tokens with it.
 
     Raises:
-        SdftError: the template cannot be read or is malformed; the model does not have a stop token or the
-            padding token; or the token with which the chat template ends an assistant turn is no stop token.
+        SdftError: the template cannot be read or is malformed, or the model does not have a stop token or the
+            padding token.
     """
     template = load_template(config.template)
     format = PromptFormat(tokenizer, template, config.template_kwargs, tuple(eos_ids), vocab_size)
@@ -144,26 +144,7 @@ def make_format(
                 f"the {name} has id {token}, and the model has only the ids 0 to {vocab_size - 1}: correct "
                 "tokenizer_config.json or generation_config.json."
             )
-    _check_end_of_turn(format)
     return format
-
-
-def _check_end_of_turn(format: PromptFormat) -> None:
-    """Raise SdftError if a control token follows an assistant turn and is no stop token."""
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    try:
-        text = render(format.tokenizer, messages, format.template_kwargs, generation_prompt=False)
-    except Exception:  # a template may require other roles or arguments; a row's error names the row
-        return
-    _, found, rest = text.rpartition("answer")
-    if not found or format.control_tokens is None or (match := format.control_tokens.search(rest)) is None:
-        return
-    (token,) = tokenize(format.tokenizer, match[0]).tolist() or [None]
-    if token not in format.eos_ids:
-        raise SdftError(
-            f"the chat template ends an assistant turn with {match[0]!r} (id {token}), which is not among "
-            f"the stop tokens {list(format.eos_ids)}: add it to eos_token_id in generation_config.json."
-        )
 
 
 def load_template(setting: str) -> string.Template:
@@ -401,16 +382,16 @@ def _completion(example: Example, format: PromptFormat, prompt: str) -> Int32[np
     turn = {"role": "assistant", "content": example.demonstration}
     messages = [*student_messages(example), turn]
     conversation = render(tokenizer, messages, format.template_kwargs, generation_prompt=False)
-    _require(example.demonstration, conversation, example, "demonstration")
-    if prompt.rstrip().endswith("<think>") and example.demonstration.lstrip().startswith("<think>"):
-        raise SdftError(
-            f"{example.location}: the chat template begins an answer with <think>, and so does the "
-            "demonstration: remove <think> from its start."
-        )
     if conversation.startswith(prompt):
+        _require(example.demonstration, conversation, example, "demonstration")
         # Tokenized separately: a sampled completion never merges with the prompt's last token.
         rendered = format.tokenize(conversation[len(prompt) :], example.location)
         stops = np.flatnonzero(np.isin(rendered, eos_ids))
         if stops.size:
             return rendered[: stops[0] + 1]
+    if prompt.rstrip().endswith("<think>") and example.demonstration.lstrip().startswith("<think>"):
+        raise SdftError(
+            f"{example.location}: the chat template begins an answer with <think>, and so does the "
+            "demonstration: remove <think> from its start."
+        )
     return np.append(plain, np.int32(eos_ids[0]))

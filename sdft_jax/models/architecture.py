@@ -162,8 +162,10 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
             raise SdftError(f"{key} is {size!r}, and not a number from 1 to {limit - 1}: correct it.")
     original = config.get("original_max_position_embeddings")
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    inner = scaling.get("original_max_position_embeddings") if isinstance(scaling, Mapping) else None
-    if original is not None and isinstance(scaling, Mapping) and scaling and inner != original:
+    scaling = scaling if isinstance(scaling, Mapping) else {}
+    inner = scaling.get("original_max_position_embeddings")
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if original is not None and kind in ("yarn", "llama3") and inner != original:
         raise SdftError(
             f"original_max_position_embeddings is {original} beside the rope parameters and {inner} within "
             "them, and programs differ in which they read: write the right value into both places."

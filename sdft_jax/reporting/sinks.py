@@ -56,6 +56,7 @@ def open_sinks(
     restored_step: int = 0,
     run_config: Mapping[str, Any] | None = None,
     warn: Warn = lambda sentence: None,
+    evaluated: bool = True,
 ) -> Iterator[Sinks]:
     """Open all sinks that the configuration enables, and close them when the context ends.
 
@@ -67,6 +68,7 @@ def open_sinks(
         output: directory of the run; must exist.
         restored_step: the step that the run resumes from, -1 for a new run; later rows are dropped.
         run_config: the configuration that W&B shows with the run.
+        evaluated: False if the evaluation at `restored_step` will be made again.
         warn: prints the failure of a sink, and the number of damaged rows that a log of the resumed run has.
 
     Raises:
@@ -84,7 +86,8 @@ def open_sinks(
 
         directory = Path(output)
         add(jsonl_sink(directory / METRICS, restored_step, warn), metrics)
-        add(jsonl_sink(directory / EVALUATIONS, restored_step, warn), evaluations)
+        last = restored_step if evaluated else restored_step - 1
+        add(jsonl_sink(directory / EVALUATIONS, last, warn), evaluations)
         if config.tensorboard:
             add(tensorboard_sink(directory / "tensorboard", restored_step), metrics, evaluations)
         if config.wandb:

@@ -41,6 +41,8 @@ class LastingStream:
             return
         try:
             work()
+        except BlockingIOError:  # a terminal that does not wait, and is full for a moment
+            return
         except (OSError, ValueError):  # ValueError: the stream is closed
             self._lost = True
             with contextlib.suppress(OSError, ValueError):

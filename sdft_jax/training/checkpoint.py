@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, Preservat
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import parse_json, write_text
 from sdft_jax.training.checksums import damage, seal
+from sdft_jax.training.processes import broadcast
 from sdft_jax.types import TrainState
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -166,7 +167,10 @@ def restore_latest(
             "teacher is another one; give another output=, or move the checkpoint away."
         ) from error
     _set_aside(manager, list(skipped))
-    return Restored(restored.state, read_meta(checkpoint), step, tuple(skipped.values()))
+    meta = read_meta(checkpoint)
+    if jax.process_count() > 1:  # all processes decide by what process 0 has read
+        meta = json.loads(broadcast(json.dumps(meta)))
+    return Restored(restored.state, meta, step, tuple(skipped.values()))
 
 
 def newest(directory: epath.Path, run: str | None = None) -> epath.Path:

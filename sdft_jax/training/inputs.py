@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sdft_jax.config import Config, Method, sharding_from
 from sdft_jax.config.settings import DataConfig, EvalConfig
@@ -58,6 +56,8 @@ class Inputs:
     general: tuple[Encoded, ...] = ()
     """Prompts of data.general, if the method trains on them."""
     general_dropped: Dropped = dataclasses.field(default_factory=Dropped)
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Digests of the texts of the training rows, by the name of `fingerprint`."""
 
     @property
     def stop(self) -> StopTokens:
@@ -123,6 +123,7 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
         validation=encode_set(validation, context),
         general=tuple(general),
         general_dropped=general_dropped,
+        digests=_digests(config, rows, general_rows or ()),
     )
     trained = trained_prompts(config.method, config.data, inputs)
     refuse_trained(trained, config.eval, config.eval.path, inputs.new)
@@ -131,42 +132,46 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
     return inputs
 
 
-def fingerprint(inputs: Inputs, method: Method) -> dict[str, str]:
+def fingerprint(inputs: Inputs) -> dict[str, str]:
     """Return a digest of each input of a run by its name in messages.
 
-    Targets count only if the method reads them: a baseline, which may be added later, needs them too.
-
-    The tokens depend on the rows, the tokenizer, the chat template and the teacher's template. Of the
-    weights, the headers and the first bytes of every tensor count.
+    The texts of the rows count, not their tokens: some chat templates add the date. Of the weights, the
+    headers and some values of every tensor count.
     """
-    stop = inputs.stop
+    stop, tokenizer = inputs.stop, inputs.tokenizer
     weights = open_checkpoint(inputs.directory, read_architecture(inputs.directory))
     return {
         "the weights of the model": weights_digest(weights),
-        "the stop tokens": _digest([np.asarray([*stop.eos_ids, stop.pad_id])], ""),
-        "the training rows": _encoded_digest(inputs.train, method.target is not None),
-        "the general prompts": _encoded_digest(inputs.general, False),
-    } | {
-        f"the evaluation rows ({name})": _encoded_digest(
-            rows.encoded, False, repr([example.answer for example in rows.examples])
-        )
-        for name, rows in inputs.eval_sets.items()
+        "the stop tokens": _digest([*stop.eos_ids, stop.pad_id]),
+        "the tokenizer or its chat template": _digest(
+            [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+        ),
+        **inputs.digests,
+        **{
+            f"the evaluation rows ({name})": _digest((x.prompt, x.context, x.answer) for x in rows.examples)
+            for name, rows in inputs.eval_sets.items()
+        },
     }
 
 
-def _encoded_digest(rows: Sequence[Encoded], targets: bool, more: str = "") -> str:
-    arrays = [
-        array
-        for row in rows
-        for array in (row.prompt, row.teacher_prompt, *((row.target,) if targets else ()))
-    ]
-    return _digest(arrays, more)
+def _digests(config: Config, rows: Sequence[Example], general: Sequence[Example]) -> dict[str, str]:
+    """Return digests of the texts that a run trains on, and of the teacher's template.
+
+    Demonstrations count only if the method reads them: a baseline, which may be added later, needs them too.
+    """
+    method, template = config.method, load_template(config.data.template).template
+    shown = method.target is not None or (method.context and config.data.context is None)
+    return {
+        "the training rows": _digest((x.prompt, x.demonstration if shown else "", x.context) for x in rows),
+        "the general prompts": _digest(x.prompt for x in general),
+        "the teacher's template": _digest([template]),
+    }
 
 
-def _digest(arrays: Sequence[np.ndarray], more: str) -> str:
-    digest = hashlib.sha256(more.encode("utf-8", "surrogatepass"))
-    for array in arrays:
-        digest.update(f"{array.shape}".encode() + array.tobytes())
+def _digest(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(repr(value).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -67,8 +68,8 @@ def _locked_file(output: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked_object(output: str) -> Iterator[None]:
     path = epath.Path(output) / LOCK
-    if ours := _parsed(_read(path)):
-        _await_end(output, path, ours)
+    if _parsed(_read(path)):
+        _await_end(output, path)
     token = uuid.uuid4().hex
     stop = threading.Event()
 
@@ -78,6 +79,9 @@ def _locked_object(output: str) -> Iterator[None]:
     def renew_until_stopped() -> None:
         while not stop.wait(RENEWAL):
             with contextlib.suppress(Exception):  # the network may be away for a moment
+                if _parsed(text := _read(path)).get("token", token) != token:
+                    print(f"sdft: {_refusal(output, text)}", file=sys.stderr, flush=True)
+                    os._exit(2)  # at once: the other run writes
                 renew()
 
     renew()
@@ -92,33 +96,24 @@ def _locked_object(output: str) -> Iterator[None]:
         stop.set()
         thread.join()
         with contextlib.suppress(Exception):
-            path.unlink()
+            if _parsed(_read(path)).get("token") == token:
+                path.unlink()
 
 
-def _await_end(output: str, path: epath.Path, owner: dict[str, Any]) -> None:
-    """Return when the owner has ended: at once if it ran on this host, else if it does not renew the object.
+def _await_end(output: str, path: epath.Path) -> None:
+    """Return when the owner has ended: it removes the object, or does not renew it any more.
 
     Raises:
         SdftError: the owner renewed it.
     """
-    if owner.get("host") == socket.gethostname() and not _is_alive(owner.get("process")):
-        return
     before = _read(path)
     for _ in range(PATIENCE):
         time.sleep(RENEWAL)
         now = _read(path)
-        if not _parsed(now):  # the owner has ended and removed it
+        if not _parsed(now):
             return
         if now != before:
             raise _refusal(output, now)
-
-
-def _is_alive(process: Any) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (OSError, ValueError, TypeError, OverflowError):
-        return False
-    return True
 
 
 def _owner() -> dict[str, Any]:

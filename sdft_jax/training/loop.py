@@ -120,7 +120,7 @@ def train(
     reporter = reporter or process_reporter()
     sharding = sharding_from(config)
     inputs = inputs or load_inputs(config, reporter)
-    prints = fingerprint(inputs, config.method)
+    prints = fingerprint(inputs)
     require_same(prints, "with the same data and the same model")
     steps = total_steps(config, len(inputs.train))
     batches = make_batches(
@@ -262,7 +262,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
     resumed = bool(step)
     saved = step if resumed else None
     with (
-        _open_sinks(loop, step if resumed else -1) as sinks,
+        _open_sinks(loop, step if resumed else -1, bool(meta["metrics"])) as sinks,
         termination_requests() as terminates,
         loop.reporter.training_bar(loop.steps, step) as show,
         open_profile(loop.config.profile, loop.directory.profile) as before_step,
@@ -323,7 +323,7 @@ def _is_saved(loop: _Loop, step: int) -> bool:
     return step == loop.steps or chosen or _is_due(step, options.save_every)
 
 
-def _open_sinks(loop: _Loop, restored_step: int) -> contextlib.AbstractContextManager[Sinks]:
+def _open_sinks(loop: _Loop, restored_step: int, evaluated: bool) -> contextlib.AbstractContextManager[Sinks]:
     if not loop.reporter.writes:
         return contextlib.nullcontext(NO_SINKS)
     return open_sinks(
@@ -332,6 +332,7 @@ def _open_sinks(loop: _Loop, restored_step: int) -> contextlib.AbstractContextMa
         restored_step,
         to_dict(loop.config),
         loop.reporter.print,
+        evaluated or not _is_evaluated(loop, restored_step),
     )
 
 

@@ -187,7 +187,7 @@ def require_same(values: Mapping[str, Any], start: str) -> None:
     if jax.process_count() == 1:
         return
     local = json.loads(json.dumps(dict(values)))  # tuples become lists, as in process 0's text
-    first = json.loads(_broadcast(json.dumps(local)))
+    first = json.loads(broadcast(json.dumps(local)))
     different = sorted(key for key in local.keys() | first.keys() if local.get(key) != first.get(key))
     counts = multihost_utils.process_allgather(np.int32(len(different)))
     if not counts.any():
@@ -211,7 +211,7 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _broadcast(text: str) -> str:
+def broadcast(text: str) -> str:
     """Return process 0's text on all processes."""
     data = np.frombuffer(text.encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))

@@ -17,8 +17,8 @@ import yaml
 from etils import epath
 from jax.experimental import multihost_utils
 
-from sdft_jax.config import Config, flatten, load_config, read_yaml
-from sdft_jax.config.config import resolve_paths
+from sdft_jax.config import Config, flatten, load_config, read_yaml, to_dict
+from sdft_jax.config.config import PATHS, expand_home, path_settings
 from sdft_jax.errors import SdftError
 from sdft_jax.files import write_text
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
@@ -188,7 +188,21 @@ class RunDirectory:
                 f"{self.output} is not a run directory, since it has no {self.config.name}: give the "
                 "`output` of a run."
             )
-        return load_config(self.config)
+        return load_config(self.config, self._absolute_paths())
+
+    def _absolute_paths(self) -> list[str]:
+        """Return overrides for the relative paths that exist in the directory that the run was started in."""
+        first, *_ = self.config.read_bytes().decode(errors="replace").splitlines() or [""]
+        try:
+            directory = Path(json.loads(first.removeprefix(_RELATIVE_TO)))
+            paths = path_settings(read_yaml(self.config))
+        except (ValueError, TypeError, SdftError):  # of an older version, or damaged
+            return []
+        return [
+            f"{key}={directory / path}"
+            for key, path in paths.items()
+            if key != "output" and not os.path.isabs(path) and (directory / path).exists()
+        ]
 
     def _claim(
         self, config: Mapping[str, Any], resumable: Sequence[str], stack: contextlib.ExitStack
@@ -198,7 +212,8 @@ class RunDirectory:
             self._resumes(config, resumable)  # before the lock's file is written to a foreign directory
             stack.enter_context(locked(self.output, self.is_remote))
             resumed = self._resumes(config, resumable)
-            write_text(self.config, yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+            text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+            write_text(self.config, f"{_RELATIVE_TO}{json.dumps(os.getcwd())}\n{text}")
         except OSError as error:
             raise SdftError(
                 f"output={self.output} cannot be written ({error.strerror or error}): give another directory."
@@ -224,7 +239,7 @@ class RunDirectory:
                 f"{self.config} is not the configuration of a run: restore it from a backup, or give another "
                 "output=."
             )
-        current = flatten(_plain(resolve_paths(config)))
+        current = flatten(_plain(config))
         for key in [*current, *(key for key in stored if key not in current)]:
             if not any(_is_below(key, name) for name in resumable) and stored.get(key) != current.get(key):
                 raise SdftError(
@@ -235,7 +250,7 @@ class RunDirectory:
     def _stored(self) -> dict[str, Any]:
         """Return the settings in config.yaml by their dotted keys; {} if the file is damaged."""
         try:
-            return flatten(resolve_paths(read_yaml(self.config)))
+            return flatten(expand_home(read_yaml(self.config)))
         except SdftError:
             return {}
 
@@ -255,13 +270,21 @@ class RunDirectory:
             )
 
 
+_RELATIVE_TO = "# relative paths start at "
+"""The start of config.yaml, before the directory that the run was started in."""
+
+
 def identity(config: Mapping[str, Any]) -> str:
-    """Return a digest of the settings that may not differ between a run and its resumption."""
+    """Return a digest of the settings that may not differ between a run and its resumption, except paths.
+
+    A fingerprint identifies what paths refer to. Defaults do not count, so that a new key changes no digest.
+    """
     flat = flatten(_plain(config))
     fixed = {
         key: value
         for key, value in sorted(flat.items())
-        if not any(_is_below(key, name) for name in (*RESUMABLE, "continual"))
+        if not any(_is_below(key, name) for name in (*RESUMABLE, *PATHS, "continual"))
+        and value != _DEFAULTS.get(key)
     }
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -273,3 +296,6 @@ def _is_below(key: str, name: str) -> bool:
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration as it reads back from YAML, with lists for tuples."""
     return json.loads(json.dumps(config))
+
+
+_DEFAULTS = flatten(_plain(to_dict(Config())))

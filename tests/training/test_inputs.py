@@ -5,7 +5,6 @@ import json
 import pytest
 
 from runs import config_of
-from sdft_jax.config import method_named
 from sdft_jax.data.encoding import make_format
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import load_eval_set
@@ -162,14 +161,19 @@ def test_trained_prompts_by_source(tiny_directory, knowledge):
     refuse_trained(trained, config.eval, config.eval.path, inputs.new)
 
 
-def test_fingerprint_names_what_differs(tiny_directory, half_directory):
-    method, sft = method_named("sdft"), method_named("sft")
-    first = fingerprint(load(tiny_directory), method)
-    assert first == fingerprint(load(tiny_directory, "baseline=true"), method)
-    assert first != fingerprint(load(tiny_directory, "baseline=true"), sft)
-    other = fingerprint(load(half_directory), method)
-    assert {name for name in first if first[name] != other[name]} == {"the weights of the model"}
-    fewer = fingerprint(load(tiny_directory, "data.limit=7"), method)
-    assert {name for name in first if first[name] != fewer[name]} == {"the training rows"}
-    fewer = fingerprint(load(tiny_directory, "eval.limit=7"), method)
-    assert {name for name in first if first[name] != fewer[name]} >= {"the evaluation rows (new skill)"}
+def differences(one, two):
+    first, second = fingerprint(one), fingerprint(two)
+    return {name for name in first if first[name] != second[name]}
+
+
+def test_fingerprint_names_what_differs(tiny_directory, half_directory, tmp_path):
+    first = load(tiny_directory)
+    assert differences(first, load(tiny_directory, "baseline=true")) == set()
+    assert differences(first, load(half_directory)) == {"the weights of the model"}
+    assert differences(first, load(tiny_directory, "data.limit=7")) == {"the training rows"}
+    assert "the evaluation rows (new skill)" in differences(first, load(tiny_directory, "eval.limit=7"))
+    other = load(tiny_directory, "data.template=$question $demonstration")
+    assert differences(first, other) == {"the teacher's template"}
+    other = load(tiny_directory)
+    other.tokenizer.chat_template += " "
+    assert differences(first, other) == {"the tokenizer or its chat template"}

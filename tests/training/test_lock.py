@@ -92,7 +92,20 @@ def test_owner_of_a_bucket_is_the_one_that_renews_its_lock(bucket_environment):
     assert taken.stdout == "owns\n", taken.stderr
 
 
-def test_dead_process_of_this_host_does_not_block_a_bucket(bucket_environment):
+def test_dead_process_does_not_block_a_bucket(bucket_environment):
     kill(hold("gs://bucket/run", bucket_environment))
-    taken = attempt(bucket_environment, socket.gethostname(), 600)
+    taken = attempt(bucket_environment, socket.gethostname(), 4)
     assert taken.stdout == "owns\n", taken.stderr
+
+
+def test_owner_that_another_run_replaced_ends(bucket_environment):
+    process = hold("gs://bucket/run", bucket_environment)
+    process.send_signal(signal.SIGSTOP)
+    assert attempt(bucket_environment, "elsewhere", 4).stdout == "owns\n"
+    replace = (
+        "from etils import epath; epath.Path('gs://bucket/run/.lock').write_text('{\"token\": \"other\"}')"
+    )
+    subprocess.run([sys.executable, "-c", replace], env=bucket_environment, check=True)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait() == 2
+    process.stdout.close()

@@ -246,3 +246,16 @@ run = RunDirectory("gs://bucket/runs/a")
     execute("add", "one")
     execute("resume", "two")
     execute("start again", "two")
+
+
+def test_paths_of_a_run_are_found_from_another_directory(tmp_path, monkeypatch):
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    given = to_dict(load_config(None, ["model.path=models/base", "data.path=mini:blax", "output=run"]))
+    claim(Path("run"), given)
+    assert RunDirectory("run").load_config().model.path == f"{tmp_path}/models/base"
+    monkeypatch.chdir("/")
+    config = RunDirectory(str(tmp_path / "run")).load_config()
+    assert (config.model.path, config.data.path) == (f"{tmp_path}/models/base", "mini:blax")
+    assert identity(to_dict(config)) == identity(given)
+    assert claim(tmp_path / "run", given) is True

@@ -55,7 +55,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
 
 
 def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> tuple[int, ...]:
-    """Return the tokens that end a completion: the tokenizer's EOS, then those of the two config files."""
+    """Return the tokens that end a completion.
+
+    They are the tokenizer's EOS, those of the two config files, and the control token with which the chat
+    template ends an assistant turn: base models have a template, but often list only the end of a text.
+    """
     eos_ids = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         file = Path(model_dir) / name
@@ -68,4 +72,18 @@ def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> t
                 f"{file}: eos_token_id is {ids!r}, and not a token id or a list of them: correct it."
             )
         eos_ids += listed
-    return tuple(dict.fromkeys(eos_ids))
+    end = _end_of_turn(tokenizer)
+    return tuple(dict.fromkeys([*eos_ids, *([] if end is None else [end])]))
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the first control token that the chat template puts after an assistant turn, if there is one."""
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception:  # a template may require other roles or arguments; a row's error names the row
+        return None
+    _, found, rest = str(text).rpartition("answer")
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    places = {rest.find(token): number for token, number in added.items() if found and token in rest}
+    return places[min(places)] if places else None

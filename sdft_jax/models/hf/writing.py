@@ -220,11 +220,12 @@ def _publish(temporary: Path, target: Path) -> None:
     if temporary.parent != target:
         temporary.rename(target)
         return
+    (target / "config.json").unlink(missing_ok=True)  # nothing loads a mixture of two models
     new = {path.name for path in temporary.iterdir()}
     for path in target.iterdir():
         if path != temporary and path.name not in new:
             _remove(path)
-    for path in sorted(temporary.iterdir()):
+    for path in sorted(temporary.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
         if path.is_dir():
             _remove(target / path.name)
         path.replace(target / path.name)
