@@ -7,7 +7,7 @@ import sys
 import pytest
 
 WAIT = """
-import ctypes, signal
+import ctypes, os, signal
 from sdft_jax.training.sigint import SAVES, end_at_once_on_sigint
 end_at_once_on_sigint()
 {before}
@@ -37,7 +37,7 @@ def test_sigint_ends_a_command_at_once():
 
 
 def test_second_sigint_ends_a_run_that_saves():
-    process = start("SAVES.set(); signal.signal(signal.SIGINT, lambda *_: print('saves', flush=True))")
+    process = start("SAVES.set(); signal.signal(signal.SIGINT, lambda *_: os.write(1, b'saves\\n'))")
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "saves\n"
     process.send_signal(signal.SIGINT)
