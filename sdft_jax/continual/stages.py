@@ -202,7 +202,7 @@ def _joint_inputs(inputs: Sequence[Inputs]) -> Inputs:
     """Return inputs with the training rows of all stages, numbered consecutively."""
     rows = tuple(row for stage_inputs in inputs for row in stage_inputs.train)
     numbered = tuple(dataclasses.replace(row, row=number) for number, row in enumerate(rows))
-    every = " ".join(part.digests["the training rows"] for part in inputs)
+    every = " ".join(part.digests.get("the training rows", "") for part in inputs)
     digests = {**inputs[0].digests, "the training rows": every}
     return dataclasses.replace(inputs[0], train=numbered, digests=digests)
 
