@@ -222,11 +222,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    try:
-        version = importlib.metadata.version("sdft_jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
-        version = "(not installed)"
-    parser.add_argument("--version", action="version", version=f"sdft_jax {version}")
+    parser.add_argument("--version", action="version", version=f"sdft_jax {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(as_help(), "  ")
 
@@ -243,9 +239,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add("train", train, "train a model with SDFT or a baseline method, or resume a run")
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="such as train.batch_size=16"
-    )
+    _add_overrides(command, "train.batch_size=16")
 
     command = add(
         "continual",
@@ -253,9 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         "train a model on a sequence of stages with several methods, and measure forgetting",
     )
     command.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/continual.yaml")
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="such as continual.seeds=[0,1,2]"
-    )
+    _add_overrides(command, "continual.seeds=[0,1,2]")
 
     _add_lab(commands)
     _add_bench(commands)
@@ -276,9 +268,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "file", metavar="FILE", help="JSONL or Parquet file, dataset directory or name, tfds:NAME"
     )
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="such as eval.limit=100"
-    )
+    _add_overrides(command, "eval.limit=100")
     command.add_argument("--task", help="scorer: exact, contains, choice, tooluse, mini or storms")
     command.add_argument("--config", help="YAML file to start from")
     command.add_argument(
@@ -304,6 +294,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _version() -> str:
+    try:
+        return importlib.metadata.version("sdft_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "(not installed)"
+
+
+def _add_overrides(command: argparse.ArgumentParser, example: str) -> None:
+    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=f"such as {example}")
+
+
 def _add_export(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `sdft export`."""
     command.add_argument("run", metavar="RUN", help="output directory of a run")
@@ -321,9 +322,7 @@ def _add_export(command: argparse.ArgumentParser) -> None:
 def _add_plan(command: argparse.ArgumentParser) -> None:
     """Add the arguments of `sdft plan`."""
     command.add_argument("config", metavar="CONFIG", help="YAML file; the model's weights are not needed")
-    command.add_argument(
-        "overrides", metavar="key=value", nargs="*", default=[], help="such as train.batch_size=64"
-    )
+    _add_overrides(command, "train.batch_size=64")
     command.add_argument(
         "--topology",
         action="append",

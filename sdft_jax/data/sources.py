@@ -241,7 +241,7 @@ def _read_file(path: str) -> Sequence[Row]:
 
         with _literal(path) as name:
             rows = _attempt(path, lambda: datasets.Dataset.from_parquet(name), "give a readable Parquet file")
-        return _ArrowRows(rows)
+        return _arrow_rows(rows)
     data = read_bytes(path, "give a file of rows", limit=1 << 40).rstrip()
     return [_json_row(line, path, number) for number, line in enumerate(data.split(b"\n"))] if data else []
 
@@ -263,15 +263,15 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
     remedy = f"give a dataset directory with the split {split!r}, or set data.split to another one"
     if not any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json")):
         with _literal(path) as name:
-            return _ArrowRows(_attempt(path, lambda: datasets.load_dataset(name, split=split), remedy))
+            return _arrow_rows(_attempt(path, lambda: datasets.load_dataset(name, split=split), remedy))
     loaded = _attempt(path, lambda: datasets.load_from_disk(path), remedy)
     # a single data set often has no name; the default split then means all of it
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if isinstance(loaded, datasets.Dataset) and split == DataConfig().split:
-        return _ArrowRows(loaded)
+        return _arrow_rows(loaded)
     if split not in splits:
         raise SdftError(f"{path}: there is no split {split!r}; set data.split to one of {', '.join(splits)}.")
-    return _ArrowRows(splits[split])
+    return _arrow_rows(splits[split])
 
 
 @contextlib.contextmanager
@@ -292,21 +292,12 @@ def _literal(path: str) -> Iterator[str]:
         yield directory if source.is_dir() else str(link)
 
 
-class _ArrowRows(Sequence[Row]):
-    """A dataset whose rows have no keys that only other rows have.
+def _arrow_rows(source: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows of a dataset without the keys that only other rows have.
 
     Arrow gives every record of a column the keys of all its records, with None as the value.
     """
-
-    def __init__(self, source: Sequence[Row]):
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: Any) -> Any:
-        row = self._source[index]
-        return {key: _without_nulls(value) for key, value in row.items()} if isinstance(row, Mapping) else row
+    return _ConvertedRows(source, lambda row: {key: _without_nulls(value) for key, value in row.items()})
 
 
 def _without_nulls(value: Any) -> Any:
@@ -326,7 +317,7 @@ def _read_hub(path: str, split: str) -> Sequence[Row]:
         "it is not a local file or directory, and a dataset is read from the Hugging Face Hub, which needs a "
         "network connection: check the name, the split and the connection, or give a local path"
     )
-    return _ArrowRows(_attempt(path, lambda: datasets.load_dataset(path, split=split), remedy))
+    return _arrow_rows(_attempt(path, lambda: datasets.load_dataset(path, split=split), remedy))
 
 
 def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
@@ -349,23 +340,24 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
         "give a dataset that is prepared as ArrayRecord (file_format='array_record'; TFRecord requires "
         f"TensorFlow) and has the split {split!r}"
     )
-    return _PlainRows(_attempt(path, load, remedy))
+    return _ConvertedRows(_attempt(path, load, remedy), _plain)
 
 
-class _PlainRows(Sequence[Row]):
-    """A TFDS data source with rows as plain Python objects: strings for bytes, lists for arrays."""
+class _ConvertedRows(Sequence[Row]):
+    """Rows of a source that are converted when they are read."""
 
-    def __init__(self, source: Sequence[Row]):
-        self._source = source
+    def __init__(self, source: Sequence[Row], convert: Callable[[Row], Row]):
+        self._source, self._convert = source, convert
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: Any) -> Any:
-        return _plain(self._source[index])
+        return self._convert(self._source[index])
 
 
 def _plain(value: Any) -> Any:
+    """Return plain Python objects: strings for bytes, lists for arrays."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):

@@ -3,7 +3,7 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines
+    from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines, read_record
     from sdft_jax.files.writing import open_replacement, write_text
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_json_lines",
+    "read_record",
     "write_text",
 ]

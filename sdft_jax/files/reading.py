@@ -12,6 +12,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from sdft_jax.errors import SdftError, reason
 
 LARGEST = 1 << 28
@@ -94,6 +96,15 @@ def read_json(path: str | os.PathLike[str], remedy: str, kind: type = dict, limi
             f"{os.fspath(path)} holds a JSON {type(value).__name__} instead of a {kind.__name__}: {remedy}."
         )
     return value
+
+
+def read_record(path: epath.Path) -> dict[str, Any]:
+    """Return the JSON object in a file, which may be in a bucket; {} if it is missing or damaged."""
+    try:
+        value = parse_json(path.read_bytes(), str(path), "")
+    except (OSError, SdftError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

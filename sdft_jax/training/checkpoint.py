@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import parse_json, write_text
+from sdft_jax.files import read_record, write_text
 from sdft_jax.training.checksums import damage, seal
 from sdft_jax.training.processes import broadcast
 from sdft_jax.types import TrainState
@@ -297,8 +297,8 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
 
 def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
     """Return the meta of a checkpoint, with its evaluation if that has been recorded; {} if it is damaged."""
-    meta = _read_object(checkpoint / "meta" / "metadata")
-    record = _read_object(checkpoint / _EVALUATION)
+    meta = read_record(checkpoint / "meta" / "metadata")
+    record = read_record(checkpoint / _EVALUATION)
     text = record.get("evaluation")
     if isinstance(text, str) and zlib.crc32(text.encode()) == record.get("crc32"):
         meta |= json.loads(text)
@@ -310,15 +310,6 @@ def _score(checkpoint: epath.Path) -> float | None:
     metrics = read_meta(checkpoint).get("metrics")
     score = metrics.get("score") if isinstance(metrics, dict) else None
     return score if isinstance(score, int | float) else None
-
-
-def _read_object(file: epath.Path) -> dict[str, Any]:
-    """Return a JSON object; {} if the file is missing or damaged."""
-    try:
-        value = parse_json(file.read_bytes(), str(file), "")
-    except (OSError, SdftError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 @contextlib.contextmanager

@@ -123,7 +123,7 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
         validation=encode_set(validation, context),
         general=tuple(general),
         general_dropped=general_dropped,
-        digests=_digests(config, rows, general_rows or ()),
+        digests=_digests(config, rows, general_rows or (), format.template.template),
     )
     trained = trained_prompts(config.method, config.data, inputs)
     refuse_trained(trained, config.eval, config.eval.path, inputs.new)
@@ -154,12 +154,14 @@ def fingerprint(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def _digests(config: Config, rows: Sequence[Example], general: Sequence[Example]) -> dict[str, str]:
+def _digests(
+    config: Config, rows: Sequence[Example], general: Sequence[Example], template: str
+) -> dict[str, str]:
     """Return digests of the texts that a run trains on, and of the teacher's template.
 
     Demonstrations count only if the method reads them: a baseline, which may be added later, needs them too.
     """
-    method, template = config.method, load_template(config.data.template).template
+    method = config.method
     shown = method.target is not None or (method.context and config.data.context is None)
     return {
         "the training rows": _digest((x.prompt, x.demonstration if shown else "", x.context) for x in rows),

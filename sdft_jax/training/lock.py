@@ -23,6 +23,7 @@ from typing import Any
 from etils import epath
 
 from sdft_jax.errors import SdftError
+from sdft_jax.files import read_record
 
 LOCK = ".lock"
 """Name of the file or object with the owner."""
@@ -53,7 +54,7 @@ def _locked_file(output: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _refusal(output, file.read(4096)) from None
+            raise _refusal(output, read_record(epath.Path(path))) from None
         except OSError:  # a network file system without locks
             pass
         file.truncate(0)
@@ -68,7 +69,7 @@ def _locked_file(output: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked_object(output: str) -> Iterator[None]:
     path = epath.Path(output) / LOCK
-    if _parsed(_read(path)):
+    if read_record(path):
         _await_end(output, path)
     token = uuid.uuid4().hex
     stop = threading.Event()
@@ -79,15 +80,15 @@ def _locked_object(output: str) -> Iterator[None]:
     def renew_until_stopped() -> None:
         while not stop.wait(RENEWAL):
             with contextlib.suppress(Exception):  # the network may be away for a moment
-                if _parsed(text := _read(path)).get("token", token) != token:
-                    print(f"sdft: {_refusal(output, text)}", file=sys.stderr, flush=True)
+                if (owner := read_record(path)).get("token", token) != token:
+                    print(f"sdft: {_refusal(output, owner)}", file=sys.stderr, flush=True)
                     os._exit(2)  # at once: the other run writes
                 renew()
 
     renew()
     time.sleep(1.0)  # of two processes that start together, the last one to write owns it
-    if _parsed(text := _read(path)).get("token") != token:
-        raise _refusal(output, text)
+    if (owner := read_record(path)).get("token") != token:
+        raise _refusal(output, owner)
     thread = threading.Thread(target=renew_until_stopped, daemon=True, name="lock")
     thread.start()
     try:
@@ -96,7 +97,7 @@ def _locked_object(output: str) -> Iterator[None]:
         stop.set()
         thread.join()
         with contextlib.suppress(Exception):
-            if _parsed(_read(path)).get("token") == token:
+            if read_record(path).get("token") == token:
                 path.unlink()
 
 
@@ -106,11 +107,11 @@ def _await_end(output: str, path: epath.Path) -> None:
     Raises:
         SdftError: the owner renewed it.
     """
-    before = _read(path)
+    before = read_record(path)
     for _ in range(PATIENCE):
         time.sleep(RENEWAL)
-        now = _read(path)
-        if not _parsed(now):
+        now = read_record(path)
+        if not now:
             return
         if now != before:
             raise _refusal(output, now)
@@ -121,23 +122,8 @@ def _owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
 
 
-def _read(path: epath.Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _refusal(output: str, text: str) -> SdftError:
-    owner = {"process": "?", "host": "an unknown host", "since": "an unknown time"} | _parsed(text)
+def _refusal(output: str, owner: dict[str, Any]) -> SdftError:
+    owner = {"process": "?", "host": "an unknown host", "since": "an unknown time"} | owner
     return SdftError(
         f"output={output} is in use by process {owner['process']} on {owner['host']}, since "
         f"{owner['since']}: wait until it ends, stop it, or give another output=."

@@ -182,11 +182,8 @@ def total_steps(config: Config, rows: int) -> int:
         return 0
     steps = config.train.steps or max(1, round(config.train.epochs * rows / config.train.batch_size))
     if steps > _MOST_STEPS:
-        key = (
-            f"train.steps={config.train.steps}"
-            if config.train.steps
-            else f"train.epochs={config.train.epochs}"
-        )
+        name = "steps" if config.train.steps else "epochs"
+        key = f"train.{name}={getattr(config.train, name)}"
         raise SdftError(f"{key}: {steps:.3g} steps are more than {_MOST_STEPS:,}, the maximum: lower it.")
     return steps
 

@@ -163,8 +163,7 @@ class RunDirectory:
 
         Raises:
             SdftError: another process owns the directory, or it holds another run (the message names the
-                first
-                different key) or foreign files, or cannot be written.
+                first different key) or foreign files, or cannot be written.
         """
         refusal, resumed = "", False
         with contextlib.ExitStack() as stack:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sdft_jax.files import write_text
+
 Result = dict[str, Any]
 
 
@@ -55,9 +57,7 @@ def perform(trial: Trial, directory: Path) -> None:
         contextlib.redirect_stderr(log),
     ):
         result = _work(trial.work)(trial.settings, trial_directory / "run")
-    temporary = trial_directory / ".result.json.tmp"
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.replace(trial_directory / "result.json")
+    write_text(trial_directory / "result.json", json.dumps(result))
     shutil.rmtree(trial_directory / "run", ignore_errors=True)
 
 
