@@ -8,12 +8,14 @@ import os
 import sys
 import textwrap
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 
 from sdft_jax.config import Config, load_config
 from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.stream import keep_standard_streams
+from sdft_jax.training.liveness import LOST, has_joined, leave
 from sdft_jax.training.quiet import quiet_libraries
 from sdft_jax.training.sigint import end_at_once_on_sigint
 
@@ -56,11 +58,19 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if P
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `sdft`, and return the exit code."""
     quiet_libraries()
+    if argv is None:
+        keep_standard_streams()
+        end_at_once_on_sigint()
+    try:
+        code = _run(argv)
+    except Exception:
+        if has_joined():  # `leave` ends this process before Python would print the traceback
+            traceback.print_exc()
+            leave(LOST)
+        raise
+    leave(code)
     if argv is not None:
-        return _run(argv)
-    keep_standard_streams()
-    end_at_once_on_sigint()
-    code = _run(None)
+        return code
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
     if code == USER_ERROR and any(not thread.daemon for thread in others):
         # Orbax's threads wait minutes for a save that has failed

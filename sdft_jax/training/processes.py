@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from sdft_jax.config.overrides import flatten
 from sdft_jax.errors import SdftError
+from sdft_jax.training.liveness import LOST, join
 
 Result = TypeVar("Result")
 
@@ -35,8 +36,6 @@ COORDINATOR, PROCESSES, PROCESS, TIMEOUT = (
 """Environment variables: host:port of process 0; the number of processes; the index of this one, from 0; the
 timeout in seconds."""
 
-ABSENT = 1
-"""Exit code if processes are missing; launchers restart on it, since the cause may be temporary."""
 _MARGIN = 60
 """Number of seconds by which JAX's timeout exceeds SDFT_TIMEOUT."""
 
@@ -66,6 +65,10 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
         _await_coordinator(environment[COORDINATOR], seconds)
     with _deadline(seconds):
         jax.distributed.initialize(**arguments, initialization_timeout=seconds + _MARGIN)
+    from jax._src.distributed import global_state as state  # there is no public API
+
+    host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
+    join(state.client, state.process_id, state.num_processes, host)
 
 
 @contextlib.contextmanager
@@ -95,7 +98,7 @@ def _give_up(seconds: int) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(ABSENT)
+    os._exit(LOST)
 
 
 def _await_coordinator(address: str, seconds: int) -> None:
@@ -165,10 +168,10 @@ def together(work: Callable[[], Result]) -> Result:
         result = work()
     except SdftError as error:
         failure = error
-    failed = np.ravel(multihost_utils.process_allgather(np.int32(failure is not None)))
+    failed = gathered(failure is not None)
     if failure:
         raise failure
-    if failed.any():
+    if any(failed):
         numbers = ", ".join(str(process) for process in np.flatnonzero(failed))
         raise SdftError(f"process {numbers} cannot start: see its message.")
     return cast(Result, result)
@@ -187,12 +190,12 @@ def require_same(values: Mapping[str, Any], start: str) -> None:
     if jax.process_count() == 1:
         return
     local = json.loads(json.dumps(dict(values)))  # tuples become lists, as in process 0's text
-    first = json.loads(broadcast(json.dumps(local)))
+    first = agreed(local)
     different = sorted(key for key in local.keys() | first.keys() if local.get(key) != first.get(key))
-    counts = multihost_utils.process_allgather(np.int32(len(different)))
-    if not counts.any():
+    counts = gathered(len(different))
+    if not any(counts):
         return
-    others = ", ".join(str(i) for i, count in enumerate(np.ravel(counts)) if count)
+    others = ", ".join(str(process) for process in np.flatnonzero(counts))
     details = "; ".join(
         f"{key} is {local.get(key)!r} on this process and {first.get(key)!r} on process 0"
         for key in different[:4]
@@ -211,10 +214,24 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def broadcast(text: str) -> str:
-    """Return process 0's text on all processes."""
-    data = np.frombuffer(text.encode(), np.uint8)
+def agreed(value: Result) -> Result:
+    """Return process 0's JSON value on all processes, which decide by it."""
+    if jax.process_count() == 1:
+        return value
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     padded = np.zeros(length, np.uint8)
     padded[: min(length, len(data))] = data[:length]
-    return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes().decode()
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+
+
+def gathered(value: Result) -> list[Result]:
+    """Return the JSON value of each process on all processes, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(data))))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(data)] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]

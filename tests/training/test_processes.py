@@ -101,10 +101,11 @@ def killed(two, directory, config, caches):
     """The output of a run of two processes, one of which was killed at step 4."""
     output = directory / "killed"
     group = begin(config, 2, caches, f"output={output}", programs=[CLI, ["-c", KILLED]])
-    code, errors = finish(group.members[1])
-    assert code == -signal.SIGKILL, errors
-    group.kill()  # process 0 waits for the other one; a launcher kills all
-    group.end()
+    codes, errors = group.end()  # process 0 ends by itself
+    assert codes == [1, -signal.SIGKILL], errors
+    (message,) = messages(errors[0])
+    assert message.startswith("sdft: process 1 on ")
+    assert "has ended without a message, since it was killed" in message
     assert 2 in step_names(output)
     assert not {4, 5} & set(step_names(output))
     assert not (output / "model").exists()
