@@ -92,7 +92,7 @@ def devices_flag(number: int) -> str:
 
 def wait_for_step(output: Path, step: int, group: Group) -> None:
     """Wait until the checkpoint of a step is complete."""
-    wait_until((output / "checkpoints" / str(step) / "manifest.json").exists, *group.members)
+    wait_until((output / "checkpoints" / str(step)).exists, *group.members)
 
 
 def results(output: Path) -> dict[str, object]:

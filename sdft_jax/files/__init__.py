@@ -3,15 +3,26 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines, read_record
-    from sdft_jax.files.writing import open_replacement, write_text
+    from sdft_jax.files.reading import (
+        parse_json,
+        parse_sealed,
+        read_bytes,
+        read_json,
+        read_json_lines,
+        read_record,
+        read_sealed,
+    )
+    from sdft_jax.files.writing import open_replacement, sealed, write_text
 
 __all__ = [
     "open_replacement",
     "parse_json",
+    "parse_sealed",
     "read_bytes",
     "read_json",
     "read_json_lines",
     "read_record",
+    "read_sealed",
+    "sealed",
     "write_text",
 ]

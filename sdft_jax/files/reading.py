@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,27 @@ def read_record(path: epath.Path) -> dict[str, Any]:
     except (OSError, SdftError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_sealed(path: epath.Path) -> dict[str, Any]:
+    """Return the object that `sealed` protects, from a JSON file; {} if it is missing or damaged."""
+    return _unsealed(read_record(path))
+
+
+def parse_sealed(text: bytes) -> dict[str, Any]:
+    """Return the object that `sealed` protects, from a JSON text; {} if it is damaged."""
+    try:
+        record = parse_json(text, "record", "")
+    except SdftError:
+        return {}
+    return _unsealed(record) if isinstance(record, dict) else {}
+
+
+def _unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    text = record.get("record")
+    if not isinstance(text, str) or zlib.crc32(text.encode()) != record.get("crc32"):
+        return {}
+    return json.loads(text)
 
 
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,3 +54,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     with open_replacement(path) as file:
         file.write(text)
     file.close()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object that holds `value` as text, with the text's CRC-32; `read_sealed` verifies it."""
+    text = json.dumps(dict(value))
+    return {"crc32": zlib.crc32(text.encode()), "record": text}

@@ -1,6 +1,7 @@
-"""Checkpoints of a run: saved in the background, verified before a restore, restored on any mesh.
+"""Checkpoints of a run: saved in the background, restored on any mesh, verified by a restore.
 
-Orbax writes and commits them; `checksums.py` detects damaged ones.
+Orbax writes and commits them. Their meta contains a digest of every array (`digests.py`), so that a commit
+waits for no process that reads files back, and a restore reads each file once.
 """
 
 from __future__ import annotations
@@ -8,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,25 +22,28 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import read_record, write_text
-from sdft_jax.training.checksums import damage, seal
-from sdft_jax.training.processes import broadcast
+from sdft_jax.files import read_sealed, sealed, write_text
+from sdft_jax.training.digests import describe, difference, specs
+from sdft_jax.training.processes import agreed, gathered
 from sdft_jax.types import TrainState
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_ARRAYS, _DATA = "arrays", "data"
+"""Keys of the meta: the description of each array, and the position in the data."""
 _EVALUATION = "evaluation.json"
 """The file with the evaluation of a checkpoint, which is made after the state is safe."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """The checkpoint that a run resumes from."""
+    """A checkpoint in memory."""
 
-    state: TrainState
+    state: Any
+    """The TrainState, or the requested fields of it."""
     meta: dict[str, Any]
     step: int
     skipped: tuple[str, ...]
-    """A message for each newer checkpoint that is damaged and was renamed."""
+    """A message for each newer or better checkpoint that is damaged."""
 
 
 @contextlib.contextmanager
@@ -56,10 +58,7 @@ def open_manager(
         SdftError: the last save failed for lack of space or permission.
     """
     policy = _KeepLastAndBest(directory, keep_last, keep_best)
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, directory)),
-    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy)
     with _storage_errors(directory):
         manager = ocp.CheckpointManager(directory, options=options)
     try:
@@ -83,12 +82,9 @@ def save(
         SdftError: this save or the previous one failed for lack of space or permission; older checkpoints are
             intact.
     """
-    items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        # the position in the global data, the same on all hosts
-        data=ocp.args.JsonSave(iterator.get_state()),
-        meta=ocp.args.JsonSave(dict(meta)),
-    )
+    # the position in the global data is the same on all hosts
+    record = dict(meta) | {_ARRAYS: describe(state), _DATA: iterator.get_state()}
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed(record)))
     with _storage_errors(manager.directory):
         manager.wait_until_finished()
         _delete_partial(manager.directory)
@@ -113,10 +109,9 @@ def record_evaluation(manager: ocp.CheckpointManager, step: int, evaluation: Map
     """
     wait(manager)
     if jax.process_index() == 0:
-        text = json.dumps(evaluation)
         with _storage_errors(manager.directory):
             file = manager.directory / str(step) / _EVALUATION
-            write_text(file, json.dumps({"crc32": zlib.crc32(text.encode()), "evaluation": text}))
+            write_text(file, json.dumps(sealed(evaluation)))
 
 
 def _delete_surplus(manager: ocp.CheckpointManager, policy: _KeepLastAndBest) -> None:
@@ -130,13 +125,18 @@ def _delete_surplus(manager: ocp.CheckpointManager, policy: _KeepLastAndBest) ->
             manager.delete(step)
 
 
+def steps(manager: ocp.CheckpointManager) -> list[int]:
+    """Return the steps of the committed checkpoints, in order; the same on every process."""
+    return agreed(_steps(manager.directory))
+
+
 def restore_latest(
     manager: ocp.CheckpointManager, abstract_state: TrainState, iterator: Any, run: str | None = None
 ) -> Restored | None:
     """Restore the newest intact checkpoint and the position of `iterator`; return None if there is none.
 
     Newer damaged checkpoints, and those of another step or run, are renamed to `damaged-STEP`, so that the
-    run can save those steps again.
+    run can save those steps again. Every process calls it.
 
     Args:
         manager: from `open_manager`.
@@ -146,71 +146,56 @@ def restore_latest(
         run: `meta["run"]` of this run's checkpoints; None to accept those of any run.
 
     Raises:
-        SdftError: every checkpoint is damaged, or the newest intact one has another structure than the state.
+        SdftError: every checkpoint is damaged, the newest intact one has another structure than the state, or
+            the storage cannot be read.
     """
-    step, skipped = _newest_intact(manager.directory, manager.all_steps(), run)
-    if step is None:
+    directory = manager.directory
+    restored, skipped = _first_intact(directory, steps(manager)[::-1], abstract_state, run)
+    if restored is None:
+        if skipped:
+            raise _all_damaged(directory, skipped)
         return None
-    checkpoint = manager.directory / str(step)
     try:
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state),
-                data=ocp.args.JsonRestore(),
-            ),
-        )
-        iterator.set_state(restored.data)
+        iterator.set_state(restored.meta[_DATA])
     except (ValueError, KeyError, TypeError) as error:
-        raise SdftError(
-            f"checkpoint {checkpoint} does not fit this run ({reason(error)}): its model, optimizer or "
-            "teacher is another one; give another output=, or move the checkpoint away."
-        ) from error
+        raise _unfit(directory / str(restored.step), reason(error)) from error
     _set_aside(manager, list(skipped))
-    meta = read_meta(checkpoint)
-    if jax.process_count() > 1:  # all processes decide by what process 0 has read
-        meta = json.loads(broadcast(json.dumps(meta)))
-    return Restored(restored.state, meta, step, tuple(skipped.values()))
+    return restored
 
 
-def newest(directory: epath.Path, run: str | None = None) -> epath.Path:
-    """Return the newest intact checkpoint (of `run`), for `load`. Raises SdftError if there is none."""
-    step, _ = _newest_intact(directory, _steps(directory), run)
-    if step is None:
-        raise SdftError(
-            f"{directory.parent} has no checkpoint: give the output directory of a run that saved one."
-        )
-    return directory / str(step)
+def load(
+    directory: epath.Path, abstract: Mapping[str, Any], run: str | None = None, best: bool = False
+) -> Restored:
+    """Read some fields of the newest intact checkpoint, or of the intact one with the best score.
 
-
-def best(directory: epath.Path, run: str | None = None) -> epath.Path:
-    """Return the intact checkpoint (of `run`) with the best score, the newest of equal ones, for `load`.
+    Args:
+        directory: the directory of the checkpoints.
+        abstract: fields of TrainState, such as `{"params": ..., "frozen": ...}`, as shapes, dtypes and
+            shardings.
+        run: `meta["run"]` of this run's checkpoints; None to accept those of any run.
+        best: the checkpoint with the best score, the newest of equal ones.
 
     Raises:
-        SdftError: no intact checkpoint has a score.
+        SdftError: there is no intact checkpoint (with a score, for `best`), it has another structure, or the
+            storage cannot be read.
     """
-    scores = {step: _score(directory / str(step)) for step in _steps(directory)}
-    ranked = sorted((score, step) for step, score in scores.items() if score is not None)
-    for _, step in reversed(ranked):
-        if _fault(directory / str(step), run) is None:
-            return directory / str(step)
-    raise SdftError(
-        f"{directory.parent} has no intact checkpoint with a score: set train.eval_every in the run, or use "
-        "the newest checkpoint."
-    )
-
-
-def load(checkpoint: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Read only some fields of the saved TrainState, such as `{"params": ..., "frozen": ...}`."""
-    with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(
-            checkpoint / "state",
-            args=ocp.args.PyTreeRestore(
-                item=dict(abstract),
-                restore_args=ocp.checkpoint_utils.construct_restore_args(dict(abstract)),
-                partial_restore=True,
-            ),
+    candidates = agreed(_steps(directory))
+    if best:
+        scores = {step: _score(directory / str(step)) for step in candidates}
+        candidates = agreed([step for x, step in sorted((x, s) for s, x in scores.items() if x is not None)])
+    restored, skipped = _first_intact(directory, candidates[::-1], abstract, run)
+    if restored is not None:
+        return restored
+    if skipped and not best:
+        raise _all_damaged(directory, skipped)
+    if best:
+        raise SdftError(
+            f"{directory.parent} has no intact checkpoint with a score: set train.eval_every in the run, or "
+            "use the newest checkpoint."
         )
+    raise SdftError(
+        f"{directory.parent} has no checkpoint: give the output directory of a run that saved one."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,41 +228,92 @@ def _steps(directory: epath.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
 
 
-def _newest_intact(
-    directory: epath.Path, steps: Sequence[int], run: str | None
-) -> tuple[int | None, dict[int, str]]:
-    """Return the newest intact step, and a message for each newer damaged one; process 0 decides for all.
+class _Damaged(Exception):
+    """A checkpoint is damaged, or it is that of another step or run; the message is the problem."""
+
+
+def _first_intact(
+    directory: epath.Path, steps: Sequence[int], abstract: Any, run: str | None
+) -> tuple[Restored | None, dict[int, str]]:
+    """Return the first intact one of these steps, and a message for each damaged step before it."""
+    skipped: dict[int, str] = {}
+    for step in steps:
+        checkpoint = directory / str(step)
+        try:
+            tree, meta = _read(checkpoint, abstract, run)
+        except _Damaged as problem:
+            skipped[step] = f"checkpoint {checkpoint} is damaged and was skipped: {problem}."
+        else:
+            return Restored(tree, meta, step, tuple(skipped.values())), skipped
+    return None, skipped
+
+
+def _read(checkpoint: epath.Path, abstract: Any, run: str | None) -> tuple[Any, dict[str, Any]]:
+    """Return (arrays, meta) of a checkpoint. Raises _Damaged, or SdftError if it has another structure."""
+    meta = agreed(read_meta(checkpoint))  # all processes decide by what process 0 has read
+    if _ARRAYS not in meta:
+        raise _Damaged("its meta is damaged, or of an older version of sdft_jax")
+    if meta.get("step", int(checkpoint.name)) != int(checkpoint.name):
+        raise _Damaged(f"it holds step {meta['step']}")
+    if run is not None and meta.get("run", run) != run:
+        raise _Damaged("it belongs to another run")
+    saved = meta[_ARRAYS]
+    wanted = specs(abstract)
+    if isinstance(abstract, TrainState):  # all of it: nothing may be left over
+        wanted |= {name: "nothing" for name in saved if name not in wanted}
+    for name, spec in wanted.items():
+        if (held := saved.get(name, ["nothing"])[0]) != spec:
+            raise _unfit(checkpoint, f"its {name} is {held}, and this run's is {spec}")
+    tree = _read_arrays(checkpoint, abstract)
+    if changed := difference(tree, saved):
+        raise _Damaged(f"{changed} is not what was saved")
+    return tree, meta
+
+
+def _read_arrays(checkpoint: epath.Path, abstract: Any) -> Any:
+    """Return the arrays of a checkpoint; each process reads its shards.
 
     Raises:
-        SdftError: there are checkpoints, and all are damaged.
+        _Damaged: on every process, if one cannot read a file.
+        SdftError: on every process, if the storage of one fails.
     """
-    skipped: dict[int, str] = {}
-    for step in sorted(steps, reverse=True):
-        problem = _fault(directory / str(step), run) if jax.process_index() == 0 else None
-        if jax.process_count() > 1:
-            is_damaged = bool(multihost_utils.broadcast_one_to_all(problem is not None))
-            problem = (problem or "see the message of process 0") if is_damaged else None
-        if problem is None:
-            return step, skipped
-        skipped[step] = f"checkpoint {directory / str(step)} is damaged and was skipped: {problem}."
-    if skipped:
-        raise SdftError(
-            f"every checkpoint in {directory} is damaged ({' '.join(skipped.values())}): restore one from a "
-            f"backup, or delete {directory.parent} to start from scratch."
+    tree, problem, failure = None, "", None
+    try:
+        tree = ocp.PyTreeCheckpointHandler().restore(
+            checkpoint / "state",
+            args=ocp.args.PyTreeRestore(
+                item=abstract,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                partial_restore=True,
+            ),
         )
-    return None, {}
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise
+    except Exception as error:  # TensorStore and Orbax raise many types for a damaged file
+        problem, failure = reason(error), storage_reason(error)
+    worst = max(gathered(2 if failure else 1 if problem else 0))
+    if worst == 2:
+        raise SdftError(
+            f"checkpoint {checkpoint} cannot be read ({failure or 'see the other processes'}): fix this "
+            "and run the same command again, or move the checkpoint away."
+        )
+    if worst:
+        raise _Damaged(problem or "another process cannot read it")
+    return tree
 
 
-def _fault(checkpoint: epath.Path, run: str | None) -> str | None:
-    """Return the first problem with a checkpoint: damaged files, or those of another step or run; or None."""
-    if problem := damage(checkpoint):
-        return problem
-    meta = read_meta(checkpoint)
-    if meta.get("step", int(checkpoint.name)) != int(checkpoint.name):
-        return f"it holds step {meta['step']}"
-    if run is not None and meta.get("run", run) != run:
-        return "it belongs to another run"
-    return None
+def _unfit(checkpoint: epath.Path, problem: str) -> SdftError:
+    return SdftError(
+        f"checkpoint {checkpoint} does not fit this run ({problem}): its model, optimizer or teacher is "
+        "another one; give another output=, or move the checkpoint away."
+    )
+
+
+def _all_damaged(directory: epath.Path, skipped: Mapping[int, str]) -> SdftError:
+    return SdftError(
+        f"every checkpoint in {directory} is damaged ({' '.join(skipped.values())}): restore one from a "
+        f"backup, or delete {directory.parent} to start from scratch."
+    )
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
@@ -297,12 +333,7 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
 
 def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
     """Return the meta of a checkpoint, with its evaluation if that has been recorded; {} if it is damaged."""
-    meta = read_record(checkpoint / "meta" / "metadata")
-    record = read_record(checkpoint / _EVALUATION)
-    text = record.get("evaluation")
-    if isinstance(text, str) and zlib.crc32(text.encode()) == record.get("crc32"):
-        meta |= json.loads(text)
-    return meta
+    return read_sealed(checkpoint / "meta" / "metadata") | read_sealed(checkpoint / _EVALUATION)
 
 
 def _score(checkpoint: epath.Path) -> float | None:
@@ -338,7 +369,10 @@ def _delete_partial(directory: epath.Path) -> None:
 
 def storage_reason(error: BaseException | None) -> str | None:
     """Return the operating system's message for a storage error, which TensorStore puts into a ValueError."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+    codes = (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+        *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT),
+    )
     while error is not None:
         for code in codes:
             if getattr(error, "errno", None) == code or os.strerror(code) in str(error):

@@ -1,8 +1,4 @@
-"""Checksums of a checkpoint: sizes and CRC-32 of its files, committed with it and verified before a restore.
-
-Orbax and TensorStore detect missing and truncated files, but not flipped bytes in the chunks of arrays: of 12
-such checkpoints, 12 were restored with wrong values and no error.
-"""
+"""Checksums of a directory: sizes and CRC-32 of its files, in a manifest."""
 
 from __future__ import annotations
 
@@ -14,16 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 MANIFEST = "manifest.json"
-_WRITTEN_LATER = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
-"""Top-level files that Orbax writes after the manifest; a restore does not need them."""
 _BLOCK = 1 << 24
-
-
-def seal(directory: epath.Path) -> None:
-    """Write the manifest of the checkpoint that Orbax is about to commit; Orbax calls it in its thread."""
-    for checkpoint in directory.iterdir():
-        if checkpoint.name[0].isdigit() and not (checkpoint / MANIFEST).exists():
-            seal_directory(checkpoint)
 
 
 def seal_directory(directory: epath.Path) -> None:
@@ -35,13 +22,13 @@ def seal_directory(directory: epath.Path) -> None:
     (directory / MANIFEST).write_text(text)
 
 
-def damage(checkpoint: epath.Path) -> str | None:
+def damage(directory: epath.Path) -> str | None:
     """Return the first problem with the files of a sealed directory (missing, wrong size, changed bytes), or
     None.
     """
     try:
-        expected = json.loads((checkpoint / MANIFEST).read_text())
-        return _first_difference(checkpoint, expected)
+        expected = json.loads((directory / MANIFEST).read_text())
+        return _first_difference(directory, expected)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -55,7 +42,7 @@ def _files(directory: epath.Path, prefix: str = "") -> list[str]:
         name = prefix + path.name
         if path.is_dir():
             names += _files(path, name + "/")
-        elif name not in _WRITTEN_LATER:
+        elif name != MANIFEST:
             names.append(name)
     return names
 
@@ -68,15 +55,15 @@ def _size_and_crc(path: epath.Path) -> tuple[int, int]:
     return size, crc
 
 
-def _first_difference(checkpoint: epath.Path, expected: Mapping[str, Sequence[int]]) -> str | None:
+def _first_difference(directory: epath.Path, expected: Mapping[str, Sequence[int]]) -> str | None:
     for name, (size, _) in expected.items():
-        path = checkpoint / name
+        path = directory / name
         if not path.exists():
             return f"{name} is missing"
         if path.stat().length != size:
             return f"{name} has {path.stat().length} bytes instead of the {size} that were written"
     with ThreadPoolExecutor(4) as pool:
-        sums = pool.map(lambda name: _size_and_crc(checkpoint / name), expected)
+        sums = pool.map(lambda name: _size_and_crc(directory / name), expected)
         for (name, (_, crc)), (_, now) in zip(expected.items(), sums, strict=True):
             if now != crc:
                 return f"the bytes of {name} have changed"

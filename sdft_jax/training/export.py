@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import jax
 
@@ -30,17 +31,19 @@ def load_run(
 ) -> tuple[Model, Params, str]:
     """Return (model, parameters, checkpoint) of a run's newest intact checkpoint, or of its best one.
 
-    Only the student's parameters are read; without `sharding`, into the memory of the first device.
+    Only the student's parameters are read; without `sharding`, into the memory of the first device. Damaged
+    checkpoints that were skipped are reported on standard error.
     """
     config = directory.load_config()
     source = model_directory(config.model.path)
     model = make_model(config, read_architecture(source), sharding or single_device(), source)
-    find = checkpoint.best if best else checkpoint.newest
-    chosen = find(directory.checkpoints, identity(to_dict(config)))
     state = abstract_state(make_learner(config, model, 1, NO_STOP))
     parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
-    loaded = checkpoint.load(chosen, parts)
-    return model, join(loaded["params"], loaded.get("frozen", {})), str(chosen)
+    loaded = checkpoint.load(directory.checkpoints, parts, identity(to_dict(config)), best)
+    for message in loaded.skipped:
+        print(f"sdft: {message}", file=sys.stderr, flush=True)
+    params = join(loaded.state["params"], loaded.state.get("frozen", {}))
+    return model, params, str(directory.checkpoints / str(loaded.step))
 
 
 def load_prompt_format(config: Config) -> PromptFormat:

@@ -1,7 +1,9 @@
 """Checkpoints survive kills, damage and full disks, and are restored on any mesh."""
 
 import dataclasses
+import errno
 import os
+import re
 import resource
 import shutil
 import signal
@@ -9,81 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from etils import epath
+from states import EIGHT, TARGETS, abstract, assert_identical, batches, placed, train_state, with_noise
 
 from runs import finish, step_names
 from sdft_jax.errors import SdftError
-from sdft_jax.sharding import Rules, Sharding, make_mesh, tree_shardings
 from sdft_jax.training import checkpoint
 from sdft_jax.types import TrainState
-
-AXES = {"w": ("embed", "mlp"), "layers": {"q": (None, "embed", "heads"), "scale": (None, None)}}
-SHAPES = {
-    "w": jax.ShapeDtypeStruct((32, 16), jnp.float32),
-    "layers": {
-        "q": jax.ShapeDtypeStruct((3, 16, 8), jnp.bfloat16),
-        "scale": jax.ShapeDtypeStruct((3, 16), jnp.float32),
-    },
-}
-OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
-
-
-def shapes() -> TrainState:
-    return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
-        params=SHAPES,
-        frozen={"embed": jax.ShapeDtypeStruct((8, 16), jnp.float32)},
-        teacher=jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32), SHAPES),
-        opt_state=jax.eval_shape(OPTIMIZER.init, SHAPES),
-        key=jax.ShapeDtypeStruct((2,), jnp.uint32),
-    )
-
-
-def train_state(seed: int = 1) -> TrainState:
-    """Return a state of different numbers, which also differ from those of another seed; compiles nothing."""
-    numbers = np.random.default_rng(seed)
-    return jax.tree.map(lambda s: jnp.asarray((9 * numbers.random(s.shape)).astype(s.dtype)), shapes())
-
-
-def with_noise(seed: int, size: int) -> TrainState:
-    """Return a state with `size` bytes that do not compress."""
-    noise = np.random.default_rng(0).integers(0, 2**32, size // 4, dtype=np.uint32)
-    return dataclasses.replace(train_state(seed), frozen={"noise": jnp.asarray(noise)})
-
-
-def placed(state: TrainState, sharding: Sharding) -> TrainState:
-    """Return the state with parameters, teacher and optimizer moments placed by the sharding rules."""
-    by_name = tree_shardings(sharding, AXES, SHAPES)
-    flat = {jax.tree_util.keystr(path): s for path, s in jax.tree_util.tree_leaves_with_path(by_name)}
-
-    def place(path, leaf):
-        name = jax.tree_util.keystr(path)
-        return jax.device_put(
-            leaf, next((s for k, s in flat.items() if name.endswith(k)), sharding.replicated)
-        )
-
-    return jax.tree_util.tree_map_with_path(place, state)
-
-
-def abstract(state: TrainState) -> TrainState:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-
-
-def assert_identical(left: TrainState, right: TrainState) -> None:
-    assert jax.tree.structure(left) == jax.tree.structure(right)
-    for one, two in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
-        assert one.dtype == two.dtype
-        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
-
-
-def batches():
-    return iter(grain.MapDataset.source(range(100)).shuffle(seed=1).repeat().batch(4).to_iter_dataset())
 
 
 def directory_of(output: Path) -> epath.Path:
@@ -107,6 +44,14 @@ def write(output: Path, steps, scores=None, state=None, **keep) -> None:
                 checkpoint.record_evaluation(manager, step, {"metrics": {"score": scores[index]}})
 
 
+def chosen(output: Path, best: bool = False, run: str | None = None) -> int:
+    """Return the step of the checkpoint whose parameters are loaded."""
+    wanted = {"params": abstract(train_state()).params}
+    loaded = checkpoint.load(directory_of(output), wanted, run, best)
+    assert_identical(loaded.state, {"params": train_state(loaded.step).params})
+    return loaded.step
+
+
 def restore(output: Path, like: TrainState | None = None, data=None) -> checkpoint.Restored | None:
     with open_manager(output) as manager:
         return checkpoint.restore_latest(manager, abstract(like or train_state()), data or batches())
@@ -124,15 +69,6 @@ def three(tmp_path_factory):
 def run(three, tmp_path):
     shutil.copytree(three, tmp_path / "run")
     return tmp_path / "run"
-
-
-EIGHT = Sharding(make_mesh(data=1, fsdp=4, tensor=2))
-TARGETS = {
-    "same": EIGHT,
-    "one device": Sharding(make_mesh(devices=jax.devices()[:1])),
-    "2x2x2": Sharding(make_mesh(data=2, fsdp=2, tensor=2)),
-    "other rules": Sharding(make_mesh(fsdp=2, tensor=4), Rules(embed=None, mlp=("fsdp", "tensor"))),
-}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +91,7 @@ def test_iterator_and_meta_are_restored(run):
     data, uninterrupted = batches(), batches()
     restored = restore(run, data=data)
     assert (restored.step, restored.skipped) == (3, ())
-    assert restored.meta == {"step": 3, "run": "this", "metrics": {"score": 0.2}}
+    assert restored.meta.items() >= {"step": 3, "run": "this", "metrics": {"score": 0.2}}.items()
     for _ in range(3):
         next(uninterrupted)
     assert next(data).tolist() == next(uninterrupted).tolist()
@@ -185,24 +121,24 @@ def test_newest_and_best_are_kept_across_a_restart(tmp_path):
     assert step_names(tmp_path) == [2, 3]
     write(tmp_path, [4, 5, 6], [0.1, 0.8, 0.4], keep_last=2, keep_best=1)
     assert step_names(tmp_path) == [2, 5, 6]
-    assert checkpoint.newest(directory_of(tmp_path)).name == "6"
-    assert checkpoint.best(directory_of(tmp_path)).name == "2"
+    assert chosen(tmp_path) == 6
+    assert chosen(tmp_path, best=True) == 2
     write(tmp_path, [7], [0.9], keep_last=1, keep_best=2)
     assert step_names(tmp_path) == [2, 7]
-    assert checkpoint.best(directory_of(tmp_path)).name == "7"
+    assert chosen(tmp_path, best=True) == 7
 
 
 def test_without_scores_only_the_newest_are_kept(tmp_path):
     write(tmp_path, [1, 2, 3, 4], keep_last=2, keep_best=3)
     assert step_names(tmp_path) == [3, 4]
     with pytest.raises(SdftError, match=r"no intact checkpoint with a score: set train\.eval_every"):
-        checkpoint.best(directory_of(tmp_path))
+        chosen(tmp_path, best=True)
 
 
 def test_checkpoint_without_a_score_is_never_the_best(tmp_path):
     write(tmp_path, [1, 2, 3, 4], [None, 0.2, 0.0, None], keep_last=1, keep_best=1)
     assert step_names(tmp_path) == [2, 4]
-    assert checkpoint.best(directory_of(tmp_path)).name == "2"
+    assert chosen(tmp_path, best=True) == 2
     write(tmp_path, [5], [None], keep_last=1, keep_best=1)
     assert step_names(tmp_path) == [2, 5]
 
@@ -210,24 +146,14 @@ def test_checkpoint_without_a_score_is_never_the_best(tmp_path):
 def test_step_0_is_a_checkpoint_like_others(tmp_path):
     write(tmp_path, [0, 1], [0.5, 0.4], keep_last=1, keep_best=1)
     assert step_names(tmp_path) == [0, 1]
-    assert checkpoint.best(directory_of(tmp_path)).name == "0"
-    assert_identical(
-        checkpoint.load(checkpoint.best(directory_of(tmp_path)), {"params": abstract(train_state()).params}),
-        {"params": train_state(0).params},
-    )
+    assert chosen(tmp_path, best=True) == 0
 
 
 def test_run_without_checkpoints_is_named(tmp_path):
     with pytest.raises(SdftError, match=f"^{tmp_path} has no checkpoint: give the output directory of a run"):
-        checkpoint.newest(directory_of(tmp_path))
+        chosen(tmp_path)
     with pytest.raises(SdftError, match=f"^{tmp_path} has no intact checkpoint with a score: "):
-        checkpoint.best(directory_of(tmp_path))
-
-
-def test_load_reads_the_requested_fields_only(run):
-    wanted = {"params": abstract(train_state()).params}
-    loaded = checkpoint.load(checkpoint.best(directory_of(run)), wanted)
-    assert_identical(loaded, {"params": train_state(2).params})
+        chosen(tmp_path, best=True)
 
 
 def flip(path: Path) -> None:
@@ -248,9 +174,7 @@ DAMAGE = {"flipped bytes": flip, "cut short": halve, "missing": os.remove}
 VICTIMS = {
     "arrays": largest,
     "index": lambda path: path / "state" / "manifest.ocdbt",
-    "data": lambda path: path / "data" / "metadata",
     "meta": lambda path: path / "meta" / "metadata",
-    "manifest": lambda path: path / "manifest.json",
 }
 
 
@@ -258,7 +182,7 @@ VICTIMS = {
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_every_damaged_file_is_detected(run, victim, kind):
     DAMAGE[kind](VICTIMS[victim](run / "checkpoints" / "3"))
-    assert checkpoint.newest(directory_of(run)).name == "2"
+    assert chosen(run) == 2
 
 
 def test_damaged_checkpoints_are_skipped_with_a_message_and_can_be_saved_again(run):
@@ -268,48 +192,76 @@ def test_damaged_checkpoints_are_skipped_with_a_message_and_can_be_saved_again(r
     assert restored.step == 1
     assert_identical(restored.state, train_state(1))
     three, two = restored.skipped
-    assert "checkpoints/3 is damaged and was skipped: the bytes of state/ocdbt.process_0/d/" in three
-    assert three.endswith(" have changed.")
-    assert "checkpoints/2 is damaged and was skipped: meta/metadata has " in two
+    assert re.search(r"checkpoints/3 is damaged and was skipped: .+\.$", three)
+    assert "checkpoints/2 is damaged and was skipped: its meta is damaged, or of an older version" in two
     write(run, [2, 3], keep_last=3)
     assert restore(run).step == 3
     assert (run / "checkpoints" / "damaged-3").exists()
 
 
-@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
-def test_files_that_orbax_writes_after_the_manifest_are_not_needed(run, name):
-    for change in (flip, halve, os.remove):
-        if (run / "checkpoints" / "3" / name).exists():  # Orbax 0.11 has no commit file on a local disk
-            change(run / "checkpoints" / "3" / name)
-        restored = restore(run)
-        assert (restored.step, restored.skipped) == (3, ())
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_whatever_file_is_damaged_a_restored_state_is_the_saved_one(run, kind):
+    """Some files of Orbax are not needed; no damage to any file gives another state."""
+    newest = run / "checkpoints" / "3"
+    shutil.copytree(newest, run / "whole")
+    files = [path.relative_to(newest) for path in newest.rglob("*") if path.is_file()]
+    assert len(files) > 8
+    for file in files:
+        DAMAGE[kind](newest / file)
+        chosen(run)  # compares the parameters with those that were saved
+        shutil.rmtree(newest)
+        shutil.copytree(run / "whole", newest)
+    assert chosen(run) == 3
+
+
+def test_arrays_of_another_checkpoint_are_not_restored(run):
+    """Its files are intact, and belong to another step."""
+    shutil.rmtree(run / "checkpoints" / "3" / "state")
+    shutil.copytree(run / "checkpoints" / "1" / "state", run / "checkpoints" / "3" / "state")
+    restored = restore(run)
+    assert restored.step == 2
+    assert restored.skipped[0].endswith("is not what was saved.")
+
+
+def test_storage_that_cannot_be_read_is_not_damage(run, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", fail)
+    with pytest.raises(SdftError, match=r"^checkpoint \S+/3 cannot be read \(Stale file handle\): fix this"):
+        restore(run)
+    assert step_names(run) == [1, 2, 3]
 
 
 def test_checkpoint_of_another_step_or_run_is_skipped(run):
     shutil.rmtree(run / "checkpoints" / "3")
     shutil.copytree(run / "checkpoints" / "1", run / "checkpoints" / "3")
-    assert checkpoint.newest(directory_of(run)).name == "2"
+    assert chosen(run) == 2
     restored = restore(run)
     assert restored.step == 2
     assert restored.skipped[0].endswith("3 is damaged and was skipped: it holds step 1.")
     assert_identical(restored.state, train_state(2))
-    assert checkpoint.newest(directory_of(run), "this").name == "2"
+    assert chosen(run, run="this") == 2
     with pytest.raises(SdftError, match=r"2 is damaged and was skipped: it belongs to another run\."):
-        checkpoint.newest(directory_of(run), "other")
+        chosen(run, run="other")
 
 
 def test_checkpoint_of_another_structure_is_refused(run):
     other = dataclasses.replace(train_state(), opt_state=())
-    with pytest.raises(SdftError, match=r"^checkpoint \S+/3 does not fit this run \(.*\): its model"):
+    problem = r"its opt_state/1/0/count is int32\[\], and this run's is nothing"
+    with pytest.raises(SdftError, match=rf"^checkpoint \S+/3 does not fit this run \({problem}\): its model"):
         restore(run, like=other)
+    wider = dataclasses.replace(train_state(), frozen={"embed": jnp.zeros((9, 16))})
+    with pytest.raises(SdftError, match=r"its frozen/embed is float32\[8,16\], and this run's is float32\[9"):
+        restore(run, like=wider)
 
 
 def test_damaged_evaluation_is_ignored(run):
     file = run / "checkpoints" / "2" / "evaluation.json"
-    assert checkpoint.best(directory_of(run)).name == "2"
+    assert chosen(run, best=True) == 2
     file.write_text(file.read_text().replace("0.9", "0.8"))
-    assert checkpoint.best(directory_of(run)).name == "3"
-    assert checkpoint.read_meta(directory_of(run) / "2") == {"step": 2, "run": "this"}
+    assert chosen(run, best=True) == 3
+    assert "metrics" not in checkpoint.read_meta(directory_of(run) / "2")
 
 
 def test_if_all_are_damaged_an_error_is_raised_and_none_is_renamed(run):
@@ -326,28 +278,28 @@ KILLED = """
 import os, signal, sys, threading, time
 sys.path[:0] = {paths!r}
 import conftest
+import states
 import test_checkpoint as t
+from before_commit import before_commit
 from sdft_jax.training import checkpoint
 
 moment, output = sys.argv[1:]
 directory = t.directory_of(output)
-seal = checkpoint.seal
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def seal_first_only(directory):
+def commit_first_only():
     if not (directory / "1").exists():
-        seal(directory)
-    elif moment == "just before the commit":
+        return
+    if moment == "just before the commit":
         die()
-    else:
-        threading.Event().wait()  # never commit
+    threading.Event().wait()  # never commit
 
-checkpoint.seal = seal_first_only
+before_commit(commit_first_only)
 with t.open_manager(output) as manager:
-    t.save_and_wait(manager, 1, t.train_state(1))
-    checkpoint.save(manager, 2, t.with_noise(2, 1 << 25), t.batches(), dict())
+    t.save_and_wait(manager, 1, states.train_state(1))
+    checkpoint.save(manager, 2, states.with_noise(2, 1 << 25), states.batches(), dict())
     while not any(directory.glob("2.*/state*/ocdbt*")):
         time.sleep(0.001)
     if moment == "while arrays are written":

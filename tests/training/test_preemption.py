@@ -79,7 +79,7 @@ def test_announced_maintenance_saves_and_exits_with_143(server, half_directory, 
     # The metadata server is on the host: requests do not use a proxy.
     environment = os.environ | watching(server) | {"http_proxy": "http://127.0.0.1:9"}
     process = start(["-m", "sdft_jax.cli", "train", config], caches, environment)
-    wait_until((output / "checkpoints" / "1" / "manifest.json").exists, process)
+    wait_until((output / "checkpoints" / "1").exists, process)
     server.event = "MIGRATE_ON_HOST_MAINTENANCE"  # does not end a process
     before = server.requests
     wait_until(lambda: server.requests >= before + 3, process)
