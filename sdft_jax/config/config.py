@@ -154,6 +154,7 @@ PATHS = (
     "eval.validation",
     "eval.prior",
     "eval.base",
+    "checkpoint.local",
 )
 """Keys whose value may be a local path."""
 

@@ -311,6 +311,11 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep."""
     keep_best: Count = 1
     """Number of checkpoints with the best scores to keep in addition; requires train.eval_every."""
+    local: str | None = None
+    """Directory on each host's own disk or memory, such as /dev/shm/sdft, for frequent checkpoints that are
+    copied to the next host; None for none."""
+    local_every: Positive = 10
+    """Number of steps between two checkpoints in `local`."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -37,9 +37,10 @@ from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.rollouts import RolloutRow, write_rollouts
 from sdft_jax.reporting.sinks import NO_SINKS, Sinks, open_sinks, read_jsonl, require_wandb
 from sdft_jax.sharding import Sharding, to_host, tree_shardings
-from sdft_jax.training import checkpoint
+from sdft_jax.training import checkpoint, local_tier
 from sdft_jax.training.evaluations import evaluate_run
 from sdft_jax.training.inputs import Inputs, fingerprint, load_inputs
+from sdft_jax.training.local_tier import LocalTier, delete, open_local_tier
 from sdft_jax.training.out_of_memory import explained
 from sdft_jax.training.phase_timing import SamplingTime, throughputs, time_sampling
 from sdft_jax.training.preemption import Interrupted, termination_requests
@@ -85,6 +86,7 @@ class _Loop:
     """None for a method that does not train."""
     batches: Any
     manager: Any
+    local: LocalTier | None
     reporter: Reporter
     watch: Watch | None
 
@@ -139,12 +141,29 @@ def train(
     keep = config.checkpoint
     with directory.claimed(to_dict(config)) as resumed:
         directory.pull(resumed)
-        with checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager:
+        run = f"{config.output} {identity(to_dict(config))}"
+        with (
+            checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager,
+            open_local_tier(keep.local, keep.local_every, run, resumed, reporter.print) as local,
+        ):
             loop = _Loop(
-                learner, inputs, prints, directory, steps, base, update, batches, manager, reporter, watch
+                learner,
+                inputs,
+                prints,
+                directory,
+                steps,
+                base,
+                update,
+                batches,
+                manager,
+                local,
+                reporter,
+                watch,
             )
             with _training_explained(loop), jax.debug_nans(config.debug.nans):
                 state = _run(loop, *_begin(loop))
+            checkpoint.wait(manager)
+            delete(local)
         return _conclude(loop, state)
 
 
@@ -199,13 +218,22 @@ def load_start(config: Config, inputs: Inputs, sharding: Sharding) -> Params:
 def _begin(loop: _Loop) -> tuple[TrainState, Mapping[str, Any]]:
     """Return the state and meta of the newest checkpoint, or of a new run."""
     learner, inputs = loop.learner, loop.inputs
-    restored = checkpoint.restore_latest(loop.manager, abstract_state(learner), loop.batches, loop.run)
+    restored = _restore(loop, abstract_state(learner))
     if restored is None:
         start = load_start(learner.config, inputs, learner.model.sharding)
         return init_state(learner, start), {"step": 0, "metrics": {}, "scores": []}
     _refuse_changed_inputs(loop, restored)
     loop.reporter.print(*restored.skipped, f"resuming from step {restored.step}")
     return restored.state, {"scores": [], "metrics": {}} | restored.meta
+
+
+def _restore(loop: _Loop, abstract: TrainState) -> checkpoint.Restored | None:
+    """Return the newest checkpoint, local or in the output; None if there is none."""
+    if loop.local is not None:
+        newest = max(checkpoint.steps(loop.manager), default=-1)
+        if restored := local_tier.restore(loop.local, abstract, loop.batches, after=newest):
+            return restored
+    return checkpoint.restore_latest(loop.manager, abstract, loop.batches, loop.run)
 
 
 def _refuse_changed_inputs(loop: _Loop, restored: checkpoint.Restored) -> None:
@@ -240,12 +268,13 @@ def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> 
 
 def _best(loop: _Loop, state: TrainState) -> tuple[Params, int]:
     """Return (parameters, step) of the checkpoint with the best score, which may be the initial model's."""
-    chosen = checkpoint.best(loop.directory.checkpoints, loop.run)
-    loop.reporter.print(f"the run's model is the checkpoint of step {chosen.name}, which has the best score")
     parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts)
-    loaded = checkpoint.load(chosen, abstract)
-    return join(loaded["params"], loaded.get("frozen", {})), int(chosen.name)
+    best = checkpoint.load(loop.directory.checkpoints, abstract, loop.run, best=True)
+    loop.reporter.print(
+        *best.skipped, f"the run's model is the checkpoint of step {best.step}, which has the best score"
+    )
+    return join(best.state["params"], best.state.get("frozen", {})), best.step
 
 
 def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
@@ -257,7 +286,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
     """
     options, step = loop.config.train, int(state.step)
     resumed = bool(step)
-    saved = step if resumed else None
+    saved = max(checkpoint.steps(loop.manager), default=None)  # older than a local checkpoint
     with (
         _open_sinks(loop, step if resumed else -1, bool(meta["metrics"])) as sinks,
         termination_requests() as terminates,
@@ -289,6 +318,10 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             if _is_saved(loop, step):
                 pending.settle(saved)
                 saved = _save(loop, step, state, meta["scores"])
+            elif loop.local is not None and _is_due(step, loop.local.every):
+                pending.settle(saved)
+                local_tier.save(loop.local, step, state, loop.batches, _meta(loop, step, meta["scores"]))
+                loop.directory.push()
             if _is_evaluated(loop, step):
                 pending.settle(saved)
                 meta = _evaluate(loop, state, step, saved, sinks, meta["scores"])
@@ -393,13 +426,16 @@ def _save(
     loop: _Loop, step: int, state: TrainState, scores: Scores, evaluation: Mapping[str, Any] | None = None
 ) -> int:
     """Start saving a state, with its evaluation if that has been made; return the step."""
-    inputs = dict(loop.fingerprint)
-    meta = {"step": step, "scores": list(scores), "run": loop.run, "inputs": inputs}
-    checkpoint.save(loop.manager, step, state, loop.batches, meta)
+    checkpoint.save(loop.manager, step, state, loop.batches, _meta(loop, step, scores))
     if evaluation and evaluation["step"] == step:
         checkpoint.record_evaluation(loop.manager, step, evaluation)
     loop.directory.push()
     return step
+
+
+def _meta(loop: _Loop, step: int, scores: Scores) -> dict[str, Any]:
+    """Return what a checkpoint has beside its arrays and the position in the data."""
+    return {"step": step, "scores": list(scores), "run": loop.run, "inputs": dict(loop.fingerprint)}
 
 
 def _evaluate(

@@ -12,6 +12,7 @@ BENCHES = {
     "train": "FLOP/s of the forward and backward passes, compared with a large matrix product",
     "sft": "seconds and FLOPs of an SDFT step, compared with an SFT step",
     "loop": "seconds of a step of the training loop, compared with its update alone",
+    "checkpoint": "seconds from a save to its commit, compared with a commit that reads everything back",
     "startup": "seconds of the console command, of the first step, and of compilation by model depth",
     "gpu": "bytes that decoding moves per token when compiled for a GPU, compared with the minimum",
     "tpu": "memory and estimated seconds of the update compiled for a TPU, compared with peak rates",

@@ -1,0 +1,314 @@
+"""Frequent checkpoints on each host's own disk or memory, with copies of its shards on the next host.
+
+A host that is preempted loses its disk. The others still have all shards: their own, and copies of those that
+are lost. The devices exchange the shards, so that a copy takes no network between hosts. Checkpoints in
+`output` remain: these ones do not survive the loss of two neighboring hosts, or a change of the mesh.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sdft_jax.errors import reason
+from sdft_jax.files import open_replacement, parse_sealed, sealed
+from sdft_jax.sharding.routes import assemble, positions, route, send, stacked
+from sdft_jax.training.checkpoint import Restored
+from sdft_jax.training.digests import describe, difference
+from sdft_jax.training.processes import gathered
+from sdft_jax.types import TrainState
+
+OWN, COPY = "own", "copy"
+"""The kinds of a file: a process's own shards, and a copy of the previous process's."""
+_LONGEST = 1 << 26
+"""Maximum length of a record, in bytes."""
+KEEP = 2
+"""Number of checkpoints in a directory; the newest may be incomplete on another host."""
+Print = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalTier:
+    """The local checkpoints of a run on this host."""
+
+    directory: Path
+    """The directory of the run; each process of this host has one below it."""
+    every: int
+    """Number of steps between two checkpoints."""
+    show: Print
+    writer: concurrent.futures.ThreadPoolExecutor
+    writes: list[concurrent.futures.Future[None]]
+    """The write that is under way, if any."""
+
+
+@contextlib.contextmanager
+def open_local_tier(
+    directory: str | None, every: int, run: str, resumed: bool, show: Print
+) -> Iterator[LocalTier | None]:
+    """Yield the local checkpoints of a run, or None without a directory; leaving waits for the last write.
+
+    Args:
+        directory: the setting `checkpoint.local`.
+        every: number of steps between two checkpoints.
+        run: a text that identifies the run and its output.
+        resumed: False to delete what an earlier run left.
+        show: prints a message.
+    """
+    if directory is None:
+        yield None
+        return
+    below = Path(directory) / hashlib.sha256(run.encode()).hexdigest()[:16]
+    if not resumed:
+        shutil.rmtree(below, ignore_errors=True)
+    with concurrent.futures.ThreadPoolExecutor(1) as writer:
+        yield LocalTier(below, every, show, writer, [])
+
+
+def delete(tier: LocalTier | None) -> None:
+    """Delete the checkpoints of a finished run."""
+    if tier is not None:
+        _finish_writing(tier)
+        shutil.rmtree(tier.directory, ignore_errors=True)
+
+
+def save(tier: LocalTier, step: int, state: TrainState, iterator: Any, meta: Mapping[str, Any]) -> None:
+    """Copy the shards to the host, and write them in the background; every process calls it.
+
+    A write that fails is reported, and does not end the run.
+    """
+    leaves = jax.tree.leaves(state)
+    process, processes = jax.process_index(), jax.process_count()
+    record = dict(meta) | {
+        "arrays": describe(state),
+        "data": iterator.get_state(),
+        "layout": _layout(leaves),
+    }
+    files = {_name(step, process, OWN): [_distinct(x, x, process) for x in leaves]}
+    if processes > 1:
+        previous = (process - 1) % processes
+        next_ones = {sender: (sender + 1) % processes for sender in range(processes)}
+        files[_name(step, previous, COPY)] = [
+            # one array at a time: a copy of the whole state need not fit the devices
+            _distinct(send(x, x.sharding, route(x.sharding, next_ones)), x, previous)
+            for x in leaves
+        ]
+    _finish_writing(tier)
+    tier.writes.append(tier.writer.submit(_write, tier.directory / str(process), record, files))
+
+
+def restore(tier: LocalTier, abstract_state: TrainState, iterator: Any, after: int) -> Restored | None:
+    """Restore the newest checkpoint after step `after` of which every shard is on some host, or return None.
+
+    Every process calls it.
+    """
+    leaves, treedef = jax.tree.flatten(abstract_state)
+    held = gathered([key for key in _held(tier.directory) if key[0] > after])
+    found = choose([[(int(step), int(owner), str(kind)) for step, owner, kind in files] for files in held])
+    if found is None:
+        return None
+    step, sources = found
+    record, contents, problem = _open(tier.directory, step, sources, leaves)
+    records = [record for record in gathered(record) if record]
+    if any(gathered(problem)):
+        problem = problem or "see the other processes"
+    else:
+        state = jax.tree.unflatten(treedef, _assembled(contents, sources, leaves))
+        changed = difference(state, records[0]["arrays"])
+        if changed is None:
+            iterator.set_state(records[0]["data"])
+            return Restored(state, records[0], step, ())
+        problem = f"{changed} is not what was saved"
+    tier.show(f"the local checkpoint of step {step} in {tier.directory} is not used: {problem}")
+    return None
+
+
+Held = tuple[int, int, str]
+"""Step, owner of the shards, and kind of a file."""
+Sources = Mapping[str, Mapping[int, int]]
+"""Kind -> process that reads a file -> owner of the shards in it."""
+
+
+def choose(held: Sequence[Sequence[Held]]) -> tuple[int, Sources] | None:
+    """Return the newest step of which all shards are held, and who reads which file; None if there is none.
+
+    Each process reads one file of a kind at most.
+
+    Args:
+        held: the files of each process.
+
+    Example: process 1 of three has lost its disk; process 2 reads its copy of process 1's shards.
+
+    >>> choose([[(4, 0, "own"), (4, 2, "copy")], [], [(4, 2, "own"), (4, 1, "copy")]])
+    (4, {'own': {0: 0, 2: 2}, 'copy': {2: 1}})
+    """
+    for step in sorted({key[0] for files in held for key in files}, reverse=True):
+        sources: dict[str, dict[int, int]] = {OWN: {}, COPY: {}}
+        for owner in range(len(held)):
+            # on a shared disk, several processes hold the same file
+            readers = [owner, *(reader for reader in range(len(held)) if reader != owner)]
+            for kind, reader in itertools.product((OWN, COPY), readers):
+                if (step, owner, kind) in held[reader] and reader not in sources[kind]:
+                    sources[kind][reader] = owner
+                    break
+            else:
+                break
+        else:
+            return step, sources
+    return None
+
+
+def _held(directory: Path) -> dict[Held, Path]:
+    """Return the files that this host has, of all its processes."""
+    found: dict[Held, Path] = {}
+    for file in sorted(directory.glob("*/*.*.*")):
+        step, owner, kind = file.name.split(".")
+        if step.isdigit() and owner.isdigit() and kind in (OWN, COPY):
+            found[int(step), int(owner), kind] = file
+    return found
+
+
+def _name(step: int, owner: int, kind: str) -> str:
+    return f"{step}.{owner}.{kind}"
+
+
+def _layout(leaves: Sequence[Any]) -> str:
+    """Return a digest of the shape and placement of all arrays; shards fit only the same one."""
+    parts = [
+        (str(x.dtype), x.shape, str(x.sharding.spec), dict(x.sharding.mesh.shape), positions(x.sharding))
+        for x in leaves
+    ]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _distinct(shards: jax.Array, x: Any, owner: int) -> list[np.ndarray]:
+    """Return this process's different shards as host arrays.
+
+    Args:
+        shards: `x`, or the stack of received shards of it.
+        x: an array, or its shape, dtype and sharding.
+        owner: the process whose devices have, or had, these shards.
+    """
+    place = {device: position for position, device in enumerate(x.sharding.mesh.devices.flat)}
+    local = sorted(shards.addressable_shards, key=lambda shard: place[shard.device])
+    slots = _slots(x, owner)
+    shape = x.sharding.shard_shape(x.shape)
+    return [np.asarray(local[slots.index(slot)].data).reshape(shape) for slot in range(max(slots) + 1)]
+
+
+def _slots(x: Any, owner: int) -> list[int]:
+    """Return for each device of a process, in order, the number of its shard among the different ones.
+
+    Example: of an array that is split in two on four devices, [0, 0, 1, 1].
+    """
+    devices, indices = list(x.sharding.mesh.devices.flat), x.sharding.devices_indices_map(x.shape)
+    mine = [str(indices[devices[position]]) for position in positions(x.sharding)[owner]]
+    different = list(dict.fromkeys(mine))
+    return [different.index(index) for index in mine]
+
+
+def _write(
+    directory: Path, record: Mapping[str, Any], files: Mapping[str, Sequence[Sequence[np.ndarray]]]
+) -> None:
+    """Write files of a sealed record in one line and the bytes of all shards; delete older files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, leaves in files.items():
+        with open_replacement(directory / name, "wb") as file:
+            file.write(json.dumps(sealed(record)).encode() + b"\n")
+            for shard in itertools.chain.from_iterable(leaves):
+                file.write(np.ascontiguousarray(shard).view(np.uint8).data)
+        file.close()
+    steps = sorted({int(file.name.partition(".")[0]) for file in directory.glob("*.*.*")})
+    for step in steps[:-KEEP]:
+        for old in directory.glob(f"{step}.*.*"):
+            old.unlink()
+
+
+def _finish_writing(tier: LocalTier) -> None:
+    """Wait for the write under way, and report its failure."""
+    while tier.writes:
+        error = tier.writes.pop().exception()
+        if isinstance(error, OSError):
+            tier.show(
+                f"the local checkpoint in {tier.directory} cannot be written ({error.strerror or error}): "
+                "the run continues with the checkpoints in its output"
+            )
+        elif error is not None:
+            raise error
+
+
+Contents = Mapping[str, np.ndarray]
+"""Kind -> the bytes of the shards in the file that this process reads."""
+
+
+def _open(
+    directory: Path, step: int, sources: Sources, leaves: Sequence[Any]
+) -> tuple[dict[str, Any] | None, Contents, str]:
+    """Return (record, contents, problem) of the files that this process reads; the problem is "" if none."""
+    held, process = _held(directory), jax.process_index()
+    record: dict[str, Any] | None = None
+    contents: dict[str, np.ndarray] = {}
+    for kind, owners in sources.items():
+        if process not in owners:
+            continue
+        owner = owners[process]
+        path = held[step, owner, kind]
+        try:
+            with path.open("rb") as file:
+                record = parse_sealed(file.readline(_LONGEST))
+                start = file.tell()
+            contents[kind] = np.memmap(path, np.uint8, "r", start)
+        except (OSError, ValueError) as error:
+            return None, {}, f"{path} cannot be read ({reason(error)})"
+        if record.get("layout") != _layout(leaves):
+            return None, {}, "the mesh or the number of processes has changed, or its record is damaged"
+        expected = sum((max(_slots(x, owner)) + 1) * _shard_bytes(x) for x in leaves)
+        if contents[kind].size != expected:
+            return None, {}, f"{path} has {contents[kind].size} bytes of shards instead of {expected}"
+    return record, contents, ""
+
+
+def _shard_bytes(x: Any) -> int:
+    return int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * np.dtype(x.dtype).itemsize
+
+
+def _assembled(contents: Contents, sources: Sources, leaves: Sequence[Any]) -> Iterator[jax.Array]:
+    """Yield the arrays, one at a time, of the shards that all processes have read."""
+    process, offsets = jax.process_index(), {OWN: 0, COPY: 0}
+    routes = {kind: dict(owners) for kind, owners in sources.items()}
+    for x in leaves:
+        stacks = {}
+        for kind in (OWN, COPY):
+            owner = sources[kind].get(process)
+            stacks[kind] = _stack(x, contents.get(kind), offsets[kind], owner)
+            if owner is not None:
+                offsets[kind] += (max(_slots(x, owner)) + 1) * _shard_bytes(x)
+        along = (route(x.sharding, routes[kind]) for kind in (OWN, COPY))
+        yield jax.block_until_ready(assemble(stacks[OWN], stacks[COPY], x.sharding, *along))
+
+
+def _stack(x: Any, content: np.ndarray | None, offset: int, owner: int | None) -> jax.Array:
+    """Return the stack of shards with this process's rows from a file, or zeros without one."""
+    shape, size = x.sharding.shard_shape(x.shape), _shard_bytes(x)
+    devices = list(x.sharding.mesh.devices.flat)
+    mine = [devices[position] for position in positions(x.sharding)[jax.process_index()]]
+    if content is None or owner is None:
+        rows = [np.zeros((1, *shape), x.dtype)] * len(mine)
+    else:
+        starts = [offset + slot * size for slot in _slots(x, owner)]
+        rows = [content[start : start + size].view(x.dtype).reshape(1, *shape) for start in starts]
+    return jax.make_array_from_single_device_arrays(
+        (len(devices), *shape),
+        stacked(x.sharding),
+        [jax.device_put(row, device) for row, device in zip(rows, mine, strict=True)],
+    )
