@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import read_json
+from sdft_jax.types import StopTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,6 +76,15 @@ def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> t
         eos_ids += listed
     end = _end_of_turn(tokenizer)
     return tuple(dict.fromkeys([*eos_ids, *([] if end is None else [end])]))
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> StopTokens:
+    """Return these stop tokens with the tokenizer's padding token and number of ids.
+
+    Its ids may have gaps, and a model may have more: Qwen2.5's tokenizer has 151,665 and the model 151,936.
+    """
+    known = max(tokenizer.get_vocab().values()) + 1
+    return StopTokens(tuple(eos_ids), int(tokenizer.pad_token_id), known)
 
 
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
