@@ -21,6 +21,7 @@ from jaxtyping import Int32
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -193,22 +194,6 @@ def teacher_messages(example: Example, template: string.Template) -> list[Messag
     context = example.demonstration if example.context is None else example.context
     content = template.substitute(question=last["content"], demonstration=context)
     return [*earlier, {**last, "content": content}]
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    kwargs: Mapping[str, Any],
-    generation_prompt: bool = True,
-) -> str:
-    """Return the text of the chat template.
-
-    Raises:
-        jinja2.TemplateError: the template rejects the conversation.
-    """
-    options = {**kwargs, "tokenize": False, "add_generation_prompt": generation_prompt}
-    conversation: list[Any] = list(messages)
-    return str(tokenizer.apply_chat_template(conversation, **options))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int32[np.ndarray, " T"]:

@@ -1,17 +1,21 @@
-"""Files: bounded reading of those that others wrote, and atomic writing of our own."""
+"""Files: bounded reading of those that others wrote, chat templates included; atomic writing of our own."""
 
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines, read_record
+    from sdft_jax.files.rendering import RenderError, render, start_renderer
     from sdft_jax.files.writing import open_replacement, write_text
 
 __all__ = [
+    "RenderError",
     "open_replacement",
     "parse_json",
     "read_bytes",
     "read_json",
     "read_json_lines",
     "read_record",
+    "render",
+    "start_renderer",
     "write_text",
 ]

@@ -8,6 +8,7 @@ from sdft_jax.config.settings import DataConfig
 from sdft_jax.data import encoding
 from sdft_jax.data.examples import Example
 from sdft_jax.errors import SdftError
+from sdft_jax.files import rendering
 
 TOKENIZER = build_tokenizer()
 EOS_IDS = (TOKENIZER.eos_token_id,)
@@ -312,3 +313,21 @@ def test_any_error_of_a_template_names_the_row(template, kwargs):
     tokenizer.chat_template = template
     with pytest.raises(SdftError, match=r"^rows\.jsonl, line 1: the model's chat template rejects this"):
         encode_one(example(), tokenizer, dataclasses.replace(CONFIG, template_kwargs=kwargs))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than 0.5 s",
+        ),
+        ("{{ 'a' * 10**11 }}", "needs more than"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "maximum recursion depth exceeded"),
+    ],
+)
+def test_template_over_a_limit_names_the_row(template, reason, monkeypatch):
+    monkeypatch.setattr(rendering, "LIMITS", rendering.LIMITS._replace(seconds=0.5))
+    message = rf"^rows\.jsonl, line 3: the model's chat template rejects this conversation \((it )?{reason}"
+    with pytest.raises(SdftError, match=message):
+        encode_one(example(row=2), build_tokenizer(template))

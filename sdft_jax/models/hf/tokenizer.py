@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import read_json
+from sdft_jax.files import RenderError, read_json, render, start_renderer
 from sdft_jax.types import StopTokens
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         SdftError: the files are missing or invalid, or the tokenizer fails `check_tokenizer`.
     """
+    start_renderer()  # while transformers is imported
     from transformers import AutoTokenizer
 
     is_directory = Path(path).is_dir()
@@ -91,10 +92,10 @@ def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the first control token that the chat template puts after an assistant turn, if there is one."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # a template may require other roles or arguments; a row's error names the row
+        text = render(tokenizer, messages, {}, generation_prompt=False)
+    except RenderError:  # a template may require other roles or arguments; a row's error names the row
         return None
-    _, found, rest = str(text).rpartition("answer")
+    _, found, rest = text.rpartition("answer")
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     places = {rest.find(token): number for token, number in added.items() if found and token in rest}
     return places[min(places)] if places else None
