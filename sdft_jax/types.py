@@ -15,10 +15,15 @@ decoding without a scan over them."""
 
 
 class StopTokens(NamedTuple):
-    """The tokens that end a completion, and the token that pads it; hashable, so static in `jax.jit`."""
+    """The tokens that end a completion, the token that pads it, and the tokens that it may consist of;
+    hashable, so static in `jax.jit`.
+    """
 
     eos_ids: tuple[int, ...] = ()
     pad_id: int = 0
+    known: int | None = None
+    """The number of ids of the tokenizer, from 0: the model's other ids only pad its embedding, and are never
+    sampled. None to sample from all ids of the model."""
 
 
 NO_STOP = StopTokens()
@@ -65,8 +70,8 @@ class Rollout:
     mask: Bool[Array, "B N"]
     """True through the first EOS, inclusive."""
     logprobs: Float[Array, "B N"]
-    """Log-probability of each token under the untruncated student (temperature 1, no top-k, top-p or min-p);
-    0 where `mask` is False."""
+    """Log-probability of each token under the untruncated student (temperature 1, all ids of the model, no
+    top-k, top-p or min-p); 0 where `mask` is False."""
 
     @property
     def completion(self) -> Sequences:

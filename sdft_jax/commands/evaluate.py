@@ -13,7 +13,7 @@ from sdft_jax.config import Config, sharding_from
 from sdft_jax.data.encoding import PromptFormat
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
-from sdft_jax.evaluation.scoring import Evaluation, evaluate
+from sdft_jax.evaluation.scoring import Evaluation, evaluate, fault_note
 from sdft_jax.files import write_text
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
@@ -84,6 +84,7 @@ def _check_writable(file: Path) -> None:
 
 
 def _report(reporter: Reporter, config: Config, evaluations: Mapping[str, Evaluation], rows: EvalSet) -> None:
+    faults = [fault for evaluation in evaluations.values() for fault in evaluation.faults]
     table = [
         {
             "role": role,
@@ -91,18 +92,25 @@ def _report(reporter: Reporter, config: Config, evaluations: Mapping[str, Evalua
             "correct": f"{sum(evaluation.correct)}/{len(evaluation.correct)}",
             "mean tokens": evaluation.mean_length,
         }
+        | ({"scorer faults": len(evaluation.faults)} if faults else {})
         for role, evaluation in evaluations.items()
     ]
     reporter.print(summary_table(table, f"{config.eval.path}, scored by {config.eval.task}"))
+    reporter.print(*fault_note(faults, config))
     if rows.dropped.total:
         reporter.print(f"dropped {rows.dropped.total} rows: {rows.dropped}")
 
 
 def _write(file: Path, evaluations: Mapping[str, Evaluation], rows: EvalSet) -> None:
+    faults = {
+        role: {fault.index: {"fault": fault.reason} for fault in evaluation.faults}
+        for role, evaluation in evaluations.items()
+    }
     lines = (
         {"row": example.row, "answer": example.answer}
         | {
             role: {"completion": evaluation.completions[i], "correct": evaluation.correct[i]}
+            | faults[role].get(i, {})
             for role, evaluation in evaluations.items()
         }
         for i, example in enumerate(rows.examples)

@@ -79,6 +79,9 @@ class DataConfig:
     tokens."""
     overlong: Literal["drop", "error"] = "drop"
     """Treatment of rows over a limit: drop and count them, or raise an error. Rows are never truncated."""
+    control_tokens: Literal["refuse", "text"] = "refuse"
+    """Treatment of the model's control tokens, such as <|im_end|>, in the texts of rows: refuse the row, or
+    encode them as plain text."""
     prompt_buckets: tuple[Positive, ...] = ()
     """Padded prompt lengths in tokens, with one compilation each; empty for one length, that of the longest
     prompt."""

@@ -33,7 +33,7 @@ from sdft_jax.continual.stages import (
 from sdft_jax.data.encoding import make_format
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet
-from sdft_jax.evaluation.scoring import Evaluation, evaluate
+from sdft_jax.evaluation.scoring import Evaluation, evaluate, fault_note
 from sdft_jax.files import read_json, write_text
 from sdft_jax.models import Model, load_model, model_directory, read_architecture, save_pretrained
 from sdft_jax.models.speaker import Speaker
@@ -201,7 +201,9 @@ def _evaluate(
     plan: Plan, name: str, speaker: Speaker, rows: EvalSet, config: Config, **options
 ) -> Evaluation:
     track = functools.partial(plan.reporter.track, description=name)
-    return evaluate(speaker, rows, config, track=track, **options)
+    evaluation = evaluate(speaker, rows, config, track=track, **options)
+    plan.reporter.print(*fault_note(evaluation.faults, config))
+    return evaluation
 
 
 def _oracle(plan: Plan) -> Measured:
@@ -245,15 +247,22 @@ def _has_teacher(name: str, config: Config) -> bool:
 
 
 def as_json(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
-    """Return an evaluation as JSON: accuracy, length, KL, the skill of each row, verdicts and completions."""
+    """Return an evaluation as JSON: accuracy, length, KL, the skill of each row, verdicts, completions, and
+    the number of the scorer's faults, if any.
+    """
     skills = [example.skill for example in rows.examples]
-    return ({"skills": skills} if any(skills) else {}) | {
-        "accuracy": evaluation.accuracy,
-        "length": evaluation.mean_length,
-        "kl_to_base": evaluation.kl_to_base,
-        "correct": [int(verdict) for verdict in evaluation.correct],
-        "completions": list(evaluation.completions),
-    }
+    faults = {"scorer_faults": len(evaluation.faults)} if evaluation.faults else {}
+    return (
+        ({"skills": skills} if any(skills) else {})
+        | faults
+        | {
+            "accuracy": evaluation.accuracy,
+            "length": evaluation.mean_length,
+            "kl_to_base": evaluation.kl_to_base,
+            "correct": [int(verdict) for verdict in evaluation.correct],
+            "completions": list(evaluation.completions),
+        }
+    )
 
 
 def _once(plan: Plan, file: Path, work: Callable[[], Any], kind: type = dict, redo: bool = False) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,11 @@ import numpy as np
 from jaxtyping import Int32
 
 from sdft_jax.config.settings import DataConfig
+from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
+from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import RenderError, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,24 +93,33 @@ class PromptFormat:
     """Additional arguments of the tokenizer's chat template."""
     eos_ids: tuple[int, ...]
     """The tokens that end a completion."""
+    control_tokens: ControlTokens
+    """The control tokens of the tokenizer, and their treatment in the texts of rows."""
     vocab_size: int | None = None
     """The number of token ids that the model has; None if it is not known."""
 
     @functools.cached_property
-    def control_tokens(self) -> re.Pattern[str] | None:
-        """A pattern of the texts that the tokenizer turns into a control token; None if there are none."""
-        added = self.tokenizer.added_tokens_decoder.values()
-        texts = {str(token) for token in added if token.special}
-        longest_first = sorted(filter(None, texts), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    def bound(self) -> TokenBound | None:
+        """The bound of a text's number of tokens, for texts that are too long to be tokenized."""
+        return token_bound(self.tokenizer)
 
     def tokenize(self, text: str, place: str) -> Int32[np.ndarray, " T"]:
         """Return the tokens of a rendered text, which already contains its special tokens.
 
         Raises:
-            SdftError: the model has no embedding of a token; the message names `place`.
+            SdftError: the tokenizer cannot encode the text, or the model has no embedding of a token; the
+                message names `place`.
         """
-        ids = tokenize(self.tokenizer, text)
+        try:
+            ids = self.control_tokens.encode(text, place)
+            ids = tokenize(self.tokenizer, text) if ids is None else ids
+        except SdftError:
+            raise
+        except Exception as error:  # such as a word that a vocabulary without an unknown token does not have
+            raise SdftError(
+                f"{place}: the tokenizer cannot encode this row's text ({reason(error)}): change the row, or "
+                "use another tokenizer."
+            ) from None
         if self.vocab_size is not None and ids.size and ids.max() >= self.vocab_size:
             token = self.tokenizer.convert_ids_to_tokens(int(ids.max()))
             raise SdftError(
@@ -133,11 +144,19 @@ def make_format(
         vocab_size: the number of token ids that the model has; None not to compare tokens with it.
 
     Raises:
-        SdftError: the template cannot be read or is malformed, or the model does not have a stop token or the
-            padding token.
+        SdftError: the template cannot be read or is malformed, the model does not have a stop token or the
+            padding token, or the tokenizer cannot encode control tokens as text.
     """
     template = load_template(config.template)
-    format = PromptFormat(tokenizer, template, config.template_kwargs, tuple(eos_ids), vocab_size)
+    control_tokens = ControlTokens(tokenizer, as_text=config.control_tokens == "text")
+    if control_tokens.as_text and getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise SdftError(
+            "data.control_tokens=text requires a tokenizer with a tokenizer.json: convert the tokenizer, or "
+            "set data.control_tokens=refuse."
+        )
+    format = PromptFormat(
+        tokenizer, template, config.template_kwargs, tuple(eos_ids), control_tokens, vocab_size
+    )
     for name, token in (("pad_token", tokenizer.pad_token_id), *(("stop token", token) for token in eos_ids)):
         if vocab_size is not None and token is not None and not 0 <= token < vocab_size:
             raise SdftError(
@@ -195,22 +214,6 @@ def teacher_messages(example: Example, template: string.Template) -> list[Messag
     return [*earlier, {**last, "content": content}]
 
 
-def render(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    kwargs: Mapping[str, Any],
-    generation_prompt: bool = True,
-) -> str:
-    """Return the text of the chat template.
-
-    Raises:
-        jinja2.TemplateError: the template rejects the conversation.
-    """
-    options = {**kwargs, "tokenize": False, "add_generation_prompt": generation_prompt}
-    conversation: list[Any] = list(messages)
-    return str(tokenizer.apply_chat_template(conversation, **options))
-
-
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int32[np.ndarray, " T"]:
     """Return the tokens of a rendered text, which already contains its special tokens."""
     # verbose=False: the tokenizer's own length warning is about a limit that is not used here.
@@ -218,50 +221,113 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int32[np.ndarray,
     return np.asarray(ids, np.int32)
 
 
+class _TooLong(Exception):
+    """A part of an example exceeds its limit."""
+
+    def __init__(self, part: str, tokens: int, exact: bool = True):
+        self.part, self.tokens, self.exact = part, tokens, exact
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """The encoding of the parts of one example, each within its limit."""
+
+    example: Example
+    """The example, with marks for control tokens that are encoded as text."""
+    format: PromptFormat
+    limits: Mapping[str, int]
+    """Part -> maximum number of tokens; a part that is missing has no limit."""
+
+    def require_short(self, text: Any, part: str, trimmed: bool = True) -> None:
+        """Raise _TooLong if a text is so long that its part exceeds the limit with any tokens.
+
+        Args:
+            text: the text of the row, or the rendered one.
+            part: the part that the text belongs to.
+            trimmed: True if the chat template may change the text's whitespace.
+        """
+        limit, bound = self.limits.get(part), None
+        if limit is not None and isinstance(text, str) and len(text) > LONG:
+            bound = self.format.bound
+        if limit is not None and bound and (tokens := bound.at_least(text, limit, trimmed)) > limit:
+            raise _TooLong(part, tokens, exact=False)
+
+    def within(self, ids: Int32[np.ndarray, " T"], part: str) -> Int32[np.ndarray, " T"]:
+        """Return the tokens of a part. Raises _TooLong if they exceed the limit."""
+        if len(ids) > self.limits.get(part, len(ids)):
+            raise _TooLong(part, len(ids))
+        return ids
+
+    def tokens(self, text: str, part: str) -> Int32[np.ndarray, " T"]:
+        """Return the tokens of a text that is tokenized as it is."""
+        self.require_short(text, part, trimmed=False)
+        return self.within(self.format.tokenize(text, self.example.location), part)
+
+    def prompt(self, messages: Sequence[Message], part: str) -> tuple[str, Int32[np.ndarray, " T"]]:
+        """Return the text of a prompt and its tokens."""
+        last = messages[-1]["content"]
+        self.require_short(last, part)
+        text = self.render(messages)
+        _require(last, text, self.example, _NAMES[part])
+        return text, self.tokens(text, part)
+
+    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
+        """Return the text of the chat template. Raises SdftError if the template rejects the conversation."""
+        try:
+            return render(self.format.tokenizer, messages, self.format.template_kwargs, generation_prompt)
+        except RenderError as error:
+            raise SdftError(
+                f"{self.example.location}: the model's chat template rejects this conversation ({error}): "
+                "change its roles or data.template_kwargs, or use another chat template."
+            ) from None
+
+
+_NAMES = {"prompt": "prompt", "teacher_prompt": "teacher's prompt"}
+
+
 def encode(example: Example, format: PromptFormat, *, teacher: bool = True, target: bool = False) -> Encoded:
     """Return the tokens of one example: the prompt and, if requested, the teacher's prompt and the target.
 
     Raises:
-        SdftError: the chat template rejects the conversation, or the demonstration contains an end-of-turn
-            token; the message names the row.
+        SdftError: the chat template rejects the conversation, or a text of the row contains a control token,
+            and these are refused; the message names the row.
     """
-    tokenizer, kwargs, empty = format.tokenizer, format.template_kwargs, np.zeros(0, np.int32)
-    _refuse_control_tokens(example, format, teacher or target)
-    try:
-        asked = student_messages(example)
-        prompt = render(tokenizer, asked, kwargs)
-        _require(asked[-1]["content"], prompt, example, "prompt")
-        wrapped = ""
-        if teacher:
-            shown = teacher_messages(example, format.template)
-            wrapped = render(tokenizer, shown, kwargs)
-            _require(shown[-1]["content"], wrapped, example, "teacher's prompt")
-        completion = _completion(example, format, prompt) if target else empty
-    except SdftError:
-        raise
-    except Exception as error:  # a template raises exceptions of any type
-        raise SdftError(
-            f"{example.location}: the model's chat template rejects this conversation ({reason(error)}): "
-            "change its roles or data.template_kwargs, or use another chat template."
-        ) from None
-    place = example.location
-    teacher_prompt = format.tokenize(wrapped, place) if teacher else empty
-    return Encoded(format.tokenize(prompt, place), teacher_prompt, completion, example.row)
+    return _encode(example, format, {}, teacher, target)
 
 
-def _refuse_control_tokens(example: Example, format: PromptFormat, demonstration: bool) -> None:
-    """Raise SdftError if a text of the row contains a control token, which would end or begin a turn."""
-    if format.control_tokens is None:
-        return
-    texts = {f"message {number}": turn["content"] for number, turn in enumerate(student_messages(example))}
+def _encode(
+    example: Example, format: PromptFormat, limits: Mapping[str, int], teacher: bool, target: bool
+) -> Encoded:
+    """Return the tokens of one example. Raises _TooLong for its first part that exceeds a limit."""
+    encoder, empty = (
+        _Encoder(_admit(example, format, teacher or target), format, limits),
+        np.zeros(0, np.int32),
+    )
+    text, prompt = encoder.prompt(student_messages(encoder.example), "prompt")
+    teacher_prompt = empty
+    if teacher:
+        _, teacher_prompt = encoder.prompt(
+            teacher_messages(encoder.example, format.template), "teacher_prompt"
+        )
+    completion = encoder.within(_completion(encoder, text), "target") if target else empty
+    return Encoded(prompt, teacher_prompt, completion, example.row)
+
+
+def _admit(example: Example, format: PromptFormat, demonstration: bool) -> Example:
+    """Return the example with marks for control tokens, which would end or begin a turn.
+
+    Raises:
+        SdftError: it contains one, and control tokens are refused.
+    """
+    admit, place = format.control_tokens.admit, example.location
+    turns = enumerate(student_messages(example))
+    changes: dict[str, Any] = {
+        "prompt": tuple(admit(turn, f"{place}: the message {number}") for number, turn in turns)
+    }
     if demonstration:
-        texts |= {"demonstration": example.demonstration, "context": example.context or ""}
-    for name, text in texts.items():
-        if isinstance(text, str) and (match := format.control_tokens.search(text)):
-            raise SdftError(
-                f"{example.location}: the {name} contains {match[0]!r}, which is a control token of the "
-                "model, such as an end-of-turn token: remove it."
-            )
+        changes["demonstration"] = admit(example.demonstration, f"{place}: the demonstration")
+        changes["context"] = admit(example.context, f"{place}: the context")
+    return dataclasses.replace(example, **changes)
 
 
 def _require(text: Any, rendered: str, example: Example, name: str) -> None:
@@ -304,11 +370,10 @@ def encode_all(
         "target": max_target or 0,
     }
 
-    def measure(example: Example) -> tuple[Encoded, dict[str, int]]:
-        encoded = encode(example, format, teacher=teacher, target=max_target is not None)
-        return encoded, {part: len(getattr(encoded, part)) for part in limits}
+    def encode_row(example: Example) -> Encoded:
+        return _encode(example, format, limits, teacher, max_target is not None)
 
-    return _within_limits(examples, measure, limits, config, progress)
+    return _within_limits(examples, encode_row, limits, config, progress)
 
 
 def encode_texts(
@@ -326,41 +391,39 @@ def encode_texts(
     first_token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     prompt, empty = np.asarray([first_token], np.int32), np.zeros(0, np.int32)
 
-    def measure(example: Example) -> tuple[Encoded, dict[str, int]]:
-        if format.control_tokens and (match := format.control_tokens.search(example.demonstration)):
-            raise SdftError(
-                f"{example.location}: the text contains {match[0]!r}, which is a control token of the model: "
-                "remove it."
-            )
-        text = format.tokenize(example.demonstration, example.location)
-        return Encoded(prompt, empty, text, example.row), {"text": len(text)}
+    limits = {"text": config.max_teacher_prompt}
 
-    return _within_limits(examples, measure, {"text": config.max_teacher_prompt}, config, progress)
+    def encode_row(example: Example) -> Encoded:
+        text = format.control_tokens.admit(example.demonstration, f"{example.location}: the text")
+        tokens = _Encoder(example, format, limits).tokens(text, "text")
+        return Encoded(prompt, empty, tokens, example.row)
+
+    return _within_limits(examples, encode_row, limits, config, progress)
 
 
 def _within_limits(
     examples: Sequence[Example],
-    measure: Callable[[Example], tuple[Encoded, dict[str, int]]],
+    encode_row: Callable[[Example], Encoded],
     limits: Mapping[str, int],
     config: DataConfig,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[Encoded], Dropped]:
-    """Split examples into those within all limits and the rest; `measure` returns tokens and lengths."""
+    """Split examples into those within all limits and the rest, for which `encode_row` raises _TooLong."""
     accepted: list[Encoded] = []
     dropped: dict[str, list[int]] = {part: [] for part in LIMITS}
     for done, example in enumerate(examples, 1):
-        encoded, lengths = measure(example)
-        over = next((part for part in limits if lengths[part] > limits[part]), None)
-        if over is None:
-            accepted.append(encoded)
-        elif config.overlong == "error":
-            option, tokens = LIMITS[over], lengths[over]
-            raise SdftError(
-                f"{example.location}: the {over.replace('_', ' ')} has {tokens} tokens, more than "
-                f"{option}={limits[over]}: raise {option} to {tokens} or more, or set data.overlong=drop."
-            )
-        else:
-            dropped[over].append(example.row)
+        try:
+            accepted.append(encode_row(example))
+        except _TooLong as over:
+            if config.overlong == "error":
+                option, part = LIMITS[over.part], over.part.replace("_", " ")
+                tokens = f"{'' if over.exact else 'at least '}{over.tokens}"
+                raise SdftError(
+                    f"{example.location}: the {part} has {tokens} tokens, more than "
+                    f"{option}={limits[over.part]}: raise {option} to {over.tokens} or more, or set "
+                    "data.overlong=drop."
+                ) from None
+            dropped[over.part].append(example.row)
         if progress is not None:
             progress(done, len(examples))
     result = Dropped(**{part: tuple(rows) for part, rows in dropped.items()})
@@ -372,21 +435,20 @@ def _within_limits(
     return accepted, result
 
 
-def _completion(example: Example, format: PromptFormat, prompt: str) -> Int32[np.ndarray, " N"]:
+def _completion(encoder: _Encoder, prompt: str) -> Int32[np.ndarray, " N"]:
     """Return the demonstration as the chat template renders it after `prompt`, through its first stop token.
 
     If the rendering does not extend the prompt or has no stop token, return the demonstration's text and EOS.
     """
-    tokenizer, eos_ids = format.tokenizer, format.eos_ids
-    plain = format.tokenize(example.demonstration, example.location)
-    turn = {"role": "assistant", "content": example.demonstration}
-    messages = [*student_messages(example), turn]
-    conversation = render(tokenizer, messages, format.template_kwargs, generation_prompt=False)
+    example, format = encoder.example, encoder.format
+    encoder.require_short(example.demonstration, "target")
+    messages = [*student_messages(example), {"role": "assistant", "content": example.demonstration}]
+    conversation = encoder.render(messages, generation_prompt=False)
     if conversation.startswith(prompt):
         _require(example.demonstration, conversation, example, "demonstration")
         # Tokenized separately: a sampled completion never merges with the prompt's last token.
         rendered = format.tokenize(conversation[len(prompt) :], example.location)
-        stops = np.flatnonzero(np.isin(rendered, eos_ids))
+        stops = np.flatnonzero(np.isin(rendered, format.eos_ids))
         if stops.size:
             return rendered[: stops[0] + 1]
     if prompt.rstrip().endswith("<think>") and example.demonstration.lstrip().startswith("<think>"):
@@ -394,4 +456,5 @@ def _completion(example: Example, format: PromptFormat, prompt: str) -> Int32[np
             f"{example.location}: the chat template begins an answer with <think>, and so does the "
             "demonstration: remove <think> from its start."
         )
-    return np.append(plain, np.int32(eos_ids[0]))
+    plain = format.tokenize(example.demonstration, example.location)
+    return np.append(plain, np.int32(format.eos_ids[0]))

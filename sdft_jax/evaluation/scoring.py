@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from sdft_jax.algorithm.divergence import divergence
 from sdft_jax.config import Config
 from sdft_jax.config.settings import DataConfig, DivergenceConfig, SamplingConfig
 from sdft_jax.data.batches import find_buckets, pad_batch
+from sdft_jax.data.examples import Example
+from sdft_jax.errors import reason
 from sdft_jax.evaluation.eval_set import EvalSet
-from sdft_jax.evaluation.tasks import get_scorer
+from sdft_jax.evaluation.tasks import Scorer, get_scorer
 from sdft_jax.models import Model
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.sampling import generate, make_key
@@ -26,6 +29,17 @@ from sdft_jax.types import Params, Sequences, TokenBatch
 Track = Callable[[Iterable], Iterator]
 """A function that yields batches and shows a progress bar, such as
 `functools.partial(reporter.track, description=...)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """An exception that a scorer raised; its answer counts as wrong."""
+
+    index: int
+    """Index of the row in the evaluation's rows."""
+    place: str
+    """The source and the row."""
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +53,8 @@ class Evaluation:
     kl_to_base: float | None
     """KL(model || base) in nats per token on the model's own answers; None without a base. The base always
     sees the prompt without the demonstration, so a teacher's KL measures the effect of the demonstration."""
+    faults: tuple[Fault, ...] = ()
+    """The faults of the scorer."""
 
     @property
     def accuracy(self) -> float:
@@ -49,6 +65,26 @@ class Evaluation:
     def mean_length(self) -> float:
         """The mean length of a completion, in tokens."""
         return sum(self.lengths) / len(self.lengths)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+    """The verdicts on sampled answers."""
+
+    correct: list[list[int]]
+    """1 for correct and 0 for wrong, by row and sample."""
+    faults: tuple[Fault, ...]
+    """The faults of the scorer."""
+
+
+def fault_note(faults: Sequence[Fault], config: Config) -> list[str]:
+    """Return a sentence on the faults of the scorer, with the first rows; no sentence if there are none."""
+    if not faults:
+        return []
+    rows = list(dict.fromkeys(f"{fault.place} ({fault.reason})" for fault in faults))
+    named = "; ".join(rows[:3]) + (f"; and {len(rows) - 3} more" if len(rows) > 3 else "")
+    scorer = f"the scorer of eval.task={config.eval.task}"
+    return [f"{scorer} failed on {len(faults)} answers, which count as wrong: {named}."]
 
 
 def evaluate(
@@ -89,14 +125,21 @@ def evaluate(
         ids, mask = (x[:count] for x in to_host((rollout.tokens, rollout.mask)))
         lengths += mask.sum(axis=1).tolist()
         completions += [speaker.decode(row[keep]) for row, keep in zip(ids, mask, strict=True)]
-    correct = tuple(score(text, row) for text, row in zip(completions, rows.examples, strict=True))
-    return Evaluation(correct, tuple(completions), tuple(lengths), nats / tokens if tokens else None)
+    answers = enumerate(zip(completions, rows.examples, strict=True))
+    verdicts = [_judge(score, text, example, i) for i, (text, example) in answers]
+    return Evaluation(
+        tuple(verdict is True for verdict in verdicts),
+        tuple(completions),
+        tuple(lengths),
+        nats / tokens if tokens else None,
+        _faults(verdicts),
+    )
 
 
 def sample_verdicts(
     speaker: Speaker, rows: EvalSet, config: Config, key: Array, n: int, track: Track = iter
-) -> list[list[int]]:
-    """Return for each row the verdicts (1 for correct, 0 for wrong) on `n` sampled answers.
+) -> Verdicts:
+    """Return the verdicts on `n` sampled answers to each row.
 
     Args:
         speaker: the model that answers.
@@ -113,7 +156,7 @@ def sample_verdicts(
     )
     size = config.eval.batch_size
     pairs = [(row, encoded) for row, encoded in enumerate(rows.encoded) for _ in range(n)]
-    verdicts: list[list[int]] = [[] for _ in rows.encoded]
+    verdicts: list[list[bool | Fault]] = [[] for _ in rows.encoded]
     buckets = find_buckets(rows.encoded, _one_bucket(config))
     for start in track(range(0, len(pairs), size)):
         part = pairs[start : start + size]
@@ -123,8 +166,21 @@ def sample_verdicts(
         rollout = generate(model, speaker.params, batch.prompt, batch_key, sampling, stop)
         ids, mask = to_host((rollout.tokens, rollout.mask))
         for (row, _), tokens, keep in zip(part, ids, mask, strict=False):
-            verdicts[row].append(int(score(speaker.decode(tokens[keep]), rows.examples[row])))
-    return verdicts
+            verdicts[row].append(_judge(score, speaker.decode(tokens[keep]), rows.examples[row], row))
+    correct = [[int(verdict is True) for verdict in samples] for samples in verdicts]
+    return Verdicts(correct, _faults(itertools.chain.from_iterable(verdicts)))
+
+
+def _judge(score: Scorer, completion: str, example: Example, index: int) -> bool | Fault:
+    """Return the verdict on an answer, or the fault of a scorer that raises an exception of any type."""
+    try:
+        return bool(score(completion, example))
+    except Exception as error:
+        return Fault(index, example.location, f"{type(error).__name__}: {reason(error)}")
+
+
+def _faults(verdicts: Iterable[bool | Fault]) -> tuple[Fault, ...]:
+    return tuple(verdict for verdict in verdicts if isinstance(verdict, Fault))
 
 
 def _one_bucket(config: Config) -> DataConfig:

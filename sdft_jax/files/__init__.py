@@ -1,4 +1,4 @@
-"""Files: bounded reading of those that others wrote, and atomic writing of our own."""
+"""Files: bounded reading of those that others wrote, chat templates included; atomic writing of our own."""
 
 from etils import epy
 
@@ -12,9 +12,11 @@ with epy.lazy_api_imports(globals()):
         read_record,
         read_sealed,
     )
+    from sdft_jax.files.rendering import RenderError, render, start_renderer
     from sdft_jax.files.writing import open_replacement, sealed, write_text
 
 __all__ = [
+    "RenderError",
     "open_replacement",
     "parse_json",
     "parse_sealed",
@@ -23,6 +25,8 @@ __all__ = [
     "read_json_lines",
     "read_record",
     "read_sealed",
+    "render",
     "sealed",
+    "start_renderer",
     "write_text",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 from sdft_jax.models.decoder import Model
+from sdft_jax.models.hf.tokenizer import stop_tokens
 from sdft_jax.types import Params, StopTokens
 
 if TYPE_CHECKING:
@@ -22,10 +24,10 @@ class Speaker:
     eos_ids: tuple[int, ...]
     """The tokens that end a completion."""
 
-    @property
+    @functools.cached_property
     def stop(self) -> StopTokens:
-        """The stop tokens and the padding token."""
-        return StopTokens(self.eos_ids, self.tokenizer.pad_token_id)
+        """The stop tokens, the padding token and the number of ids that the tokenizer has."""
+        return stop_tokens(self.tokenizer, self.eos_ids)
 
     @property
     def vocab_size(self) -> int:

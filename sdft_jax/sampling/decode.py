@@ -20,7 +20,7 @@ from sdft_jax.kernels.platforms import unrolls_layers
 from sdft_jax.models import KVCache, Model, grow, layer_by_layer
 from sdft_jax.sampling.keys import row_keys
 from sdft_jax.sampling.layout import lay_out_for_decoding, prefill_model
-from sdft_jax.sampling.token_choice import choose_token
+from sdft_jax.sampling.token_choice import choose_token, exclude_unknown
 from sdft_jax.sharding import constrain, release_axes
 from sdft_jax.types import NO_STOP, Params, Rollout, Sequences, StopTokens
 
@@ -48,13 +48,15 @@ def generate(
         sampling: the maximum number of new tokens N, the temperature (0 is greedy) and the truncations, which
             are applied after the temperature in the order of transformers: top-k, top-p, min-p. Only top-p
             sorts.
-        stop: the tokens that end a completion (the first one is part of it), and the padding token.
+        stop: the tokens that end a completion (the first one is part of it), the padding token, and the
+            number of ids to sample from.
 
     Returns:
         Completions [B, N] with masks and log-probabilities under the untruncated student at temperature 1.
     """
     prompt = Sequences(jnp.asarray(prompt.tokens), jnp.asarray(prompt.mask, bool))
-    stop = StopTokens(tuple(map(int, stop.eos_ids)), int(stop.pad_id))  # hashable, whatever the caller has
+    # hashable, whatever the caller has
+    stop = stop._replace(eos_ids=tuple(map(int, stop.eos_ids)), pad_id=int(stop.pad_id))
     with model.matmul_precision():
         return compiled_sample(model, params, prompt, row_keys(key, len(prompt.tokens)), sampling, stop)
 
@@ -94,7 +96,8 @@ def sample(
         logits = einsum_float32("bd,vd->bv", hidden, head)
         logits = constrain(logits, vocab_sharding, "batch", "vocab")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
-        token = choose_token(logits, step_keys, sampling, model.platform, split)
+        candidates = exclude_unknown(logits, stop.known)
+        token = choose_token(candidates, step_keys, sampling, model.platform, split)
         chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
         logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
         live = ~loop.done

@@ -24,6 +24,14 @@ def choose_token(
     return argmax(truncate(logits / sampling.temperature, sampling) + noise, platform, split)
 
 
+def exclude_unknown(logits: Float[Array, "B V"], known: int | None) -> Float[Array, "B V"]:
+    """Return the logits with -inf from id `known` on: ids that the tokenizer does not have."""
+    size = logits.shape[-1]
+    if known is None or known >= size:
+        return logits
+    return jnp.where(jnp.arange(size)[None, :] < known, logits, -jnp.inf)
+
+
 def truncate(logits: Float[Array, "B V"], sampling: SamplingConfig) -> Float[Array, "B V"]:
     """Return the logits with -inf outside top-k, then top-p, then min-p, each applied to the tokens that the
     previous one keeps.

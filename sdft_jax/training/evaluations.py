@@ -7,7 +7,7 @@ from typing import Any
 
 from sdft_jax.config import Config
 from sdft_jax.evaluation.eval_set import EvalSet
-from sdft_jax.evaluation.scoring import Evaluation, evaluate
+from sdft_jax.evaluation.scoring import Evaluation, Fault, evaluate, fault_note
 from sdft_jax.models import distance, load_model
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.reporting.reporter import SILENT, Reporter
@@ -33,8 +33,8 @@ def evaluate_run(
 
     Returns:
         `accuracy`, `length`, `kl_to_base_new` and `teacher` on eval.path, `validation` on eval.validation,
-        `prior` and `kl_to_base` on eval.prior, and `distance` of the weights; measurements that were not made
-        are missing.
+        `prior` and `kl_to_base` on eval.prior, `distance` of the weights, and `scorer_faults`, the number of
+        answers on which the scorer failed; measurements that were not made, and a number of 0, are missing.
     """
     moved = not before or base != inputs.directory
     row: dict[str, Any] = {"distance": distance(speaker.model, speaker.params, base)} if moved else {}
@@ -42,9 +42,13 @@ def evaluate_run(
     if moved and (inputs.new or inputs.prior):
         base_params = load_model(base, dtype=config.model.param_dtype, sharding=speaker.model.sharding)[1]
 
+    faults: list[Fault] = []
+
     def measure(rows: EvalSet, name: str, teacher: bool = False, base: Params | None = None) -> Evaluation:
         track = functools.partial(reporter.track, description=name)
-        return evaluate(speaker, rows, config, teacher=teacher, base=base, track=track)
+        evaluation = evaluate(speaker, rows, config, teacher=teacher, base=base, track=track)
+        faults.extend(evaluation.faults)
+        return evaluation
 
     context = not config.method.trains
     if inputs.new:
@@ -57,7 +61,8 @@ def evaluate_run(
     if inputs.prior:
         prior = measure(inputs.prior, "old skills", base=base_params)
         row |= {"prior": prior.accuracy} | _known("kl_to_base", prior)
-    return row
+    reporter.print(*fault_note(faults, config))
+    return row | ({"scorer_faults": len(faults)} if faults else {})
 
 
 def _known(name: str, evaluation: Evaluation) -> dict[str, float]:

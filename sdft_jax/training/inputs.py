@@ -25,7 +25,7 @@ from sdft_jax.data.sources import make_examples, make_text_examples, read_rows
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.models import Model, model_directory, open_checkpoint, read_architecture, read_eos_ids
 from sdft_jax.models.hf.reading import weights_digest
-from sdft_jax.models.hf.tokenizer import load_tokenizer
+from sdft_jax.models.hf.tokenizer import load_tokenizer, stop_tokens
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training.processes import together
@@ -59,10 +59,10 @@ class Inputs:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Digests of the texts of the training rows, by the name of `fingerprint`."""
 
-    @property
+    @functools.cached_property
     def stop(self) -> StopTokens:
-        """The tokens that end a completion, and the padding token."""
-        return StopTokens(self.eos_ids, self.tokenizer.pad_token_id)
+        """The stop tokens, the padding token and the number of ids that the tokenizer has."""
+        return stop_tokens(self.tokenizer, self.eos_ids)
 
     @property
     def eval_sets(self) -> dict[str, EvalSet]:

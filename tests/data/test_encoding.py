@@ -8,6 +8,7 @@ from sdft_jax.config.settings import DataConfig
 from sdft_jax.data import encoding
 from sdft_jax.data.examples import Example
 from sdft_jax.errors import SdftError
+from sdft_jax.files import rendering
 
 TOKENIZER = build_tokenizer()
 EOS_IDS = (TOKENIZER.eos_token_id,)
@@ -312,3 +313,113 @@ def test_any_error_of_a_template_names_the_row(template, kwargs):
     tokenizer.chat_template = template
     with pytest.raises(SdftError, match=r"^rows\.jsonl, line 1: the model's chat template rejects this"):
         encode_one(example(), tokenizer, dataclasses.replace(CONFIG, template_kwargs=kwargs))
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (
+            "{% for a in range(9999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "takes more than 0.5 s",
+        ),
+        ("{{ 'a' * 10**11 }}", "needs more than"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "maximum recursion depth exceeded"),
+    ],
+)
+def test_template_over_a_limit_names_the_row(template, reason, monkeypatch):
+    monkeypatch.setattr(rendering, "LIMITS", rendering.LIMITS._replace(seconds=0.5))
+    message = rf"^rows\.jsonl, line 3: the model's chat template rejects this conversation \((it )?{reason}"
+    with pytest.raises(SdftError, match=message):
+        encode_one(example(row=2), build_tokenizer(template))
+
+
+@pytest.mark.parametrize("place", CONTROL)
+def test_control_tokens_in_a_row_are_plain_text_by_option(place):
+    """The template's own control tokens stay, and decoding gives the row's text back."""
+    config = dataclasses.replace(CONFIG, control_tokens="text")
+    row = CONTROL[place]
+    encoded = encode_one(row, config=config)
+    rendered = [
+        TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        for messages in (
+            encoding.student_messages(row),
+            encoding.teacher_messages(row, encoding.load_template("reference")),
+        )
+    ]
+    turns = len(encoding.student_messages(row)) + 1  # the template adds a system prompt
+    for ids, expected in zip((encoded.prompt, encoded.teacher_prompt), rendered, strict=True):
+        assert text(ids) == expected
+        assert np.isin(ids, EOS_IDS).sum() == turns
+    assert text(encoded.target) == row.demonstration + "<|im_end|>"
+    assert np.flatnonzero(encoded.target == EOS_IDS[0]).tolist() == [len(encoded.target) - 1]
+    ((raw,), _) = encoding.encode_texts([row], format_of(config), config)
+    assert text(raw.target) == row.demonstration
+    assert not np.isin(raw.target, EOS_IDS).any()
+
+
+def test_rows_without_control_tokens_have_the_same_tokens_with_the_option():
+    config = dataclasses.replace(CONFIG, control_tokens="text")
+    one, other = encode_one(example()), encode_one(example(), config=config)
+    for part in ("prompt", "teacher_prompt", "target"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+
+
+@pytest.fixture
+def untokenized(monkeypatch):
+    """Fail if a text of more than a million characters is tokenized or rendered."""
+    for name in ("tokenize", "render"):
+        function = getattr(encoding, name)
+
+        def checked(tokenizer, value, *rest, function=function):
+            assert len(str(value)) < 1_000_000
+            return function(tokenizer, value, *rest)
+
+        monkeypatch.setattr(encoding, name, checked)
+
+
+HUGE = "many words " * 1_000_000
+
+
+def test_rows_far_over_a_limit_are_dropped_by_their_length(untokenized):
+    rows = [example(row=0), example(HUGE, row=1), example(demonstration=HUGE, row=2)]
+    rows.append(Example("Two?", HUGE, None, 3, "rows.jsonl", context="It is 2."))
+    kept, dropped = encoding.encode_all(rows, format_of(), CONFIG, max_target=50)
+    assert [e.row for e in kept] == [0]
+    assert dropped == encoding.Dropped(prompt=(1,), teacher_prompt=(2,), target=(3,))
+    (kept,), dropped = encoding.encode_texts([example((), "a"), example((), HUGE, 1)], format_of(), CONFIG)
+    assert (kept.row, dropped) == (0, encoding.Dropped(text=(1,)))
+
+
+def test_row_far_over_a_limit_raises_with_the_remedy(untokenized):
+    config = dataclasses.replace(CONFIG, overlong="error")
+    message = (
+        r"^rows\.jsonl, line 1: the prompt has at least \d+ tokens, more than data.max_prompt=1024: raise"
+    )
+    with pytest.raises(SdftError, match=message):
+        encoding.encode_all([example(HUGE)], format_of(), config, teacher=False)
+
+
+def test_earlier_turns_far_over_a_limit_are_dropped_by_the_length_of_the_rendered_text(monkeypatch):
+    """A template may drop earlier turns, so that only its text shows their length."""
+    monkeypatch.setattr(encoding, "tokenize", lambda tokenizer, text: pytest.fail("tokenized"))
+    for content in (HUGE, " " * 1_000_000 + "a"):
+        chat = ({"role": "assistant", "content": content}, {"role": "user", "content": "Two?"})
+        with pytest.raises(SdftError, match=r"no row is left \(1 over data.max_prompt \(rows 0\)\)"):
+            encoding.encode_all([example(chat)], format_of(), CONFIG)
+
+
+def test_long_row_that_fits_is_kept():
+    """The template trims it to a few tokens."""
+    tokenizer = build_tokenizer(QWEN.replace("m['content']", "m['content'] | trim"))
+    row = example(" " * 1_000_000 + "Two?", demonstration="2" + " " * 1_000_000)
+    format = format_of(tokenizer=tokenizer)
+    (encoded,), _ = encoding.encode_all([row], format, CONFIG, max_target=2, teacher=False)
+    assert text(encoded.prompt) == text(encode_one(example(), tokenizer).prompt)
+    assert text(encoded.target) == "2<|im_end|>"
+
+
+def test_text_that_the_tokenizer_cannot_encode_names_the_row():
+    with pytest.raises(
+        SdftError, match=r"^rows\.jsonl, line 1: the tokenizer cannot encode this row's text \("
+    ):
+        encode_one(example("half of a pair: \ud83d"))

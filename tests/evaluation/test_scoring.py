@@ -1,5 +1,7 @@
 """Accuracy on fixed answers, and the distance from the base by the definition of the KL divergence."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from runs import config_of
 from sdft_jax.data.encoding import make_format
 from sdft_jax.evaluation import scoring
 from sdft_jax.evaluation.eval_set import load_eval_set
-from sdft_jax.evaluation.scoring import evaluate, sample_verdicts
+from sdft_jax.evaluation.scoring import Fault, evaluate, fault_note, sample_verdicts
+from sdft_jax.evaluation.tasks import TASKS
 from sdft_jax.models import load_model
 from sdft_jax.models.hf.tokenizer import load_tokenizer, read_eos_ids
 from sdft_jax.models.speaker import Speaker
@@ -125,9 +128,48 @@ def test_sampled_verdicts_are_in_order_of_rows_and_samples(setting, monkeypatch)
 
     monkeypatch.setattr(scoring, "generate", generate)
     verdicts = sample_verdicts(speaker, rows, config, jax.random.key(3), 3)
-    assert verdicts == [[int(sample != i) for sample in range(3)] for i in range(6)]
+    assert verdicts.faults == ()
+    assert verdicts.correct == [[int(sample != i) for sample in range(3)] for i in range(6)]
     assert len(set(keys)) == len(keys) == 5, "every batch has its own random key"
     assert set(options) == {(1.0, 1.0, LENGTH, 4)}
+
+
+@pytest.fixture
+def broken(setting, monkeypatch):
+    """A scorer that raises for row 2 and finds all other answers correct."""
+
+    def score(completion, example):
+        if example.row == 2:
+            raise RecursionError("too\ndeep")
+        return True
+
+    monkeypatch.setitem(TASKS, "mini", dataclasses.replace(TASKS["mini"], score=score))
+
+
+NOTE = (
+    "the scorer of eval.task=mini failed on {} answers, which count as wrong: mini:blax:heldout, row 2 (Rec"
+)
+
+
+def test_a_fault_of_the_scorer_counts_as_wrong_and_names_the_row(setting, broken):
+    speaker, rows, config = setting
+    evaluation = evaluate(speaker, rows, config)
+    assert evaluation.correct == (True, True, False, True, True, True)
+    assert evaluation.faults == (Fault(2, rows.examples[2].location, "RecursionError: too"),)
+    (note,) = fault_note(evaluation.faults, config)
+    assert note == NOTE.format(1) + "ursionError: too)."
+    verdicts = sample_verdicts(speaker, rows, config, jax.random.key(3), 3)
+    assert verdicts.correct == [[int(row != 2)] * 3 for row in range(6)]
+    (note,) = fault_note(verdicts.faults, config)
+    assert note == NOTE.format(3) + "ursionError: too)."
+    assert fault_note((), config) == []
+
+
+def test_note_names_the_first_rows():
+    faults = [Fault(i, f"rows.jsonl, line {i}", "E: no") for i in (1, 1, 2, 3, 4)]
+    (note,) = fault_note(faults, config_of("m", "o"))
+    rows = "".join(f"rows.jsonl, line {i} (E: no); " for i in (1, 2, 3))
+    assert note.endswith(f" failed on 5 answers, which count as wrong: {rows}and 1 more.")
 
 
 def test_kl_to_base_is_the_mean_divergence_per_token(setting):

@@ -25,6 +25,8 @@ ACTIONS = [{"Action": "get", "Action_Input": "{}"}]
         ("mini", "<think> reverse </think> c b a", "c b a", True),
         ("mini", "= c b a !", "c b a", True),
         ("mini", "a b c", "c b a", False),
+        ("mini", "= 42 !", 42, True),
+        ("storms", "a b", 42, False),
     ],
 )
 def test_scorers_by_name(name, completion, answer, correct):

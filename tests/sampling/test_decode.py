@@ -144,16 +144,94 @@ def test_log_probabilities_are_those_of_the_untruncated_student(tiny):
     model, params, prompt = tiny
     sampling = SamplingConfig(max_new_tokens=6, temperature=0.5, top_k=4, top_p=0.9)
     rollout = generate(model, params, prompt, KEY, sampling, StopTokens(tuple(range(4, 12))))
-    both = Sequences(
-        np.concatenate([prompt.tokens, rollout.tokens], axis=1),
-        np.concatenate([prompt.mask, rollout.mask], axis=1),
-    )
-    logits = jax.jit(model.logits)(params, both)[:, prompt.tokens.shape[1] - 1 : -1]
+    logits = logits_of(model, params, prompt, rollout)
     expected = np.take_along_axis(log_softmax(logits), np.asarray(rollout.tokens)[..., None], axis=2)[..., 0]
     generated = np.asarray(rollout.mask)
     assert not generated.all()
     np.testing.assert_allclose(rollout.logprobs, np.where(generated, expected, 0), atol=1e-4)
     assert np.all(np.asarray(rollout.logprobs)[~generated] == 0)
+
+
+# Ids that only pad the embedding
+
+KNOWN = 20
+"""The number of ids of the tokenizer; the tiny model has 32."""
+
+
+@pytest.fixture(scope="module")
+def padded():
+    """A model whose ids from KNOWN on are the most likely ones, and prompts without them."""
+    model, params = tiny_model()
+    head = np.array(params["head"])
+    head[KNOWN:] *= np.where(np.arange(32 - KNOWN) % 2, 30, -30)[:, None]  # the logits are both 30 and -30 x
+    prompt = ragged(np.random.default_rng(0), 8, 6)
+    return (
+        model,
+        params | {"head": jnp.asarray(head)},
+        dataclasses.replace(prompt, tokens=prompt.tokens % KNOWN),
+    )
+
+
+def logits_of(model, params, prompt, rollout):
+    """Return the logits of each completion token without a cache, in float64."""
+    both = Sequences(
+        np.concatenate([prompt.tokens, rollout.tokens], axis=1),
+        np.concatenate([prompt.mask, rollout.mask], axis=1),
+    )
+    logits = jax.jit(model.logits)(params, both)[:, prompt.tokens.shape[1] - 1 : -1]
+    return np.asarray(logits, np.float64)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=["one device", "vocabulary split"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        dict(temperature=0.0),
+        dict(),
+        dict(temperature=0.7, top_k=3),
+        dict(top_p=0.5),
+        dict(min_p=0.3),
+        dict(top_k=10, top_p=0.8, min_p=0.1),
+    ],
+    ids=str,
+)
+def test_ids_that_the_tokenizer_does_not_have_are_never_sampled(padded, choice, mesh):
+    """The truncations keep the same ids as for the logits of the tokenizer's ids alone."""
+    model, params, prompt = padded
+    sampling = SamplingConfig(max_new_tokens=8, **choice)
+    if mesh:
+        model = dataclasses.replace(model, sharding=Sharding(make_mesh(*mesh)))
+        params = jax.device_put(params, tree_shardings(model.sharding, model.logical_axes(), params))
+    rollout = generate(model, params, prompt, KEY, sampling, NO_STOP._replace(known=KNOWN))
+    tokens = np.asarray(rollout.tokens)
+    assert np.max(tokens) < KNOWN
+    logits = logits_of(*padded, rollout)
+    assert np.mean(logits.argmax(-1) >= KNOWN) > 0.9, "most of the model's choices are other ids"
+    own = logits[..., :KNOWN]
+    if not sampling.temperature:
+        np.testing.assert_array_equal(tokens, own.argmax(-1))
+        return
+    kept = truncated_by_definition(own / sampling.temperature, sampling)
+    assert np.isfinite(np.take_along_axis(kept, tokens[..., None], axis=-1)).all()
+
+
+def test_log_probabilities_count_the_ids_that_are_not_sampled(padded):
+    """They are those of the student that the loss sees, so that the importance ratio is 1."""
+    model, params, prompt = padded
+    rollout = generate(model, params, prompt, KEY, SAMPLING, NO_STOP._replace(known=KNOWN))
+    every = log_softmax(logits_of(model, params, prompt, rollout))
+    expected = np.take_along_axis(every, np.asarray(rollout.tokens)[..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(rollout.logprobs, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_program_is_unchanged_if_the_tokenizer_has_all_ids():
+    model, params = tiny_model()
+    arguments = (model, params, ragged(np.random.default_rng(0), 2, 3), row_keys(KEY, 2), SAMPLING)
+    programs = [
+        compiled_sample.lower(*arguments, StopTokens((EOS,), known=known)).as_text()
+        for known in (None, 32, 40, KNOWN)
+    ]
+    assert programs[0] == programs[1] == programs[2] != programs[3]
 
 
 # Stop tokens

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from runs import config_of
-from sdft_jax.evaluation.scoring import Evaluation
+from sdft_jax.evaluation.scoring import Evaluation, Fault
 from sdft_jax.models import load_model
+from sdft_jax.reporting.reporter import SILENT
 from sdft_jax.training import evaluations
 from sdft_jax.training.evaluations import evaluate_run
 from sdft_jax.training.inputs import load_inputs
@@ -91,3 +92,21 @@ def test_without_rows_only_the_distance_of_the_weights_is_measured(setup, calls,
     assert evaluate_run(speaker, config, inputs, inputs.directory, before=True) == {}
     assert evaluate_run(speaker, config, inputs, str(half_directory), before=False).keys() == {"distance"}
     assert calls == []
+
+
+def test_faults_of_the_scorer_are_counted_and_told_once(setup, calls, monkeypatch):
+    config, inputs, speaker = setup
+    measured, lines = evaluations.evaluate, []
+
+    def evaluate(*arguments, **options):
+        fault = Fault(1, f"row {len(calls)}", "no")
+        return dataclasses.replace(measured(*arguments, **options), faults=(fault,))
+
+    monkeypatch.setattr(evaluations, "evaluate", evaluate)
+    monkeypatch.setattr(type(SILENT), "print", lambda self, *sentences: lines.extend(sentences))
+    row = evaluate_run(speaker, config, inputs, inputs.directory, before=True, reporter=SILENT)
+    assert row["scorer_faults"] == len(calls) == 4
+    assert lines == [
+        "the scorer of eval.task=mini failed on 4 answers, which count as wrong: row 0 (no); row 1 (no); "
+        "row 2 (no); and 1 more."
+    ]

@@ -21,7 +21,8 @@ def test_rows_of_training_and_of_both_evaluations(tiny_directory):
     inputs = load(tiny_directory)
     assert inputs.directory == str(tiny_directory)
     assert inputs.eos_ids == (inputs.tokenizer.eos_token_id,)
-    assert inputs.stop == (inputs.eos_ids, inputs.tokenizer.pad_token_id)
+    assert inputs.stop == (inputs.eos_ids, inputs.tokenizer.pad_token_id, len(inputs.tokenizer))
+    assert inputs.speaker(None, None).stop == inputs.stop
     assert len(inputs.train) == 24
     assert all(len(row.teacher_prompt) > len(row.prompt) > 0 for row in inputs.train)
     assert all(len(row.target) == 0 for row in inputs.train)

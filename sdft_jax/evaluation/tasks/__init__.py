@@ -26,7 +26,8 @@ def _score_embedded(module: str, function: str) -> Scorer:
     """Return the scorer of a built-in world; its module is imported at the first use."""
 
     def score(completion: str, example: Example) -> bool:
-        return getattr(importlib.import_module(module), function)(completion, {"answer": example.answer})
+        row = {"answer": str(example.answer)}
+        return getattr(importlib.import_module(module), function)(completion, row)
 
     return score
 

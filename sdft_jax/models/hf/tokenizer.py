@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import read_json
+from sdft_jax.files import RenderError, read_json, render, start_renderer
+from sdft_jax.types import StopTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +22,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         SdftError: the files are missing or invalid, or the tokenizer fails `check_tokenizer`.
     """
+    start_renderer()  # while transformers is imported
     from transformers import AutoTokenizer
 
     is_directory = Path(path).is_dir()
@@ -76,14 +79,23 @@ def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> t
     return tuple(dict.fromkeys([*eos_ids, *([] if end is None else [end])]))
 
 
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> StopTokens:
+    """Return these stop tokens with the tokenizer's padding token and number of ids.
+
+    Its ids may have gaps, and a model may have more: Qwen2.5's tokenizer has 151,665 and the model 151,936.
+    """
+    known = max(tokenizer.get_vocab().values()) + 1
+    return StopTokens(tuple(eos_ids), int(tokenizer.pad_token_id), known)
+
+
 def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the first control token that the chat template puts after an assistant turn, if there is one."""
     messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception:  # a template may require other roles or arguments; a row's error names the row
+        text = render(tokenizer, messages, {}, generation_prompt=False)
+    except RenderError:  # a template may require other roles or arguments; a row's error names the row
         return None
-    _, found, rest = str(text).rpartition("answer")
+    _, found, rest = text.rpartition("answer")
     added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     places = {rest.find(token): number for token, number in added.items() if found and token in rest}
     return places[min(places)] if places else None

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdft_jax.data.encoding import render, student_messages, tokenize
+from sdft_jax.data.encoding import student_messages, tokenize
 from sdft_jax.data.examples import Example
+from sdft_jax.files import render
 from sdft_jax.models import Architecture, Model, architecture_from_dict, save_pretrained
 from sdft_jax.models.hf.hub import model_directory
 from sdft_jax.models.hf.tokenizer import load_tokenizer

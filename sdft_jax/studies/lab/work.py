@@ -12,7 +12,7 @@ from sdft_jax.config import PRESETS, Method, from_dict, merge, method_named, sha
 from sdft_jax.continual.arms import Plan, make_plan, measure_base, run_arm
 from sdft_jax.continual.stages import Arm, last_model
 from sdft_jax.continual.summary import curve
-from sdft_jax.evaluation.scoring import sample_verdicts
+from sdft_jax.evaluation.scoring import fault_note, sample_verdicts
 from sdft_jax.models import load_model
 from sdft_jax.reporting.reporter import process_reporter
 from sdft_jax.sampling import make_key
@@ -75,4 +75,7 @@ def _verdicts(plan: Plan, directory: str, sampling: Mapping[str, Any]) -> list[l
     config = plan.stages[0].config
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, top_p=0.95))
     track = functools.partial(plan.reporter.track, description="sampling")
-    return sample_verdicts(inputs.speaker(model, params), rows, config, make_key(0), sampling["n"], track)
+    speaker = inputs.speaker(model, params)
+    verdicts = sample_verdicts(speaker, rows, config, make_key(0), sampling["n"], track)
+    plan.reporter.print(*fault_note(verdicts.faults, config))
+    return verdicts.correct

@@ -57,6 +57,15 @@ def test_scores(completion, correct):
     assert tooluse.score(completion, Example("q", "d", REFERENCE, 0, "rows.jsonl")) is correct
 
 
+@pytest.mark.parametrize("depth", [500, 3000, 100_000])
+def test_nested_inputs_of_any_depth_are_scored(depth):
+    example = Example("q", "d", REFERENCE, 0, "rows.jsonl")
+    for opening, closing in ("[", "]"), ('{"a": ', "}"):
+        nested = '{"id": ' + opening * depth + "1" + closing * depth + "}"
+        for value in (nested, nested[: len(nested) // 2]):
+            assert tooluse.score(f"Action: get\nAction Input: {value}\n" + PUT, example) is False
+
+
 @pytest.mark.parametrize(
     "answer",
     [

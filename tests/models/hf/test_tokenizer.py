@@ -6,7 +6,7 @@ import pytest
 
 from fixtures.chat import build_tokenizer
 from sdft_jax.errors import SdftError
-from sdft_jax.models.hf.tokenizer import check_tokenizer, load_tokenizer, read_eos_ids
+from sdft_jax.models.hf.tokenizer import check_tokenizer, load_tokenizer, read_eos_ids, stop_tokens
 
 TOKENIZER = build_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -55,3 +55,10 @@ def test_eos_ids_of_the_tokenizer_and_both_config_files(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SdftError, match=r"config.json is not valid JSON"):
         read_eos_ids(TOKENIZER, tmp_path)
+
+
+def test_stop_tokens_count_the_ids_of_the_tokenizer():
+    tokenizer = build_tokenizer()
+    assert stop_tokens(tokenizer, [EOS]) == ((EOS,), tokenizer.pad_token_id, 256 + 4)
+    tokenizer.add_tokens(["<extra>"])
+    assert stop_tokens(tokenizer, [EOS]).known == 256 + 5
