@@ -182,7 +182,7 @@ VICTIMS = {
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_every_damaged_file_is_detected(run, victim, kind):
     DAMAGE[kind](VICTIMS[victim](run / "checkpoints" / "3"))
-    assert chosen(run) == 2
+    assert restore(run).step == 2
 
 
 def test_damaged_checkpoints_are_skipped_with_a_message_and_can_be_saved_again(run):
