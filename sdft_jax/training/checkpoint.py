@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -290,7 +291,8 @@ def _read_arrays(checkpoint: epath.Path, abstract: Any) -> Any:
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise
     except Exception as error:  # TensorStore and Orbax raise many types for a damaged file
-        problem, failure = reason(error), storage_reason(error)
+        # TensorStore's messages have its whole specification of an array
+        problem, failure = textwrap.shorten(reason(error), 160, placeholder=" ..."), storage_reason(error)
     worst = max(gathered(2 if failure else 1 if problem else 0))
     if worst == 2:
         raise SdftError(
