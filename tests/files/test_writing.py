@@ -1,11 +1,14 @@
 """A file is complete or as it was before, whatever fails while it is written."""
 
+import json
 import os
 import stat
 
 import pytest
+from etils import epath
 
-from sdft_jax.files.writing import open_replacement, write_text
+from sdft_jax.files import parse_sealed, read_sealed
+from sdft_jax.files.writing import open_replacement, sealed, write_text
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path):
@@ -45,3 +48,24 @@ def test_target_of_a_link_is_not_overwritten(tmp_path):
     write_text(tmp_path / "a", "new")
     assert (tmp_path / "precious").read_text() == "keep"
     assert (tmp_path / "a").read_text() == "new"
+
+
+def test_sealed_record_is_read_back_and_its_damage_noticed(tmp_path):
+    value = {"score": 0.9, "text": "a\u2028ü"}
+    file = epath.Path(tmp_path / "record.json")
+    file.write_text(json.dumps(sealed(value)))
+    assert read_sealed(file) == parse_sealed(file.read_bytes()) == value
+    text = file.read_text()
+    for damaged in (
+        text.replace("0.9", "0.8"),
+        text[:-2],
+        "",
+        "[]",
+        '{"record": 1}',
+        '{"record": "{}"}',
+        "\x00",
+    ):
+        file.write_text(damaged)
+        assert read_sealed(file) == parse_sealed(damaged.encode()) == {}
+    file.unlink()
+    assert read_sealed(file) == {}
