@@ -19,6 +19,7 @@ from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.tasks import get_scorer
 from sdft_jax.models import Model
 from sdft_jax.models.speaker import Speaker
+from sdft_jax.numerics import numerics
 from sdft_jax.sampling import generate, make_key
 from sdft_jax.sharding import to_global, to_host
 from sdft_jax.types import Params, Sequences, TokenBatch
@@ -51,6 +52,7 @@ class Evaluation:
         return sum(self.lengths) / len(self.lengths)
 
 
+@numerics()
 def evaluate(
     speaker: Speaker,
     rows: EvalSet,
@@ -153,12 +155,13 @@ def _divergence_from(
 
     A role is a pair of parameters and prompts.
     """
-    weights = completion.mask * weight[:, None]
-    role_logits, base_logits = (
-        FactoredLogits(model.completion_hidden(params, prompt, completion), model.head(params))
-        for params, prompt in (role, base)
-    )
-    total, _ = divergence(
-        role_logits, base_logits, completion.tokens, weights, DivergenceConfig(), model.sharding
-    )
-    return total, jnp.sum(weights)
+    with model.numerics():
+        weights = completion.mask * weight[:, None]
+        role_logits, base_logits = (
+            FactoredLogits(model.completion_hidden(params, prompt, completion), model.head(params))
+            for params, prompt in (role, base)
+        )
+        total, _ = divergence(
+            role_logits, base_logits, completion.tokens, weights, DivergenceConfig(), model.sharding
+        )
+        return total, jnp.sum(weights)
