@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1] / "sdft_jax"
 PACKAGES = (
     "errors",
     "types",
+    "numerics",
     "files",
     "sharding",
     "config",
@@ -83,9 +84,9 @@ def target(module: str, name: str) -> str:
 
 def test_only_packages_at_the_top_level():
     files = {path.name for path in ROOT.iterdir() if path.is_file()}
-    assert files == {"__init__.py", "cli.py", "errors.py", "types.py", "py.typed"}
+    assert files == {"__init__.py", "cli.py", "errors.py", "numerics.py", "types.py", "py.typed"}
     entries = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert entries | {"errors", "types", "cli"} == set(PACKAGES)
+    assert entries | {"errors", "numerics", "types", "cli"} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("package", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))
@@ -150,3 +151,18 @@ def test_exports_exist(package):
     for name in getattr(module, "__all__", ()):
         assert getattr(module, name) is not None
         assert f"sdft_jax.{package}.{name}" not in NAMES, f"{package}.{name} is both a module and an export"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_texts_do_not_depend_on_defaults(path):
+    """The text of tokens depends on the tokenizer's clean-up, the text of a process on the locale."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call):
+            continue
+        names = {keyword.arg for keyword in node.keywords}
+        called = ast.unparse(node.func)
+        if called.endswith(("tokenizer.decode", ".batch_decode")):
+            assert "clean_up_tokenization_spaces" in names, f"{name_of(path)}:{node.lineno}"
+        assert not names & {"text", "universal_newlines"} or not called.startswith("subprocess."), (
+            f"{name_of(path)}:{node.lineno}: give an encoding instead"
+        )

@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sdft_jax.config.settings import OptimizerConfig
+from sdft_jax.numerics import numerics
 
 
 class RateState(NamedTuple):
@@ -37,7 +38,8 @@ def learning_rates(config: OptimizerConfig, steps: int) -> Float[np.ndarray, " s
 
     A rate computed later, on the device, would wait for the update that is running there.
     """
-    return np.asarray(jax.jit(jax.vmap(learning_rate(config, steps)))(jnp.arange(steps)))
+    with numerics():
+        return np.asarray(jax.jit(jax.vmap(learning_rate(config, steps)))(jnp.arange(steps)))
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

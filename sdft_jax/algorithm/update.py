@@ -37,6 +37,7 @@ from sdft_jax.algorithm.trainable import join
 from sdft_jax.config.methods import Phase
 from sdft_jax.config.settings import DivergenceConfig, ObjectiveConfig
 from sdft_jax.models import Model
+from sdft_jax.numerics import Program
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
 
 Update = Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]
@@ -67,19 +68,20 @@ def make_update(learner: Learner) -> Update:
 
     def update(state: TrainState, batch: TokenBatch) -> tuple[TrainState, Metrics]:
         phase = config.method.phase(has_target=batch.target.tokens.shape[1] > 0)
-        with model.matmul_precision():
+        with model.numerics():
             rollout = roll_out(learner, phase, state, batch)
             state, metrics = learn(learner, phase, state, batch, rollout)
         scalars = {**metrics.scalars, "prompt_padding": _padding(batch)}
         return state, dataclasses.replace(metrics, scalars=scalars)
 
-    return jax.jit(
+    jitted = jax.jit(
         update,
         in_shardings=(state_sharding, model.sharding.named("batch")),
         out_shardings=(state_sharding, model.sharding.replicated),
         # To locate a NaN, jax.debug_nans repeats a step from its initial state.
         donate_argnums=() if config.debug.nans else 0,
     )
+    return Program(jitted)
 
 
 def roll_out(learner: Learner, phase: Phase, state: TrainState, batch: TokenBatch) -> Rollout:

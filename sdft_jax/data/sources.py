@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def make_examples(
         context=config.context if context else None,
         answer=answer,
     )
+    rows = _only(rows, _names(config, required))
     return [_example(rows[index], index, source, config, required) for index in _first(rows, config)]
 
 
@@ -107,6 +108,7 @@ def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> 
     Raises:
         SdftError: a text is missing, empty or of the wrong type.
     """
+    rows = _only(rows, {config.text})
     return [
         Example((), _named_text(rows[row], "text", config.text, location(source, row)), None, row, source)
         for row in _first(rows, config)
@@ -121,6 +123,12 @@ class _RequiredFields:
     context: str | None
     """Name of the context's field; None if it is not required."""
     answer: bool
+
+
+def _names(config: DataConfig, required: _RequiredFields) -> set[str | None]:
+    """Return the names of the fields that `_example` reads."""
+    demonstration = config.demonstration if required.demonstration else None
+    return {config.prompt, config.system, config.answer, "skill", demonstration, required.context}
 
 
 def _first(rows: Sequence[Row], config: DataConfig) -> range:
@@ -292,12 +300,18 @@ def _literal(path: str) -> Iterator[str]:
         yield directory if source.is_dir() else str(link)
 
 
-def _arrow_rows(source: Sequence[Row]) -> Sequence[Row]:
+def _arrow_rows(source: Any) -> Sequence[Row]:
     """Return the rows of a dataset without the keys that only other rows have.
 
     Arrow gives every record of a column the keys of all its records, with None as the value.
     """
-    return _ConvertedRows(source, lambda row: {key: _without_nulls(value) for key, value in row.items()})
+    source = source.with_format(None)  # a saved dataset may ask for tensors, or hide columns
+    return _ConvertedRows(
+        source,
+        lambda row: {key: _without_nulls(value) for key, value in row.items()},
+        lambda: source.column_names,
+        source.select_columns,
+    )
 
 
 def _without_nulls(value: Any) -> Any:
@@ -340,20 +354,60 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
         "give a dataset that is prepared as ArrayRecord (file_format='array_record'; TFRecord requires "
         f"TensorFlow) and has the split {split!r}"
     )
-    return _ConvertedRows(_attempt(path, load, remedy), _plain)
+    source: Any = _attempt(path, load, remedy)
+
+    def select(names: list[str]) -> Sequence[Row]:
+        # a data source ignores PartialDecoding, and nested features have no common decoder
+        nested = (tfds.features.FeaturesDict, tfds.features.Sequence)
+        others = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in source.dataset_info.features.items()
+            if name not in names and not isinstance(feature, nested)
+        }
+        return dataclasses.replace(source, decoders=others)
+
+    return _ConvertedRows(source, _plain, lambda: list(source.dataset_info.features), select)
 
 
 class _ConvertedRows(Sequence[Row]):
-    """Rows of a source that are converted when they are read."""
+    """Rows of a dataset, which are decoded and converted when they are read.
 
-    def __init__(self, source: Sequence[Row], convert: Callable[[Row], Row]):
-        self._source, self._convert = source, convert
+    Args:
+        source: the rows of the dataset.
+        convert: converts a row.
+        columns: returns the names of the columns.
+        select: (names of columns) -> the rows with these columns only.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[Row],
+        convert: Callable[[Row], Row],
+        columns: Callable[[], list[str]],
+        select: Callable[[list[str]], Sequence[Row]],
+    ):
+        self._source, self._convert, self._columns, self._select = source, convert, columns, select
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: Any) -> Any:
         return self._convert(self._source[index])
+
+    def only(self, names: Container[str | None]) -> Sequence[Row]:
+        """Return rows that have None in all other columns."""
+        columns = self._columns()
+        chosen, empty = [name for name in columns if name in names], dict.fromkeys(columns)
+        if not chosen:
+            return [empty] * len(self)
+        return _ConvertedRows(
+            self._select(chosen), lambda row: {**empty, **self._convert(row)}, self._columns, self._select
+        )
+
+
+def _only(rows: Sequence[Row], names: Container[str | None]) -> Sequence[Row]:
+    """Return rows of which only these columns are decoded: others may contain images or broken files."""
+    return rows.only(names) if isinstance(rows, _ConvertedRows) else rows
 
 
 def _plain(value: Any) -> Any:

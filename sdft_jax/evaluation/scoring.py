@@ -22,6 +22,7 @@ from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.tasks import Scorer, get_scorer
 from sdft_jax.models import Model
 from sdft_jax.models.speaker import Speaker
+from sdft_jax.numerics import numerics
 from sdft_jax.sampling import generate, make_key
 from sdft_jax.sharding import to_global, to_host
 from sdft_jax.types import Params, Sequences, TokenBatch
@@ -87,6 +88,7 @@ def fault_note(faults: Sequence[Fault], config: Config) -> list[str]:
     return [f"{scorer} failed on {len(faults)} answers, which count as wrong: {named}."]
 
 
+@numerics()
 def evaluate(
     speaker: Speaker,
     rows: EvalSet,
@@ -209,12 +211,13 @@ def _divergence_from(
 
     A role is a pair of parameters and prompts.
     """
-    weights = completion.mask * weight[:, None]
-    role_logits, base_logits = (
-        FactoredLogits(model.completion_hidden(params, prompt, completion), model.head(params))
-        for params, prompt in (role, base)
-    )
-    total, _ = divergence(
-        role_logits, base_logits, completion.tokens, weights, DivergenceConfig(), model.sharding
-    )
-    return total, jnp.sum(weights)
+    with model.numerics():
+        weights = completion.mask * weight[:, None]
+        role_logits, base_logits = (
+            FactoredLogits(model.completion_hidden(params, prompt, completion), model.head(params))
+            for params, prompt in (role, base)
+        )
+        total, _ = divergence(
+            role_logits, base_logits, completion.tokens, weights, DivergenceConfig(), model.sharding
+        )
+        return total, jnp.sum(weights)

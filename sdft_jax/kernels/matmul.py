@@ -18,7 +18,7 @@ def matmul(spec: str, x: Float[Array, ...], weight: Float[Array, ...], platform:
         weight: shares the contracted dimensions with the activations.
         platform: on a CPU the gradient of the weight is computed in the weight's own order of dimensions.
     """
-    # the backward pass may be traced outside `Model.matmul_precision`
+    # the backward pass may be traced outside `Model.numerics`
     precision: str | None = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     if platform == "cpu":
         return _matmul_cpu(spec, precision, x, weight)

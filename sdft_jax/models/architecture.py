@@ -145,6 +145,7 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
     family = _family(raw)
     config = {**dict(family.defaults), **raw}
     _check_sizes(config)
+    _check_ropes(raw)
     try:
         return _resolve(family, config, json.dumps(raw, sort_keys=True))
     except KeyError as error:
@@ -160,21 +161,35 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
         limit = _MOST_LAYERS if key == "num_hidden_layers" else 1 << 31
         if size is not None and not (type(size) is int and 0 < size < limit):
             raise SdftError(f"{key} is {size!r}, and not a number from 1 to {limit - 1}: correct it.")
-    original = config.get("original_max_position_embeddings")
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = scaling if isinstance(scaling, Mapping) else {}
-    inner = scaling.get("original_max_position_embeddings")
-    kind = scaling.get("rope_type") or scaling.get("type")
-    if original is not None and kind in ("yarn", "llama3") and inner != original:
-        raise SdftError(
-            f"original_max_position_embeddings is {original} beside the rope parameters and {inner} within "
-            "them, and programs differ in which they read: write the right value into both places."
-        )
     dtypes = {str(config[key]) for key in ("dtype", "torch_dtype") if config.get(key)}
     if len(dtypes) > 1:
         raise SdftError(
             f"dtype and torch_dtype differ ({' and '.join(sorted(dtypes))}): remove the wrong one of them."
         )
+
+
+def _check_ropes(raw: Mapping[str, Any]) -> None:
+    """Raise SdftError for a key that has one value beside the rope parameters and another within them, or for
+    a part of the head that is not rotated.
+    """
+    if raw.get("partial_rotary_factor") not in (None, 1):
+        raise SdftError(
+            f"partial_rotary_factor={raw['partial_rotary_factor']} is not supported: every supported family "
+            "rotates the whole head."
+        )
+    keys = ("rope_parameters", "rope_scaling")
+    outer = [value for key in keys if isinstance(value := raw.get(key), Mapping)]
+    nested = [value for parameters in outer for value in parameters.values() if isinstance(value, Mapping)]
+    scaled = [x for x in (*outer, *nested) if (x.get("rope_type") or x.get("type")) in ("yarn", "llama3")]
+    pairs = [("original_max_position_embeddings", parameters) for parameters in scaled]
+    pairs += [("rope_theta", parameters) for parameters in outer if "rope_theta" in parameters]
+    for key, parameters in pairs:
+        beside, within = raw.get(key), parameters.get(key)
+        if beside is not None and beside != within:
+            raise SdftError(
+                f"{key} is {beside} beside the rope parameters and {within} within them, and programs differ "
+                "in which they read: write the right value into both places."
+            )
 
 
 def _family(raw: Mapping[str, Any]) -> Family:

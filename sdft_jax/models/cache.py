@@ -144,7 +144,7 @@ def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T
     start = [*at, *(0,) * part.ndim]
     start[axis] = slot
     return jax.lax.dynamic_update_slice(
-        cached, jnp.expand_dims(part, range(len(at))).astype(cached.dtype), start
+        cached, jnp.expand_dims(part, range(len(at))).astype(cached.dtype), [jnp.int32(x) for x in start]
     )
 
 

@@ -25,6 +25,7 @@ from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
 from sdft_jax.models.rope import rope_table
+from sdft_jax.numerics import numerics
 from sdft_jax.sharding import Sharding, constrain, release_axes, single_device
 from sdft_jax.types import Params, Sequences
 
@@ -78,12 +79,9 @@ class Model:
         """The platform of this model's devices, such as `tpu`."""
         return self.sharding.device.platform
 
-    def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a tracing context in which float32 products have float32 precision on TPU and GPU too.
-
-        The default precision of these platforms is lower.
-        """
-        return jax.default_matmul_precision("float32" if self.compute_dtype == "float32" else None)
+    def numerics(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context for tracing this model's programs: float32 products have float32 precision."""
+        return numerics("float32" if self.compute_dtype == "float32" else None)
 
     def abstract_params(self, dtype: Any = jnp.float32) -> dict[str, Any]:
         """Return the shapes of the parameters."""
@@ -142,7 +140,7 @@ class Model:
 
     def logits(self, params: Params, sequences: Sequences) -> Float[Array, "B T V"]:
         """Return the next-token logits at every position, accumulated in float32."""
-        with self.matmul_precision():
+        with self.numerics():
             hidden = self.hidden_states(params, sequences)
             head = self.head(params).astype(hidden.dtype)
             return einsum_float32("btd,vd->btv", hidden, head)
@@ -177,7 +175,7 @@ class Model:
         Rows that have ended may pass any token.
         """
         written = jnp.ones((tokens.shape[0], 1), bool)
-        mask = jax.lax.dynamic_update_slice(cache.mask, written, (0, cache.length))
+        mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, written, cache.length, axis=1)
         windows = any(kind.window for kind in self.architecture.kinds)
         positions = cache.positions[:, None]
         key_positions = token_positions(mask) if windows else None

@@ -18,6 +18,7 @@ from sdft_jax.config.settings import SamplingConfig
 from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.kernels.platforms import unrolls_layers
 from sdft_jax.models import KVCache, Model, grow, layer_by_layer
+from sdft_jax.numerics import numerics
 from sdft_jax.sampling.keys import row_keys
 from sdft_jax.sampling.layout import lay_out_for_decoding, prefill_model
 from sdft_jax.sampling.token_choice import choose_token, exclude_unknown
@@ -29,6 +30,7 @@ FIRST_SLOTS = 128
 reads all slots, filled or not."""
 
 
+@numerics()
 def generate(
     model: Model,
     params: Params,
@@ -57,8 +59,7 @@ def generate(
     prompt = Sequences(jnp.asarray(prompt.tokens), jnp.asarray(prompt.mask, bool))
     # hashable, whatever the caller has
     stop = stop._replace(eos_ids=tuple(map(int, stop.eos_ids)), pad_id=int(stop.pad_id))
-    with model.matmul_precision():
-        return compiled_sample(model, params, prompt, row_keys(key, len(prompt.tokens)), sampling, stop)
+    return compiled_sample(model, params, prompt, row_keys(key, len(prompt.tokens)), sampling, stop)
 
 
 class _Loop(NamedTuple):
@@ -80,6 +81,18 @@ def sample(
 
     The arguments are those of `generate`, with one key per row.
     """
+    with model.numerics():
+        return _sample(model, params, prompt, keys, sampling, stop)
+
+
+def _sample(
+    model: Model,
+    params: Params,
+    prompt: Sequences,
+    keys: Key[Array, " B"],
+    sampling: SamplingConfig,
+    stop: StopTokens,
+) -> Rollout:
     (batch, width), length = prompt.tokens.shape, sampling.max_new_tokens
     sizes = cache_sizes(length)
     with jax.named_scope("prefill"):

@@ -30,8 +30,9 @@ def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
     """Return one typed key per row: each row's position folded into `key`, or `key` itself if it has one key
     per row.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = from_data(key)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    # a key of `rbg` has four words: twice the key of threefry with the same seed
+    key = from_data((jax.random.key_data(key) if typed else key)[..., :2])
     if key.ndim == 1:
         return key
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows, dtype=jnp.uint32))

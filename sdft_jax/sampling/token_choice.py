@@ -20,7 +20,8 @@ def choose_token(
     """Sample one token per row by the Gumbel-max trick, or return the most likely one at temperature 0."""
     if sampling.temperature == 0:
         return argmax(logits, platform, split)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    # "low": the mode, which a setting of JAX would choose otherwise
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32, mode="low"))(keys)
     return argmax(truncate(logits / sampling.temperature, sampling) + noise, platform, split)
 
 

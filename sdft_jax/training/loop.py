@@ -32,6 +32,7 @@ from sdft_jax.data.batches import HostSlice, make_batches
 from sdft_jax.data.encoding import Encoded
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, load_model, model_directory, read_architecture, save_pretrained
+from sdft_jax.numerics import numerics
 from sdft_jax.plan.footprint import answer_arrays, update_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.rollouts import RolloutRow, write_rollouts
@@ -100,6 +101,7 @@ class _Loop:
         return identity(to_dict(self.config))
 
 
+@numerics()
 def train(
     config: Config,
     inputs: Inputs | None = None,

@@ -113,12 +113,12 @@ def test_micro_batches_change_no_result(single):
 
 
 def test_compiles_once_per_shape_of_the_batch(single):
-    assert single[2]._cache_size() == 1
+    assert single[2].jitted._cache_size() == 1
     _, state, update = setup()
     for prompt, teacher in [(6, 10), (8, 10), (6, 10), (8, 10)]:
         state, _ = update(state, tiny_batch(prompt=prompt, teacher=teacher))
     assert update is single[2]
-    assert update._cache_size() == 2
+    assert update.jitted._cache_size() == 2
 
 
 def test_other_learning_rates_have_the_same_program():
@@ -445,7 +445,7 @@ def test_each_phase_of_reinvoke_compiles_once(phases):
     _, state, update = setup("train.method=reinvoke", *FAST, "divergence.alpha=0")
     for batch in (TARGETS, GENERAL, TARGETS, GENERAL):
         state, _ = update(state, batch)
-    assert update._cache_size() == 2
+    assert update.jitted._cache_size() == 2
 
 
 def test_reinvoke_is_the_same_on_eight_devices(phases):

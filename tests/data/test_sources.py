@@ -1,7 +1,9 @@
+import io
 import json
 from pathlib import Path
 
 import datasets
+import PIL
 import pytest
 import tensorflow_datasets as tfds
 
@@ -214,6 +216,53 @@ def test_hugging_face_directories(tmp_path):
             read_rows(str(tmp_path / name), "nope")
 
 
+BROKEN = datasets.Image(decode=False).encode_example({"bytes": b"no image"})
+"""An image that cannot be decoded."""
+
+
+@pytest.fixture
+def illustrated(tmp_path):
+    """Directories and files of the same rows, with a column of images that cannot be decoded."""
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("prompt", "demonstration", "text", "answer")}
+        | {"figure": datasets.Image()}
+    )
+    rows = [{"prompt": "p", "demonstration": "d", "text": "t", "answer": "a", "figure": BROKEN}] * 2
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    with pytest.raises(PIL.UnidentifiedImageError):
+        dataset[0]
+    dataset.to_parquet(tmp_path / "a.parquet")
+    dataset.save_to_disk(tmp_path / "arrow")
+    return [str(tmp_path / name) for name in ("a.parquet", "arrow")]
+
+
+def test_columns_that_no_setting_names_are_not_decoded(illustrated):
+    for path in illustrated:
+        (row,) = load_examples(path, DataConfig(limit=1), answer=True)
+        assert (row.prompt, row.demonstration, row.answer) == (({**CHAT[2], "content": "p"},), "d", "a")
+        texts = make_text_examples(read_rows(path), DataConfig(), path)
+        assert [text.demonstration for text in texts] == ["t", "t"]
+
+
+def test_missing_field_is_reported_with_the_columns_that_are_not_decoded(illustrated):
+    problem = r"field 'other' is missing \(found: prompt, demonstration, text, answer, figure\)"
+    for path in illustrated:
+        for settings in ({"demonstration": "other"}, {"prompt": "other"}):
+            with pytest.raises(SdftError, match=problem):
+                load(path, **settings)
+        rows = read_rows(path)
+        with pytest.raises(SdftError, match=problem):
+            make_text_examples(rows, DataConfig(text="other"), path)
+
+
+def test_saved_format_of_a_dataset_changes_no_row(tmp_path):
+    dataset = datasets.Dataset.from_list(ROWS)
+    dataset.set_format("numpy", columns=["answer", "prompt"])
+    dataset.save_to_disk(tmp_path / "arrow")
+    row = load(tmp_path / "arrow")[1]
+    assert (row.demonstration, row.answer, type(row.answer)) == ("a\nb", 1, int)
+
+
 def test_none_values_of_a_message_are_removed(tmp_path):
     turns = [{"role": "user", "content": "a", "name": None}]
     path = write(tmp_path / "a.jsonl", json.dumps({"prompt": turns, "demonstration": "d"}))
@@ -229,6 +278,7 @@ def tfds_dir(tmp_path_factory):
         "demonstration": tfds.features.Sequence(text),
         "answer": tfds.features.Text(),
         "system": text,
+        "figure": tfds.features.Image(),
     }
 
     class Toy(tfds.core.GeneratorBasedBuilder):
@@ -244,7 +294,8 @@ def tfds_dir(tmp_path_factory):
 
         def _generate_examples(self, rows=()):
             for i, row in enumerate(rows):
-                yield i, row | {"answer": str(row["answer"]), "system": ""}
+                figure = io.BytesIO(b"no image")
+                yield i, row | {"answer": str(row["answer"]), "system": "", "figure": figure}
 
     builder = Toy(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
     builder.download_and_prepare()

@@ -128,6 +128,7 @@ def test_architectures_are_hashable_and_compared_by_value():
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'.*default, linear, llama3, yarn"),
         ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "requires the key 'low_freq_factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported"),
         ({"layer_types": ["linear_attention"] * 28}, "layer type 'linear_attention'"),
         ({"layer_types": ["full_attention"] * 3}, "3 entries, but num_hidden_layers is 28"),
         ({"layer_types": ["sliding_attention"] * 28, "sliding_window": None}, "sliding_window is not set"),
@@ -137,6 +138,35 @@ def test_architectures_are_hashable_and_compared_by_value():
 def test_errors_name_the_unsupported_or_inconsistent_key(change, message):
     with pytest.raises(SdftError, match=message):
         architecture_from_dict({**QWEN_25_7B, **change})
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("rope", [YARN, LLAMA3], ids=["yarn", "llama3"])
+def test_original_length_beside_the_rope_parameters(key, rope):
+    """transformers 5 reads it there; transformers 4 and this library read it within them."""
+    config = {**QWEN_25_7B, key: rope, "original_max_position_embeddings": 4096}
+    with pytest.raises(SdftError, match="is 4096 beside the rope parameters and None within them"):
+        architecture_from_dict(config)
+    both = {**config, key: rope | {"original_max_position_embeddings": 4096}}
+    assert architecture_from_dict(both).kinds[0].rope.original_max_position_embeddings == 4096
+
+
+def test_original_length_beside_the_rope_parameters_of_each_type_of_layer():
+    ropes = {"full_attention": YARN, "sliding_attention": {"rope_type": "default"}}
+    config = {**GEMMA_3_1B, "rope_parameters": ropes, "original_max_position_embeddings": 4096}
+    with pytest.raises(SdftError, match="is 4096 beside the rope parameters and None within them"):
+        architecture_from_dict(config)
+
+
+def test_base_frequency_beside_the_rope_parameters():
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    with pytest.raises(SdftError, match=r"rope_theta is 1000000\.0 beside the rope parameters and 10000\.0"):
+        architecture_from_dict({**QWEN_25_7B, "rope_parameters": rope})
+    assert architecture_from_dict({**QWEN_25_7B, "rope_theta": 1e4, "rope_parameters": rope})
 
 
 def test_the_error_names_a_missing_key():

@@ -30,6 +30,22 @@ def test_row_keys_are_the_key_folded_with_each_position(generator):
     np.testing.assert_array_equal(jax.random.key_data(row_keys(jax.random.key_data(key), 4)), expected)
 
 
+def test_a_key_of_the_default_generator_becomes_that_of_threefry(generator):
+    for key in (jax.random.key(3), jax.random.PRNGKey(3)):
+        np.testing.assert_array_equal(
+            jax.random.key_data(row_keys(key, 4)), jax.random.key_data(row_keys(make_key(3), 4))
+        )
+
+
+def test_one_key_per_row_of_the_default_generator(generator):
+    keys = row_keys(jax.random.split(jax.random.key(3), 4), 4)
+    assert keys.dtype == make_key(0).dtype
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 4
+    if generator != "unsafe_rbg":
+        expected = jax.random.split(make_key(3), 4)
+        np.testing.assert_array_equal(jax.random.key_data(keys), jax.random.key_data(expected))
+
+
 def test_one_key_per_row_is_used_as_it_is(generator):
     keys = jax.random.split(make_key(0), 4)
     np.testing.assert_array_equal(jax.random.key_data(row_keys(keys, 4)), jax.random.key_data(keys))

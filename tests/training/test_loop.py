@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 import shutil
 import signal
@@ -162,6 +163,25 @@ def test_signal_saves_the_step(finished, tiny_directory, tmp_path, caches, name)
     assert step_names(output) == [3]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3]
     assert cli.main([*command, "train.save_every=2"]) == 0
+    left, right = content(finished), content(output)
+    del left["steps"], right["steps"]
+    assert left == right
+
+
+def test_run_resumes_under_other_settings_of_jax(finished, tiny_directory, tmp_path, caches):
+    output = tmp_path / "run"
+    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
+    settings = {
+        "JAX_ENABLE_X64": "1",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg",
+        "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    }
+    interrupted = ["-c", INTERRUPTED, "SIGTERM", str(output), *command]
+    code, errors = finish(start(interrupted, caches, os.environ | settings))
+    assert code == 128 + signal.SIGTERM, errors
+    assert step_names(output) == [3]
+    assert cli.main(command) == 0
     left, right = content(finished), content(output)
     del left["steps"], right["steps"]
     assert left == right

@@ -141,7 +141,7 @@ def learn(model: Model, student: Params, teacher: Params, rows: Rows) -> tuple[j
     def loss(params: Params) -> jax.Array:
         return distillation_loss(model, params, teacher, rows, options)[0]
 
-    with model.matmul_precision():
+    with model.numerics():
         return jax.value_and_grad(loss)(student)
 
 

@@ -99,7 +99,7 @@ def ours(
     def loss(params: Params) -> jax.Array:
         return distillation_loss(model, params, teacher, rows, options)[0]
 
-    with model.matmul_precision():
+    with model.numerics():
         value, gradients = jax.jit(jax.value_and_grad(loss))(student)
     save_pretrained(model, gradients, None, directory, dtype="float32")
     return float(value), _tensors(directory)
