@@ -25,6 +25,8 @@ class Reporter:
     """Prints nothing if it is quiet."""
     writes: bool = True
     """True if this process also writes the files of a run: metrics, evaluations, rollouts, results."""
+    before_item: Callable[[], None] = lambda: None
+    """Called before each item of `track`; an exception ends the work on the items."""
 
     def print(self, *renderables: Any) -> None:
         """Print tables, or text without markup, highlighting and line breaks."""
@@ -50,7 +52,9 @@ class Reporter:
 
     def track(self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """Yield the items with a progress bar over them."""
-        return track(items, description, console=self.console)
+        for item in track(items, description, console=self.console):
+            self.before_item()
+            yield item
 
 
 SILENT = Reporter(Console(quiet=True), writes=False)

@@ -44,6 +44,14 @@ class Restored:
     """A message for each newer checkpoint that is damaged and was renamed."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager without its query for preemption, whose number JAX would take for one of the loop's."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False: the loop ends the run."""
+        return False
+
+
 @contextlib.contextmanager
 def open_manager(
     directory: epath.Path, keep_last: int = 2, keep_best: int = 1
@@ -61,7 +69,7 @@ def open_manager(
         async_options=ocp.AsyncOptions(post_finalization_callback=functools.partial(seal, directory)),
     )
     with _storage_errors(directory):
-        manager = ocp.CheckpointManager(directory, options=options)
+        manager = _Manager(directory, options=options)
     try:
         yield manager
         wait(manager)
