@@ -11,6 +11,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
+from sdft_jax.errors import reason
 from sdft_jax.reporting.progress import bar, track, training_bar
 from sdft_jax.reporting.stream import make_console
 
@@ -33,6 +34,18 @@ class Reporter:
         for renderable in renderables:
             plain = isinstance(renderable, str)
             self.console.print(renderable, markup=False, emoji=False, highlight=False, soft_wrap=plain)
+
+    @contextlib.contextmanager
+    def tolerating(self, name: object) -> Iterator[None]:
+        """Print an exception of the block in one sentence: a picture or a log must not end a run.
+
+        Args:
+            name: what the block writes, such as a file.
+        """
+        try:
+            yield
+        except Exception as error:  # libraries for pictures raise exceptions of many types
+            self.print(f"{name} cannot be written ({reason(error)}); the run continues without it.")
 
     def heading(self, text: str, more: str = "") -> None:
         """Print `text` in bold, followed by `more`; neither is markup."""

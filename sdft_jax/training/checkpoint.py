@@ -344,11 +344,18 @@ def _delete_partial(directory: epath.Path) -> None:
                 partial.rmtree()
 
 
+_STORAGE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN),  # of network file systems
+    *(errno.EMFILE, errno.ENFILE),
+)
+"""The error codes of storage."""
+
+
 def storage_reason(error: BaseException | None) -> str | None:
     """Return the operating system's message for a storage error, which TensorStore puts into a ValueError."""
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
     while error is not None:
-        for code in codes:
+        for code in _STORAGE:
             if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
                 return os.strerror(code)
         error = error.__cause__ or error.__context__

@@ -202,6 +202,8 @@ def _begin(loop: _Loop) -> tuple[TrainState, Mapping[str, Any]]:
     learner, inputs = loop.learner, loop.inputs
     restored = checkpoint.restore_latest(loop.manager, abstract_state(learner), loop.batches, loop.run)
     if restored is None:
+        if read_jsonl(loop.directory.metrics):
+            loop.reporter.print("there is no checkpoint of the steps in metrics.jsonl: starting from step 0")
         start = load_start(learner.config, inputs, learner.model.sharding)
         return init_state(learner, start), {"step": 0, "metrics": {}, "scores": []}
     _refuse_changed_inputs(loop, restored)
@@ -263,7 +265,7 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
         _open_sinks(loop, step if resumed else -1, bool(meta["metrics"])) as sinks,
         termination_requests() as requests,
         loop.reporter.training_bar(loop.steps, step) as show,
-        open_profile(loop.config.profile, loop.directory.profile) as before_step,
+        open_profile(loop.config.profile, loop.directory.profile, loop.reporter.tolerating) as before_step,
     ):
         reporter = dataclasses.replace(loop.reporter, before_item=requests.check)
         loop = dataclasses.replace(loop, reporter=reporter)
@@ -520,4 +522,5 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
             )
         )
     if loop.reporter.writes:
-        write_rollouts(loop.directory.rollouts, step, rows)
+        with loop.reporter.tolerating(f"the rollouts of step {step}"):
+            write_rollouts(loop.directory.rollouts, step, rows)
