@@ -4,6 +4,7 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from sdft_jax.files.reading import (
+        file_size,
         is_regular,
         parse_json,
         read_bytes,
@@ -15,6 +16,7 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "cache_directory",
+    "file_size",
     "is_regular",
     "open_replacement",
     "parse_json",

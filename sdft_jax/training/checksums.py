@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from sdft_jax.files import file_size
+
 MANIFEST = "manifest.json"
 _WRITTEN_LATER = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
 """Top-level files that Orbax writes after the manifest; a restore does not need them."""
@@ -73,8 +75,8 @@ def _first_difference(checkpoint: epath.Path, expected: Mapping[str, Sequence[in
         path = checkpoint / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().length != size:
-            return f"{name} has {path.stat().length} bytes instead of the {size} that were written"
+        if file_size(path) != size:
+            return f"{name} has {file_size(path)} bytes instead of the {size} that were written"
     with ThreadPoolExecutor(4) as pool:
         sums = pool.map(lambda name: _size_and_crc(checkpoint / name), expected)
         for (name, (_, crc)), (_, now) in zip(expected.items(), sums, strict=True):

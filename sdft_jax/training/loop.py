@@ -305,7 +305,8 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             if step not in (0, saved):
                 _save(loop, step, state, meta["scores"], meta)
             checkpoint.wait(loop.manager)
-            loop.directory.push()
+            with loop.reporter.tolerating(loop.directory.output):
+                loop.directory.push()
             message = (
                 f"stopped by {request.by.name} after step {step}: start the same command again to resume."
             )
@@ -414,7 +415,8 @@ def _save(
     checkpoint.save(loop.manager, step, state, loop.batches, meta)
     if evaluation and evaluation["step"] == step:
         checkpoint.record_evaluation(loop.manager, step, evaluation)
-    loop.directory.push()
+    with loop.reporter.tolerating(loop.directory.output):  # the next save copies it
+        loop.directory.push()
     return step
 
 

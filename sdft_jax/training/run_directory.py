@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from sdft_jax.config import Config, flatten, load_config, read_yaml, to_dict
 from sdft_jax.config.config import PATHS, expand_home, path_settings
 from sdft_jax.errors import SdftError
-from sdft_jax.files import cache_directory, is_regular, write_text
+from sdft_jax.files import cache_directory, is_regular, write_errors, write_text
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
 from sdft_jax.training.bucket import download, is_remote, upload
 from sdft_jax.training.checkpoint import read_meta
@@ -146,6 +146,10 @@ class RunDirectory:
         if self.is_remote and jax.process_index() == 0:
             if not resumed:
                 shutil.rmtree(self.local, ignore_errors=True)
+            with write_errors(
+                self.local, "set XDG_CACHE_HOME to a directory for the files of runs in buckets"
+            ):
+                self.local.mkdir(parents=True, exist_ok=True)
             download(self.output, self.local, exclude=CHECKPOINTS)
 
     def push(self) -> None:

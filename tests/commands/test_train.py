@@ -10,6 +10,7 @@ import pytest
 from runs import config_of, content_of, read
 from sdft_jax import cli
 from sdft_jax.commands.train import baseline_config, plot_points, result_rows
+from sdft_jax.training import loop
 from sdft_jax.training.loop import Run
 from sdft_jax.training.run_directory import RunDirectory
 
@@ -220,3 +221,41 @@ def test_what_the_run_needs_is_named(finished, resume, kind, name):
         put(resume.output / name, "missing")
         assert resume()[0] == 0
         assert model_of(resume.output) == model_of(finished)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """A function that sets the work to do between two steps of a run."""
+
+    def set_work(work):
+        next_batch = loop._next_batch
+
+        def work_and_next_batch(run):
+            work()
+            return next_batch(run)
+
+        monkeypatch.setattr(loop, "_next_batch", work_and_next_batch)
+
+    return set_work
+
+
+def test_files_that_are_removed_meanwhile_are_written_again(finished, resume, meanwhile):
+    output = resume.output
+    meanwhile(lambda: [put(output / name, "missing") for name in (*REMADE[:3], "rollouts", "tensorboard")])
+    code, _, errors = resume("report.tensorboard=true")
+    assert (code, errors) == (0, "")
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert read(output / name) == read(finished / name)
+    assert sorted(path.name for path in (output / "rollouts").iterdir()) == ["000006.jsonl", "000006.txt"]
+    assert len(list((output / "tensorboard").iterdir())) == 1
+    assert model_of(output) == model_of(finished)
+
+
+@pytest.mark.parametrize("kind", ["directory", "named pipe"])
+def test_logs_that_are_replaced_meanwhile_cost_no_model(finished, resume, meanwhile, kind):
+    output, names = resume.output, ("metrics.jsonl", "rollouts", "tensorboard")
+    meanwhile(lambda: [put(output / name, kind) for name in names])
+    code, text, errors = resume("report.tensorboard=true")
+    assert (code, errors) == (0, "")
+    assert text.count("metrics.jsonl cannot be written") == (kind == "directory")
+    assert model_of(output) == model_of(finished)
