@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     """Run a command, and return the exit code."""
-    arguments = _parse(argv)
     try:
+        _require_text(sys.argv[1:] if argv is None else argv)
+        arguments = _parse(argv)
         if argv is None:
             prepare_limits()
         return arguments.command(arguments)
@@ -102,6 +103,16 @@ def _run(argv: Sequence[str] | None) -> int:
             file=sys.stderr,
         )
         return USER_ERROR
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Raise SdftError for an argument with bytes that the locale's encoding does not have."""
+    for word in words:
+        if word != word.encode(errors="replace").decode():
+            raise SdftError(
+                f"argument {word!r} has bytes that are not {sys.getfilesystemencoding()}: give it in the "
+                "encoding of the locale, or set PYTHONUTF8=1 and give it in UTF-8."
+            )
 
 
 def _path_reason(error: Exception) -> str | None:

@@ -34,7 +34,7 @@ def seal_directory(directory: epath.Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         sums = pool.map(lambda name: _size_and_crc(directory / name), names)
         text = json.dumps(dict(zip(names, sums, strict=True)))
-    (directory / MANIFEST).write_text(text)
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def damage(checkpoint: epath.Path) -> str | None:
@@ -42,7 +42,7 @@ def damage(checkpoint: epath.Path) -> str | None:
     None.
     """
     try:
-        expected = json.loads((checkpoint / MANIFEST).read_text())
+        expected = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         return _first_difference(checkpoint, expected)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"

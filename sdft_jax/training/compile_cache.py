@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -29,9 +30,14 @@ def enable_compile_cache() -> None:
         with tempfile.TemporaryFile(dir=directory):  # root may write without permission, but not everywhere
             pass
     except (SdftError, OSError) as error:
-        print(f"sdft: compiled programs are not kept for later runs: {reason(error)}.", file=sys.stderr)
+        _print_once(f"sdft: compiled programs are not kept for later runs: {reason(error)}.")
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+@functools.cache
+def _print_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _configured() -> Any:

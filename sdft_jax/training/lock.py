@@ -25,7 +25,7 @@ from typing import Any
 from etils import epath
 
 from sdft_jax.errors import SdftError
-from sdft_jax.files import read_record
+from sdft_jax.files import read_record, write_text
 
 LOCK = ".lock"
 """Name of the file or object with the owner."""
@@ -80,7 +80,7 @@ def _locked_object(output: str) -> Iterator[None]:
     stop = threading.Event()
 
     def renew() -> None:
-        path.write_text(json.dumps(_owner() | {"token": token, "renewed": time.time()}))
+        write_text(path, json.dumps(_owner() | {"token": token, "renewed": time.time()}))
 
     def renew_until_stopped() -> None:
         while not stop.wait(RENEWAL):

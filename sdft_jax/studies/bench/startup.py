@@ -144,7 +144,7 @@ def imported(arguments: Sequence[str]) -> list[str]:
 
 def _run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     process = subprocess.run(
-        [sys.executable, *arguments], env=_environment(), capture_output=True, text=True, check=False
+        [sys.executable, *arguments], env=_environment(), capture_output=True, encoding="utf-8", check=False
     )
     if process.returncode:
         sys.stderr.write(process.stderr)

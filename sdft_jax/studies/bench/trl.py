@@ -183,7 +183,7 @@ def _process(side: str, settings: Mapping[str, Any], directory: Path) -> Run:
         [sys.executable, "-m", "sdft_jax.studies.bench.trl_sides", side, str(file)],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
     )
     if process.returncode:
