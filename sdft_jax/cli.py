@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.metadata
 import os
 import sys
@@ -13,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 from sdft_jax.config import Config, load_config
 from sdft_jax.config.reference import as_help
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, reason
 from sdft_jax.reporting.stream import keep_standard_streams
+from sdft_jax.training.limits import prepare_limits
 from sdft_jax.training.liveness import LOST, has_joined, leave
 from sdft_jax.training.quiet import quiet_libraries
 from sdft_jax.training.sigint import end_at_once_on_sigint
@@ -82,23 +84,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     """Run a command, and return the exit code."""
-    arguments = _parse(argv)
     try:
+        _require_text(sys.argv[1:] if argv is None else argv)
+        arguments = _parse(argv)
+        if argv is None:
+            prepare_limits()
         return arguments.command(arguments)
     except SdftError as error:
         print(f"sdft: {error}", file=sys.stderr)
         return USER_ERROR
+    except MemoryError as error:
+        print(
+            f"sdft: this process has no more memory ({reason(error)}): raise its limit (ulimit -v), or use a "
+            "smaller batch or model.",
+            file=sys.stderr,
+        )
+        return USER_ERROR
     except Exception as error:
         from sdft_jax.training.checkpoint import storage_reason
 
-        reason = storage_reason(error)
-        if reason is None:
+        file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        problem = storage_reason(error) or (file and _path_reason(error))
+        if not problem:
             raise
-        file = getattr(error, "filename", None) or "the output"
         print(
-            f"sdft: {file} cannot be written ({reason}): fix this and run the command again.", file=sys.stderr
+            f"sdft: {file or 'the output'} cannot be read or written ({problem}): fix this and run the "
+            "command again.",
+            file=sys.stderr,
         )
         return USER_ERROR
+
+
+def _require_text(words: Sequence[str]) -> None:
+    """Raise SdftError for an argument with bytes that the locale's encoding does not have."""
+    for word in words:
+        if word != word.encode(errors="replace").decode():
+            raise SdftError(
+                f"argument {word!r} has bytes that are not {sys.getfilesystemencoding()}: give it in the "
+                "encoding of the locale, or set PYTHONUTF8=1 and give it in UTF-8."
+            )
+
+
+def _path_reason(error: Exception) -> str | None:
+    """Return the system's message for a path that is not a file or directory as required."""
+    codes = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY)
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno in codes else None
 
 
 def train(arguments: argparse.Namespace) -> int:

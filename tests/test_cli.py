@@ -1,5 +1,6 @@
 """The command line: arguments, help, and errors of the user, each as one line with exit code 2."""
 
+import errno
 import io
 import json
 import os
@@ -292,3 +293,40 @@ def test_prompts_on_standard_input_are_lines_of_utf8(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff"), "latin-1"))
     with pytest.raises(SdftError, match=r"^standard input: byte 1 is not UTF-8: give prompts in UTF-8\.$"):
         cli._standard_input()
+
+
+def test_argument_that_is_not_text_is_named(capsys):
+    """Python decodes bytes that the locale does not have to lone surrogates."""
+    assert cli.main(["sample", "mini", "gr\udcfc"]) == 2
+    assert capsys.readouterr().err.startswith("sdft: argument 'gr\\udcfc' has bytes that are not utf-8: give")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ESTALE, "Stale file handle"),
+            "the output cannot be read or written (Stale file handle)",
+        ),
+        (OSError(errno.EMFILE, "", "/a"), "/a cannot be read or written (Too many open files)"),
+        (OSError(errno.EISDIR, "", "/a", None, "/b"), "/b cannot be read or written (Is a directory)"),
+        (MemoryError(), "this process has no more memory (MemoryError): raise its limit"),
+    ],
+)
+def test_error_of_the_system_is_one_sentence(monkeypatch, capsys, error, message):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    assert cli.main(["train", "any.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sdft: {message}")
+
+
+def test_other_errors_have_a_traceback(monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EINVAL, "of the library")
+
+    monkeypatch.setattr(cli, "load_config", fail)
+    with pytest.raises(OSError, match="of the library"):
+        cli.main(["train", "any.yaml"])

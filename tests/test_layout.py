@@ -133,6 +133,21 @@ def test_private_names_stay_in_their_module(path):
             assert not node.attr.startswith("_"), f"{name_of(path)}:{node.lineno} reads {ast.unparse(node)}"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_texts_have_an_encoding(path):
+    """The default is that of the locale, which differs between machines."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) in ("os.open", "direct.open"):
+            continue
+        name = ast.unparse(node.func).rpartition(".")[2]
+        is_method = isinstance(node.func, ast.Attribute)  # `write_text` of sdft_jax.files is always UTF-8
+        reads = name in ("open", "fdopen") or (is_method and name in ("read_text", "write_text"))
+        options = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        binary = any(isinstance(word, ast.Constant) and "b" in str(word.value) for word in node.args)
+        if (reads and not binary) or options.get("text") == "True":
+            assert "encoding" in options, f"{name_of(path)}:{node.lineno} {ast.unparse(node)}"
+
+
 def test_no_circle():
     graph = {
         name: {target(*pair) for pair in imports(path)} & NAMES.keys() - {name}

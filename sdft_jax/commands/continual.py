@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sdft_jax.config import Config, to_dict
@@ -20,6 +21,7 @@ from sdft_jax.continual.summary import (
     summarize,
 )
 from sdft_jax.errors import SdftError
+from sdft_jax.files import write_errors, write_text
 from sdft_jax.reporting.charts import Point, plot_pareto, plot_sequence
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.reporting.reporter import Reporter, process_reporter
@@ -91,21 +93,8 @@ def _brief(base: Mapping[str, Measured]) -> dict[str, Any]:
 def _conclude(
     reporter: Reporter, directory: RunDirectory, report: Mapping[str, Any], untrained: set[str]
 ) -> None:
-    output, arms = directory.local, report["arms"]
-    (output / "continual.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    arms = report["arms"]
     chosen = chosen_rates(arms)
-    caption = f"Measured on {report['hardware']}."
-    files = {"all results": output / "continual.json"}
-    if PRIOR in report["base"]["student"]:
-        files["new against prior skills"] = output / "pareto.png"
-        prior = report["base"]["student"][PRIOR]["accuracy"]
-        before = Point("base model", prior, mean(arms[0]["accuracy"][0]) or 0.0)
-        plot_pareto(points(arms, chosen), output / "pareto.png", caption, base=before)
-    best = [arm for arm in arms if arm["learning_rate"] == chosen[arm["method"]] and arm["curve"]]
-    if curves := sequence_curves(best):
-        files["accuracy over steps"] = output / "accuracy.png"
-        marks = {arm["method"]: stage_starts(arm["curve"]) for arm in best}
-        plot_sequence(curves, output / "accuracy.png", caption, stages=marks)
     reporter.print(
         summary_table([_table_row(arm, untrained) for arm in arms], "Accuracy after the last stage, greedy"),
         "",
@@ -113,8 +102,33 @@ def _conclude(
         "BWT: mean change of earlier tasks since their own stage; -/+: prior items forgotten and gained "
         "since the base (McNemar's test is in the JSON); KL: KL(model || base) on prior prompts, nats per "
         "token.",
-        *(f"{name:<25} {path}" for name, path in files.items()),
     )
+    results = directory.local / "continual.json"
+    with write_errors(results, "fix this and run the same command again"):
+        write_text(results, json.dumps(report, indent=1))
+    files = {"all results": results} | _draw(reporter, directory.local, report, chosen)
+    reporter.print(*(f"{name:<25} {path}" for name, path in files.items()))
+
+
+def _draw(
+    reporter: Reporter, output: Path, report: Mapping[str, Any], chosen: Mapping[str, float]
+) -> dict[str, Path]:
+    """Write the figures, and return their paths by title."""
+    arms, caption, files = report["arms"], f"Measured on {report['hardware']}.", {}
+    if PRIOR in report["base"]["student"]:
+        file = files["new against prior skills"] = output / "pareto.png"
+        prior = report["base"]["student"][PRIOR]["accuracy"]
+        before = Point("base model", prior, mean(arms[0]["accuracy"][0]) or 0.0)
+        with reporter.tolerating(file):
+            plot_pareto(points(arms, chosen), file, caption, base=before)
+    best = [arm for arm in arms if arm["learning_rate"] == chosen[arm["method"]] and arm["curve"]]
+    file = output / "accuracy.png"
+    with reporter.tolerating(file):
+        if curves := sequence_curves(best):
+            files["accuracy over steps"] = file
+            marks = {arm["method"]: stage_starts(arm["curve"]) for arm in best}
+            plot_sequence(curves, file, caption, stages=marks)
+    return files
 
 
 def _table_row(arm: Mapping[str, Any], untrained: set[str]) -> dict[str, Any]:

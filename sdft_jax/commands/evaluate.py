@@ -14,7 +14,7 @@ from sdft_jax.data.encoding import PromptFormat
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.evaluation.scoring import Evaluation, evaluate, fault_note
-from sdft_jax.files import write_text
+from sdft_jax.files import write_errors, write_text
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.tables import summary_table
@@ -58,9 +58,10 @@ def run(config: Config, out: str | None = None) -> dict[str, Evaluation]:
             for role, teacher in roles.items()
         }
     if reporter.writes:
-        if out:
-            _write(Path(out), evaluations, rows)
         _report(reporter, config, evaluations, rows)
+        if out:
+            with write_errors(out, "fix this, or give another file, and run the command again"):
+                _write(Path(out), evaluations, rows)
     return evaluations
 
 
@@ -116,7 +117,7 @@ def _write(file: Path, evaluations: Mapping[str, Evaluation], rows: EvalSet) -> 
         for i, example in enumerate(rows.examples)
     )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    if file.exists() and not file.is_file():  # such as /dev/stdout, which cannot be replaced
-        file.write_text(text, encoding="utf-8")
+    if file.exists() and not (file.is_file() and os.access(file.absolute().parent, os.W_OK)):
+        file.write_text(text, encoding="utf-8")  # such as /dev/stdout, which cannot be replaced
     else:
         write_text(file, text)

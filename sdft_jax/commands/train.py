@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdft_jax.config import Config, describe
-from sdft_jax.files import write_text
+from sdft_jax.files import write_errors, write_text
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.run_plot import plot_run
@@ -75,20 +75,22 @@ def _print_introduction(reporter: Reporter, config: Config, inputs: Inputs) -> N
 def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> None:
     directory = RunDirectory(config.output)
     rows = result_rows(runs)
-    plot_run(directory.metrics, plot_points(runs), directory.plot, f"Measured on {describe_hardware()}.")
-    write_text(directory.summary, json.dumps({"rows": rows, "hardware": describe_hardware()}, indent=1))
     if any(row.get(key) is not None for row in rows for key in ("new skill", "old skills")):
         reporter.print(
             summary_table(rows, "Accuracy on held-out rows, greedy"),
             "KL to base: KL(model || base) in nats per token, on the model's own answers to old skills.",
         )
+    with reporter.tolerating(directory.plot):
+        plot_run(directory.metrics, plot_points(runs), directory.plot, f"Measured on {describe_hardware()}.")
+    with write_errors(directory.summary, "fix this and run the same command again"):
+        write_text(directory.summary, json.dumps({"rows": rows, "hardware": describe_hardware()}, indent=1))
     directory.push()
     paths = {
         "model (Hugging Face)": directory.named(runs[config.method.name].exported),
         "checkpoints (Orbax)": directory.below(CHECKPOINTS).output,
         "metrics": directory.named(directory.metrics),
         "plot": directory.named(directory.plot),
-        **({"rollouts": directory.named(directory.rollouts)} if directory.rollouts.exists() else {}),
+        **({"rollouts": directory.named(directory.rollouts)} if directory.rollouts.is_dir() else {}),
         "summary": directory.named(directory.summary),
     }
     reporter.print(*(f"{name:<21} {path}" for name, path in paths.items()))
@@ -97,15 +99,20 @@ def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> No
 def result_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """Return the rows of the final table: before training, the teacher, and after training by each method."""
     rows: list[dict[str, Any]] = []
-    start = next(iter(runs.values())).evaluations[:1]
-    if start and start[0].keys() - {"step"}:
-        rows.append(_row("before", 0, start[0]))
-        if "teacher" in start[0]:
-            rows.append({"model": "before, with the demonstration", "new skill": start[0]["teacher"]})
+    start = _evaluation(next(iter(runs.values())), 0)
+    if start.keys() - {"step"}:
+        rows.append(_row("before", 0, start))
+        if "teacher" in start:
+            rows.append({"model": "before, with the demonstration", "new skill": start["teacher"]})
     for method, result in runs.items():
-        if rows:
-            rows.append(_row(f"after {method.upper()}", result.step, result.evaluations[-1]))
+        if any({"accuracy", "prior"} & row.keys() for row in result.evaluations):
+            rows.append(_row(f"after {method.upper()}", result.step, _evaluation(result, result.step)))
     return rows
+
+
+def _evaluation(run: Run, step: int) -> Mapping[str, Any]:
+    """Return the evaluation at a step; {} if the log does not have it."""
+    return next((row for row in run.evaluations if row["step"] == step), {})
 
 
 def _row(model: str, step: int, evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,10 +187,10 @@ def _other_tasks(plan: Plan, stage: Stage) -> Watch:
     names = {other.name for other in plan.stages} - {stage.name}
     rows = {name: pair for name, pair in plan.rows.items() if name in names}
 
-    def watch(model: Model, params: Params) -> Mapping[str, float]:
+    def watch(model: Model, params: Params, reporter: Reporter) -> Mapping[str, float]:
         speaker = plan.first_inputs.speaker(model, params)
         return {
-            f"accuracy/{name}": _evaluate(plan, name, speaker, part, config).accuracy
+            f"accuracy/{name}": _evaluate(reporter, name, speaker, part, config).accuracy
             for name, (config, part) in rows.items()
         }
 
@@ -198,11 +198,11 @@ def _other_tasks(plan: Plan, stage: Stage) -> Watch:
 
 
 def _evaluate(
-    plan: Plan, name: str, speaker: Speaker, rows: EvalSet, config: Config, **options
+    reporter: Reporter, name: str, speaker: Speaker, rows: EvalSet, config: Config, **options
 ) -> Evaluation:
-    track = functools.partial(plan.reporter.track, description=name)
+    track = functools.partial(reporter.track, description=name)
     evaluation = evaluate(speaker, rows, config, track=track, **options)
-    plan.reporter.print(*fault_note(evaluation.faults, config))
+    reporter.print(*fault_note(evaluation.faults, config))
     return evaluation
 
 
@@ -235,7 +235,9 @@ def measure(
     directory = RunDirectory(plan.config.output)
     with explained("an evaluation", plan.config, model, count, directory=directory):
         return {
-            name: as_json(_evaluate(plan, name, speaker, rows, config, teacher=teacher, base=base), rows)
+            name: as_json(
+                _evaluate(plan.reporter, name, speaker, rows, config, teacher=teacher, base=base), rows
+            )
             for name, (config, rows) in plan.rows.items()
             if not teacher or _has_teacher(name, config)
         }

@@ -4,6 +4,8 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from sdft_jax.files.reading import (
+        file_size,
+        is_regular,
         parse_json,
         parse_sealed,
         read_bytes,
@@ -13,10 +15,19 @@ with epy.lazy_api_imports(globals()):
         read_sealed,
     )
     from sdft_jax.files.rendering import RenderError, render, start_renderer
-    from sdft_jax.files.writing import open_replacement, sealed, write_text
+    from sdft_jax.files.writing import (
+        cache_directory,
+        open_replacement,
+        sealed,
+        write_errors,
+        write_text,
+    )
 
 __all__ = [
     "RenderError",
+    "cache_directory",
+    "file_size",
+    "is_regular",
     "open_replacement",
     "parse_json",
     "parse_sealed",
@@ -28,5 +39,6 @@ __all__ = [
     "render",
     "sealed",
     "start_renderer",
+    "write_errors",
     "write_text",
 ]

@@ -100,8 +100,24 @@ def read_json(path: str | os.PathLike[str], remedy: str, kind: type = dict, limi
     return value
 
 
+def is_regular(path: epath.Path) -> bool:
+    """Return True for a regular file or an object in a bucket; epath's `is_file` accepts named pipes too."""
+    return path.is_file() if "://" in os.fspath(path) else os.path.isfile(path)
+
+
+def file_size(path: epath.Path) -> int:
+    """Return the size of a file or an object in a bucket, in bytes.
+
+    epath's `stat` also looks up the owner's name, and fails if the system has none for the number, as in many
+    containers and on shared disks.
+    """
+    return path.stat().length if "://" in os.fspath(path) else os.stat(path).st_size
+
+
 def read_record(path: epath.Path) -> dict[str, Any]:
     """Return the JSON object in a file, which may be in a bucket; {} if it is missing or damaged."""
+    if not is_regular(path):
+        return {}
     try:
         value = parse_json(path.read_bytes(), str(path), "")
     except (OSError, SdftError):

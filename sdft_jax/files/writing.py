@@ -13,8 +13,22 @@ from typing import IO, Any
 
 from etils import epath
 
+from sdft_jax.errors import SdftError
+
 TEMPORARY = ".tmp"
 """Suffix of the hidden files that are being written."""
+
+
+def cache_directory() -> Path:
+    """Return the directory of this library's caches: $XDG_CACHE_HOME/sdft_jax, or else ~/.cache/sdft_jax.
+
+    Raises:
+        SdftError: the user has no home directory.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdft_jax"
+    except RuntimeError:  # a user without an entry in the system's list, as in many containers
+        raise SdftError("this user has no home directory: set XDG_CACHE_HOME to a directory.") from None
 
 
 @contextlib.contextmanager
@@ -27,11 +41,12 @@ def open_replacement(path: str | os.PathLike[str], mode: str = "w") -> Iterator[
 
     Args:
         path: the file to replace; need not exist.
-        mode: `w` for text, `wb` for bytes.
+        mode: `w` for text, `wb` for bytes; with `+`, the file may also be read.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    access = os.O_RDWR if "+" in mode else os.O_WRONLY
+    flags = access | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     encoding = None if "b" in mode else "utf-8"
     file = os.fdopen(os.open(temporary, flags, 0o666), mode, encoding=encoding)
     try:
@@ -44,6 +59,22 @@ def open_replacement(path: str | os.PathLike[str], mode: str = "w") -> Iterator[
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def write_errors(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """Raise SdftError, which names `path`, for an error of the system inside the block.
+
+    Args:
+        path: the file or directory that is written.
+        remedy: the end of the message, such as `give another file`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SdftError(
+            f"{os.fspath(path)} cannot be written ({error.strerror or error}): {remedy}."
+        ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

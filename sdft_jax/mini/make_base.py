@@ -36,6 +36,7 @@ from rich.progress import Progress
 from transformers import PreTrainedTokenizerFast
 
 from sdft_jax.errors import SdftError
+from sdft_jax.files import write_text
 from sdft_jax.mini.curriculum import Curriculum, Kind, Text
 from sdft_jax.mini.tokenizer import build_tokenizer
 from sdft_jax.models import Model, architecture_from_dict, save_pretrained
@@ -261,7 +262,7 @@ def main() -> None:
         print(f"{name}: {value:.3f}")
     save_pretrained(model, params, tokenizer, arguments.out_dir)
     generation = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    (Path(arguments.out_dir) / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    write_text(Path(arguments.out_dir) / "generation_config.json", json.dumps(generation, indent=2) + "\n")
 
 
 if __name__ == "__main__":

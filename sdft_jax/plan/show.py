@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sdft_jax.config import Config
+from sdft_jax.files import write_text
 from sdft_jax.plan.candidates import mesh_name
 from sdft_jax.plan.estimate import STATE, Estimate
 from sdft_jax.plan.footprint import GIB
-from sdft_jax.reporting.style import BLACK, COLOURS, STYLE
+from sdft_jax.reporting.style import BLACK, COLOURS, STYLE, save_figure
 from sdft_jax.sharding.rules import MESH_AXES
 
 CAVEAT = (
@@ -92,7 +93,7 @@ def write(config: Config, estimates: Sequence[Estimate], left_out: Sequence[str]
         "left out": list(left_out),
         "caveat": CAVEAT,
     }
-    (output / "plan.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    write_text(output / "plan.json", json.dumps(report, indent=1))
     _draw(config, estimates, output / "plan.png")
     return [output / "plan.json", output / "plan.png"]
 
@@ -159,7 +160,7 @@ def _draw(config: Config, estimates: Sequence[Estimate], path: Path) -> None:
             color="#555555",
             ha="center",
         )
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path)
 
 
 def _stack(axis: Any, names: Sequence[str], bars: Sequence[Mapping[str, float]], label: str) -> None:

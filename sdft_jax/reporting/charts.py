@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.statistics import mean_interval
-from sdft_jax.reporting.style import BLACK, COLOURS, FIGURE_STYLE, GREY, MARKERS
+from sdft_jax.reporting.style import BLACK, COLOURS, FIGURE_STYLE, GREY, MARKERS, save_figure
 
 _DASHES = ("-", "--", ":", "-.")
 _DIAMOND: Any = {
@@ -275,7 +275,7 @@ def _figure(
         yield list(axes[:panels])
         _add_legend(figure)
         _add_caption(figure, caption)
-        figure.savefig(out, dpi=150)
+        save_figure(figure, out)
 
 
 def _add_legend(figure: Any) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.errors import SdftError
-from sdft_jax.reporting.style import COLOURS, STYLE
+from sdft_jax.reporting.style import COLOURS, STYLE, save_figure
 
 SHADES = (*COLOURS, *(f"{color}60" for color in COLOURS))
 """Color of each device by its id. The colors repeat after the last one; the plot also shows the ids."""
@@ -86,7 +86,7 @@ def plot_placement(
             _draw(axis, title, array, (dimensions or {}).get(title, ()))
         if caption:
             figure.supxlabel(textwrap.fill(caption, 42 * columns), fontsize=9, color="#555555")
-        figure.savefig(out, dpi=100)
+        save_figure(figure, out, dpi=100)
 
 
 def _draw(axis: Any, title: str, array: Any, names: Sequence[str | None]) -> None:

@@ -11,6 +11,7 @@ import jax
 from rich.console import Console
 from rich.text import Text
 
+from sdft_jax.errors import reason
 from sdft_jax.reporting.progress import bar, track, training_bar
 from sdft_jax.reporting.stream import make_console
 
@@ -25,12 +26,26 @@ class Reporter:
     """Prints nothing if it is quiet."""
     writes: bool = True
     """True if this process also writes the files of a run: metrics, evaluations, rollouts, results."""
+    before_item: Callable[[], None] = lambda: None
+    """Called before each item of `track`; an exception ends the work on the items."""
 
     def print(self, *renderables: Any) -> None:
         """Print tables, or text without markup, highlighting and line breaks."""
         for renderable in renderables:
             plain = isinstance(renderable, str)
             self.console.print(renderable, markup=False, emoji=False, highlight=False, soft_wrap=plain)
+
+    @contextlib.contextmanager
+    def tolerating(self, name: object) -> Iterator[None]:
+        """Print an exception of the block in one sentence: a picture or a log must not end a run.
+
+        Args:
+            name: what the block writes, such as a file.
+        """
+        try:
+            yield
+        except Exception as error:  # libraries for pictures raise exceptions of many types
+            self.print(f"{name} cannot be written ({reason(error)}); the run continues without it.")
 
     def heading(self, text: str, more: str = "") -> None:
         """Print `text` in bold, followed by `more`; neither is markup."""
@@ -50,7 +65,9 @@ class Reporter:
 
     def track(self, items: Iterable[Item], description: str) -> Iterator[Item]:
         """Yield the items with a progress bar over them."""
-        return track(items, description, console=self.console)
+        for item in track(items, description, console=self.console):
+            self.before_item()
+            yield item
 
 
 SILENT = Reporter(Console(quiet=True), writes=False)

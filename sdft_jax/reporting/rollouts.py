@@ -8,6 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdft_jax.files import write_text
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutRow:
@@ -30,9 +32,9 @@ def write_rollouts(directory: str | os.PathLike[str], step: int, rows: Sequence[
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": step, **dataclasses.asdict(row)}, ensure_ascii=False) for row in rows]
-    (path / f"{step:06d}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(path / f"{step:06d}.jsonl", "".join(line + "\n" for line in lines))
     text = "\n".join(rollout_text(row, f"step {step}, rollout {n + 1}") for n, row in enumerate(rows))
-    (path / f"{step:06d}.txt").write_text(text, encoding="utf-8")
+    write_text(path / f"{step:06d}.txt", text)
 
 
 def rollout_text(row: RolloutRow, title: str, max_tokens: int = 20) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_jax.reporting.sinks import read_jsonl
-from sdft_jax.reporting.style import BLACK, COLOURS, GREY, MARKERS, STYLE
+from sdft_jax.reporting.style import BLACK, COLOURS, GREY, MARKERS, STYLE, save_figure
 
 CURVES = {
     "loss": "loss",
@@ -46,7 +46,7 @@ def plot_run(
         _draw_tradeoff(axes[2], eval_rows)
         if caption:
             figure.supxlabel(caption, fontsize=8.5, color="#555555")
-        figure.savefig(out, dpi=150)
+        save_figure(figure, out)
 
 
 def _draw_curves(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:

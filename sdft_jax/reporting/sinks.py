@@ -9,14 +9,17 @@ import importlib
 import json
 import math
 import os
+import re
+import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sdft_jax.config.settings import ReportConfig
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import open_replacement, read_json_lines
+from sdft_jax.files import open_replacement, read_json_lines, write_errors, write_text
 
 METRICS, EVALUATIONS = "metrics.jsonl", "evaluations.jsonl"
 
@@ -60,8 +63,8 @@ def open_sinks(
 ) -> Iterator[Sinks]:
     """Open all sinks that the configuration enables, and close them when the context ends.
 
-    A sink that fails while the run is going does not end it: the failure is printed once. A file keeps what
-    it could not write, and writes it as soon as it can.
+    A sink that fails does not end the run: the failure is printed once. A file keeps what it could not write,
+    and writes it as soon as it can; a file that is removed or renamed meanwhile is written again.
 
     Args:
         config: the sinks in addition to metrics.jsonl and evaluations.jsonl, which are always written.
@@ -72,13 +75,15 @@ def open_sinks(
         warn: prints the failure of a sink, and the number of damaged rows that a log of the resumed run has.
 
     Raises:
-        SdftError: W&B is enabled but not installed.
+        SdftError: W&B is enabled but not installed, or a log is a directory.
     """
     metrics: list[Sink] = []
     evaluations: list[Sink] = []
     with contextlib.ExitStack() as stack:
 
-        def add(sink: Sink, *lists: list[Sink]) -> None:
+        def add(sink: Sink | None, *lists: list[Sink]) -> None:
+            if sink is None:
+                return
             lasting = _lasting(sink, warn)
             stack.callback(lasting.close)
             for sinks in lists:
@@ -89,13 +94,27 @@ def open_sinks(
         last = restored_step if evaluated else restored_step - 1
         add(jsonl_sink(directory / EVALUATIONS, last, warn), evaluations)
         if config.tensorboard:
-            add(tensorboard_sink(directory / "tensorboard", restored_step), metrics, evaluations)
+            events = directory / "tensorboard"
+            sink = _opened(str(events), lambda: tensorboard_sink(events, restored_step), warn)
+            add(sink, metrics, evaluations)
         if config.wandb:
-            add(wandb_sink(config.wandb, directory, run_config or {}), metrics, evaluations)
+            open_wandb = functools.partial(wandb_sink, config.wandb, directory, run_config or {})
+            add(_opened("W&B", open_wandb, warn), metrics, evaluations)
         yield Sinks(
             lambda step, numbers: _write_all(metrics, step, numbers),
             lambda step, numbers: _write_all(evaluations, step, numbers),
         )
+
+
+def _opened(name: str, make: Callable[[], Sink], warn: Warn) -> Sink | None:
+    """Return a sink, or print that it cannot be opened and return None."""
+    try:
+        return make()
+    except SdftError:
+        raise
+    except Exception as error:  # a service raises exceptions of its own types
+        warn(f"{name} cannot be written ({reason(error)}); the run continues without it.")
+        return None
 
 
 def _lasting(sink: Sink, warn: Warn) -> Sink:
@@ -131,20 +150,38 @@ def jsonl_sink(path: Path, restored_step: int = 0, warn: Warn = lambda sentence:
         SdftError: the file cannot be created, for example because there is a directory of that name.
     """
     rows, damaged = _read_log(path)
-    if damaged and restored_step > 0:
+    if restored_step > 0 and damaged:
         warn(f"{path}: {damaged} damaged rows were dropped.")
-    try:
-        with open_replacement(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows if row["step"] <= restored_step)
-    except OSError as error:
-        raise SdftError(f"{path} cannot be written ({error.strerror}): fix or remove it.") from error
+    elif restored_step > 0 and not rows and not _is_empty(path):
+        warn(f"{path} holds no rows of the steps before {restored_step + 1}: it begins again.")
+    with write_errors(path, "fix or remove it"), open_replacement(path, "w+") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows if row["step"] <= restored_step)
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal file
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         file.write(json.dumps({"step": step, **finite}) + "\n")
         file.flush()
+        file = _named(file, path)
 
-    return Sink(str(path), write, file.close)
+    return Sink(str(path), write, lambda: file.close())
+
+
+def _is_empty(path: Path) -> bool:
+    """Return True for an empty file, such as a log that no row has been written to."""
+    return path.is_file() and not path.stat().st_size
+
+
+def _named(file: IO[str], path: Path) -> IO[str]:
+    """Return the open file if it still has its name, or else a copy that has the name."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    with open_replacement(path, "w+") as copy:
+        file.seek(0)
+        shutil.copyfileobj(file, copy)
+    file.close()
+    return copy
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -162,16 +199,31 @@ def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
-    """Return a sink that writes TensorBoard event files; TensorBoard hides those after `restored_step`."""
-    writer = importlib.import_module("tensorboardX").SummaryWriter(
-        str(directory), purge_step=restored_step + 1 if restored_step else None
-    )
+    """Return a sink that writes TensorBoard event files; TensorBoard hides those after `restored_step`.
+
+    tensorboardX's own writer has a thread that ends at the first error, and then a queue that nobody empties.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+
+    def open_file() -> Any:
+        directory.mkdir(parents=True, exist_ok=True)
+        return EventsWriter(str(directory / "events"))
+
+    events = open_file()
+    if restored_step > 0:
+        events.write_event(Event(step=restored_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(step: int, metrics: Mapping[str, float]) -> None:
+        nonlocal events
+        if not any(directory.glob("events.*")):  # removed meanwhile
+            events = open_file()
         for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
+            events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+        events.flush()
 
-    return Sink(str(directory), write, writer.close)
+    return Sink(str(directory), write, lambda: events.close())
 
 
 def require_wandb(project: str) -> Any:
@@ -196,12 +248,14 @@ def wandb_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> 
         SdftError: W&B is not installed.
     """
     wandb = require_wandb(project)
-    identity = directory / "wandb.id"
-    if not identity.exists():
-        identity.write_text(uuid.uuid4().hex[:12])
+    file = directory / "wandb.id"
+    identity = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+    if not re.fullmatch(r"[\w-]{1,64}", identity):
+        identity = uuid.uuid4().hex[:12]
+        write_text(file, identity)
     run = wandb.init(
         project=project,
-        id=identity.read_text(),
+        id=identity,
         resume="allow",
         dir=str(directory),
         name=directory.name,

@@ -70,7 +70,7 @@ def keep_standard_streams() -> None:
         stream = getattr(sys, name)
         if stream is None:
             _redirect_to_null(number)
-            stream = os.fdopen(number, "w")
+            stream = os.fdopen(number, "w", encoding="utf-8")
         setattr(sys, name, _lasting(stream))
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from sdft_jax.files import open_replacement
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """The palette of Okabe and Ito, which color-blind readers can distinguish."""
@@ -29,3 +32,10 @@ FIGURE_STYLE: Any = {
     "legend.fontsize": 12.5,
 }
 """`STYLE` with larger text, for figures that pages show at half their size."""
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str], dpi: int = 150) -> None:
+    """Write a figure as PNG, in place of what has its name."""
+    with open_replacement(path, "wb") as file:
+        figure.savefig(file, dpi=dpi, format="png")
+    file.close()

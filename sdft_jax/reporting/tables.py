@@ -12,7 +12,8 @@ from rich.text import Text
 def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Return a table for the console, with one column per key of the rows, in order of first appearance.
 
-    Floating-point numbers have three decimals; a missing value is a dash.
+    Floating-point numbers have three decimals; a missing value is a dash. In a narrow terminal, cells have
+    several lines, and nothing is cut off.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     # Text, since paths and names of tasks are not markup.
@@ -24,7 +25,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         header_style="bold",
     )
     for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right")
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     return table

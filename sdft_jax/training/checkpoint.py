@@ -47,6 +47,14 @@ class Restored:
     """A message for each newer or better checkpoint that is damaged."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager without its query for preemption, whose number JAX would take for one of the loop's."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Return False: the loop ends the run."""
+        return False
+
+
 @contextlib.contextmanager
 def open_manager(
     directory: epath.Path, keep_last: int = 2, keep_best: int = 1
@@ -61,7 +69,7 @@ def open_manager(
     policy = _KeepLastAndBest(directory, keep_last, keep_best)
     options = ocp.CheckpointManagerOptions(preservation_policy=policy)
     with _storage_errors(directory):
-        manager = ocp.CheckpointManager(directory, options=options)
+        manager = _Manager(directory, options=options)
     try:
         yield manager
         wait(manager)
@@ -369,14 +377,18 @@ def _delete_partial(directory: epath.Path) -> None:
                 partial.rmtree()
 
 
+_STORAGE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN, errno.ETIMEDOUT),  # of network file systems
+    *(errno.EMFILE, errno.ENFILE),
+)
+"""The error codes of storage."""
+
+
 def storage_reason(error: BaseException | None) -> str | None:
     """Return the operating system's message for a storage error, which TensorStore puts into a ValueError."""
-    codes = (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-        *(errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT),
-    )
     while error is not None:
-        for code in codes:
+        for code in _STORAGE:
             if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
                 return os.strerror(code)
         error = error.__cause__ or error.__context__

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from sdft_jax.files import file_size
+
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 24
 
@@ -19,7 +21,7 @@ def seal_directory(directory: epath.Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         sums = pool.map(lambda name: _size_and_crc(directory / name), names)
         text = json.dumps(dict(zip(names, sums, strict=True)))
-    (directory / MANIFEST).write_text(text)
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def damage(directory: epath.Path) -> str | None:
@@ -27,7 +29,7 @@ def damage(directory: epath.Path) -> str | None:
     None.
     """
     try:
-        expected = json.loads((directory / MANIFEST).read_text())
+        expected = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         return _first_difference(directory, expected)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
@@ -60,8 +62,8 @@ def _first_difference(directory: epath.Path, expected: Mapping[str, Sequence[int
         path = directory / name
         if not path.exists():
             return f"{name} is missing"
-        if path.stat().length != size:
-            return f"{name} has {path.stat().length} bytes instead of the {size} that were written"
+        if file_size(path) != size:
+            return f"{name} has {file_size(path)} bytes instead of the {size} that were written"
     with ThreadPoolExecutor(4) as pool:
         sums = pool.map(lambda name: _size_and_crc(directory / name), expected)
         for (name, (_, crc)), (_, now) in zip(expected.items(), sums, strict=True):

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from pathlib import Path
+import sys
+import tempfile
 from typing import Any
 
 import jax
+
+from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import cache_directory
 
 
 def enable_compile_cache() -> None:
     """Enable JAX's persistent compilation cache, unless the environment or the program has configured it.
 
     The directory is $XDG_CACHE_HOME/sdft_jax/HOST (default: ~/.cache/sdft_jax/HOST): a program compiled for
-    one CPU may not run on another host that shares the home directory.
+    one CPU may not run on another host that shares the home directory. Without such a directory there is no
+    cache, which one sentence says.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or _configured():
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "sdft_jax" / platform.node()))
+    try:
+        directory = cache_directory() / platform.node()
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):  # root may write without permission, but not everywhere
+            pass
+    except (SdftError, OSError) as error:
+        _print_once(f"sdft: compiled programs are not kept for later runs: {reason(error)}.")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+@functools.cache
+def _print_once(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _configured() -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -23,7 +25,7 @@ from typing import Any
 from etils import epath
 
 from sdft_jax.errors import SdftError
-from sdft_jax.files import read_record
+from sdft_jax.files import read_record, write_text
 
 LOCK = ".lock"
 """Name of the file or object with the owner."""
@@ -50,6 +52,9 @@ def _locked_file(output: str) -> Iterator[None]:
     path = Path(output) / LOCK
     # not followed if another user made it a link
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +80,7 @@ def _locked_object(output: str) -> Iterator[None]:
     stop = threading.Event()
 
     def renew() -> None:
-        path.write_text(json.dumps(_owner() | {"token": token, "renewed": time.time()}))
+        write_text(path, json.dumps(_owner() | {"token": token, "renewed": time.time()}))
 
     def renew_until_stopped() -> None:
         while not stop.wait(RENEWAL):

@@ -44,7 +44,7 @@ from sdft_jax.training.inputs import Inputs, fingerprint, load_inputs
 from sdft_jax.training.local_tier import LocalTier, delete, open_local_tier
 from sdft_jax.training.out_of_memory import explained
 from sdft_jax.training.phase_timing import SamplingTime, throughputs, time_sampling
-from sdft_jax.training.preemption import Interrupted, termination_requests
+from sdft_jax.training.preemption import Interrupted, Terminated, termination_requests
 from sdft_jax.training.processes import require_same
 from sdft_jax.training.profiling import open_profile, traced
 from sdft_jax.training.run_directory import RunDirectory, identity
@@ -67,8 +67,9 @@ class Run:
     """The Hugging Face directory of the model."""
 
 
-Watch = Callable[[Model, Params], Mapping[str, float]]
-"""(model, parameters) -> additional measurements, which join the row of each evaluation."""
+Watch = Callable[[Model, Params, Reporter], Mapping[str, float]]
+"""(model, parameters, reporter) -> additional measurements, which join the row of each evaluation. A signal
+ends the run within the reporter's `track`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,8 @@ def _begin(loop: _Loop) -> tuple[TrainState, Mapping[str, Any]]:
     learner, inputs = loop.learner, loop.inputs
     restored = _restore(loop, abstract_state(learner))
     if restored is None:
+        if read_jsonl(loop.directory.metrics):
+            loop.reporter.print("there is no checkpoint of the steps in metrics.jsonl: starting from step 0")
         start = load_start(learner.config, inputs, learner.model.sharding)
         return init_state(learner, start), {"step": 0, "metrics": {}, "scores": []}
     _refuse_changed_inputs(loop, restored)
@@ -284,63 +287,64 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
 
     A step's metrics are read after the next step has started, so that the device never waits. A state is
     saved before it is evaluated, so that a failure of the evaluation loses no step; a run that ended between
-    the two makes the evaluation when it resumes.
+    the two, or within the evaluation, makes it when it resumes.
     """
     options, step = loop.config.train, int(state.step)
     resumed = bool(step)
     saved = max(checkpoint.steps(loop.manager), default=None)  # older than a local checkpoint
     with (
         _open_sinks(loop, step if resumed else -1, bool(meta["metrics"])) as sinks,
-        termination_requests() as terminates,
+        termination_requests() as requests,
         loop.reporter.training_bar(loop.steps, step) as show,
-        open_profile(loop.config.profile, loop.directory.profile) as before_step,
+        open_profile(loop.config.profile, loop.directory.profile, loop.reporter.tolerating) as before_step,
     ):
-        if not resumed and options.choose == "best":
-            saved = _save(loop, 0, state, [])
-        if not resumed or (_is_evaluated(loop, step) and not meta["metrics"]):
-            meta = _evaluate(loop, state, step, saved, sinks, meta["scores"])
-        stopped = resumed and should_stop(options, meta["scores"], meta["metrics"])
+        reporter = dataclasses.replace(loop.reporter, before_item=requests.check)
+        loop = dataclasses.replace(loop, reporter=reporter)
         pending = _Pending(loop, sinks, show)
-        ending = None
-        while step < loop.steps and not stopped and not ending:
-            with _transfer_guard(loop.config):
-                batch = _next_batch(loop)
-            step += 1
-            before_step(step)
-            sampling = None
-            if _is_due(step + options.phases_every - 2, options.phases_every):  # from the second step on
-                pending.settle(saved)
-                sampling = time_sampling(loop.learner, state, batch)
-                pending.restart()
-            assert loop.update is not None
-            with _transfer_guard(loop.config):
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, metrics = loop.update(state, batch)
-                pending.push(step, batch, metrics, sampling, saved)
-            if _is_saved(loop, step):
-                pending.settle(saved)
-                saved = _save(loop, step, state, meta["scores"])
-            elif loop.local is not None and _is_due(step, loop.local.every):
-                pending.settle(saved)
-                local_tier.save(loop.local, step, state, loop.batches, _meta(loop, step, meta["scores"]))
-                loop.directory.push()
-            if _is_evaluated(loop, step):
-                pending.settle(saved)
+        try:
+            if not resumed and options.choose == "best":
+                saved = _save(loop, 0, state, [])
+            if not resumed or (_is_evaluated(loop, step) and not meta["metrics"]):
                 meta = _evaluate(loop, state, step, saved, sinks, meta["scores"])
-                stopped = should_stop(options, meta["scores"], meta["metrics"])
-                if stopped and saved != step:
-                    saved = _save(loop, step, state, meta["scores"], meta)
                 pending.restart()
-            ending = terminates(step)
-        if ending:
+            stopped = resumed and should_stop(options, meta["scores"], meta["metrics"])
+            while step < loop.steps and not stopped:
+                with _transfer_guard(loop.config):
+                    batch = _next_batch(loop)
+                step += 1
+                before_step(step)
+                sampling = pending.time_sampling(step, state, batch, saved)
+                assert loop.update is not None
+                with _transfer_guard(loop.config):
+                    with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                        state, metrics = loop.update(state, batch)
+                    pending.push(step, batch, metrics, sampling, saved)
+                requests.listen()
+                if _is_saved(loop, step):
+                    pending.settle(saved)
+                    saved = _save(loop, step, state, meta["scores"])
+                elif loop.local is not None and _is_due(step, loop.local.every):
+                    pending.settle(saved)
+                    _save_locally(loop, loop.local, step, state, meta["scores"])
+                if _is_evaluated(loop, step):
+                    pending.settle(saved)
+                    meta = _evaluate(loop, state, step, saved, sinks, meta["scores"])
+                    stopped = should_stop(options, meta["scores"], meta["metrics"])
+                    if stopped and saved != step:
+                        saved = _save(loop, step, state, meta["scores"], meta)
+                    pending.restart()
+                requests.check()
+        except Terminated as request:
             pending.settle(saved)
-            if step != saved:
+            if step not in (0, saved):
                 _save(loop, step, state, meta["scores"], meta)
             checkpoint.wait(loop.manager)
-            loop.directory.push()
-            raise Interrupted(
-                f"stopped by {ending.name} after step {step}: start the same command again to resume.", ending
+            with loop.reporter.tolerating(loop.directory.output):
+                loop.directory.push()
+            message = (
+                f"stopped by {request.by.name} after step {step}: start the same command again to resume."
             )
+            raise Interrupted(message, request.by) from None
     return state
 
 
@@ -403,6 +407,18 @@ class _Pending:
         if sampling or jax.default_backend() == "cpu":
             self.settle(saved)
 
+    def time_sampling(
+        self, step: int, state: TrainState, batch: TokenBatch, saved: int | None
+    ) -> SamplingTime | None:
+        """Return the time of sampling alone, or None if it is not measured at this step."""
+        every = self.loop.config.train.phases_every
+        if not _is_due(step + every - 2, every):  # from the second step on
+            return None
+        self.settle(saved)
+        sampling = time_sampling(self.loop.learner, state, batch)
+        self.restart()
+        return sampling
+
     @traced("report")
     def settle(self, saved: int | None) -> None:
         """Wait for the pending step, and report it."""
@@ -431,8 +447,15 @@ def _save(
     checkpoint.save(loop.manager, step, state, loop.batches, _meta(loop, step, scores))
     if evaluation and evaluation["step"] == step:
         checkpoint.record_evaluation(loop.manager, step, evaluation)
-    loop.directory.push()
+    with loop.reporter.tolerating(loop.directory.output):  # the next save copies it
+        loop.directory.push()
     return step
+
+
+def _save_locally(loop: _Loop, tier: LocalTier, step: int, state: TrainState, scores: Scores) -> None:
+    local_tier.save(tier, step, state, loop.batches, _meta(loop, step, scores))
+    with loop.reporter.tolerating(loop.directory.output):
+        loop.directory.push()
 
 
 def _meta(loop: _Loop, step: int, scores: Scores) -> dict[str, Any]:
@@ -453,7 +476,9 @@ def _evaluate(
         with _evaluation_explained(loop, step):
             row = evaluate_run(speaker, loop.config, loop.inputs, loop.base, step == 0, loop.reporter)
             best = score(row, loop.config.train)
-            row |= loop.watch(model, params) if loop.watch else {}
+            row |= loop.watch(model, params, loop.reporter) if loop.watch else {}
+    except Terminated:
+        raise
     except Exception:
         # with several processes, others may not have failed, and would not join the save
         if step and saved != step and jax.process_count() == 1:
@@ -542,4 +567,5 @@ def _write_rollouts(loop: _Loop, step: int, batch: TokenBatch, metrics: Metrics)
             )
         )
     if loop.reporter.writes:
-        write_rollouts(loop.directory.rollouts, step, rows)
+        with loop.reporter.tolerating(f"the rollouts of step {step}"):
+            write_rollouts(loop.directory.rollouts, step, rows)

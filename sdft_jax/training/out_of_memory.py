@@ -53,10 +53,13 @@ def explained(
         arrays, options = count(config, model), remedies(config, model, count)
         lines = [f"out of memory in {what}: {reason(error)}", *explanation(arrays, options)]
         if directory:
-            files = write_tables(arrays, options, reason(error), directory)
             step = saved()
             progress = f"The last saved step is {step}" if step else "No step was saved"
-            lines.append(f"{progress}; details are in {' and '.join(map(str, files))}.")
+            try:
+                files = write_tables(arrays, options, reason(error), directory)
+                lines.append(f"{progress}; details are in {' and '.join(map(str, files))}.")
+            except OSError as failure:  # memory may not be all that has run out
+                lines.append(f"{progress}; details cannot be written ({reason(failure)}).")
         raise SdftError("\n".join(lines)) from error
 
 

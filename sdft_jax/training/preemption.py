@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM, SIGINT or SIGHUP ends a run after the current step.
+"""Preemption: SIGTERM, SIGINT or SIGHUP ends a run after the current step, or within an evaluation.
 
 Until the first step has ended, there is nothing to save, and a signal ends the process at once. Google's
 maintenance notices become a SIGTERM. JAX listens only for SIGTERM. On a Compute Engine or TPU VM, the
@@ -8,6 +8,8 @@ metadata server announces maintenance; on GKE, the pods receive a SIGTERM.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import os
 import signal
 import sys
@@ -42,19 +44,41 @@ class Interrupted(Exception):
         """The signal."""
 
 
-@contextlib.contextmanager
-def termination_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
-    """Yield a function that returns the signal because of which the run should end after this step, or None.
+class Terminated(Exception):
+    """A run should end now, because of a signal; its loop saves the state and raises `Interrupted`."""
 
-    The first call installs the handlers, so that a signal during the compilation of the first step ends the
-    process at once. A second SIGINT also ends it at once. With several processes JAX listens on all hosts,
-    and all processes end after the same step. A signal that is ignored, as SIGHUP is under nohup, stays
-    ignored.
+    def __init__(self, by: signal.Signals):
+        super().__init__(f"{by.name} requests the end of the run")
+        self.by = by
+        """The signal."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """The requests of signals to end a run."""
+
+    listen: Callable[[], None]
+    """Handle signals from now on, as soon as there is something to save. Before, a signal ends the process at
+    once, also while the first step compiles. A second call does nothing."""
+    check: Callable[[], None]
+    """Raise `Terminated` if the run should end now. All processes make the same sequence of calls."""
+
+
+_CHECKS = itertools.count(1)
+"""The numbers of the checks with several processes, also of consecutive runs: JAX ends all processes at the
+check after the last one that any of them had made when the signal came."""
+
+
+@contextlib.contextmanager
+def termination_requests() -> Iterator[Requests]:
+    """Yield the requests of signals to end the run.
+
+    A second SIGINT ends the process at once. With several processes JAX listens on all hosts, and all
+    processes end at the same check. A signal that is ignored, as SIGHUP is under nohup, stays ignored.
     """
     received: list[signal.Signals] = []
     several = jax.process_count() > 1
     previous: dict[signal.Signals, Any] = {}
-    installed = False
 
     def handle(number: int, frame: Any) -> None:
         old = previous.get(signal.SIGINT)
@@ -64,20 +88,21 @@ def termination_requests() -> Iterator[Callable[[int], signal.Signals | None]]:
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def terminates(step: int) -> signal.Signals | None:
-        nonlocal installed
-        if not installed:
+    def listen() -> None:
+        if not previous:
             # with several processes, SIGTERM has JAX's own handler
             previous.update(_install(handle, SIGNALS[1:] if several else SIGNALS))
-            installed = True
             if signal.SIGINT in previous:
                 SAVES.set()
-        if several:
-            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
-        return received[0] if received else None
+
+    def check() -> None:
+        if several and multihost_utils.reached_preemption_sync_point(next(_CHECKS)):
+            raise Terminated(signal.SIGTERM)
+        if received and not several:
+            raise Terminated(received[0])
 
     try:
-        yield terminates
+        yield Requests(listen, check)
     finally:
         SAVES.clear()
         for number, old in previous.items():

@@ -13,6 +13,8 @@ import jax
 from sdft_jax.config.settings import ProfileConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Tolerating = Callable[[object], contextlib.AbstractContextManager[None]]
+"""(name of a file) -> a context in which a failure to write it does not end the run."""
 
 
 def traced(name: str) -> Callable[[Function], Function]:
@@ -21,10 +23,17 @@ def traced(name: str) -> Callable[[Function], Function]:
 
 
 @contextlib.contextmanager
-def open_profile(options: ProfileConfig, directory: Path) -> Iterator[Callable[[int], None]]:
+def open_profile(
+    options: ProfileConfig, directory: Path, tolerating: Tolerating = lambda name: contextlib.nullcontext()
+) -> Iterator[Callable[[int], None]]:
     """Yield a function to call before each step; it traces the configured steps into `directory`.
 
     Each process writes its own trace. A run that ends between these steps keeps the trace so far.
+
+    Args:
+        options: the steps.
+        directory: the directory of the trace.
+        tolerating: such as `Reporter.tolerating`, for a trace that cannot be written.
     """
     first, last = options.bounds or (0, 0)
     running = False
@@ -34,14 +43,17 @@ def open_profile(options: ProfileConfig, directory: Path) -> Iterator[Callable[[
     def before(step: int) -> None:
         nonlocal running
         if options.bounds and step == first:
-            jax.profiler.start_trace(directory, profiler_options=quiet)
-            running = True
+            with tolerating(directory):
+                jax.profiler.start_trace(directory, profiler_options=quiet)
+                running = True
         elif running and step > last:
-            jax.profiler.stop_trace()
             running = False
+            with tolerating(directory):
+                jax.profiler.stop_trace()
 
     try:
         yield before
     finally:
         if running:
-            jax.profiler.stop_trace()
+            with tolerating(directory):
+                jax.profiler.stop_trace()

@@ -13,6 +13,8 @@ _REPEATED = (
     "Save Finalize thread",
     "was never retrieved",  # asyncio, of the other writes of that save
     "profiling requires jaxlib",  # grain, of a profiler that it cannot use with an older jaxlib
+    "mkdir -p failed for path",  # matplotlib, of a home directory that cannot be written
+    "created a temporary cache directory",
 )
 
 
@@ -23,7 +25,7 @@ def quiet_libraries() -> None:
     """
     if _is_new in logging.getLogger("absl").filters:
         return
-    for name in ("absl", "asyncio"):
+    for name in ("absl", "asyncio", "matplotlib"):
         logging.getLogger(name).addFilter(_is_new)
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from sdft_jax.config import Config, flatten, load_config, read_yaml, to_dict
 from sdft_jax.config.config import PATHS, expand_home, path_settings
 from sdft_jax.errors import SdftError
-from sdft_jax.files import write_text
+from sdft_jax.files import cache_directory, is_regular, write_errors, write_text
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
 from sdft_jax.training.bucket import download, is_remote, upload
 from sdft_jax.training.checkpoint import read_meta
@@ -81,8 +81,7 @@ class RunDirectory:
         """The local directory that holds everything except the checkpoints."""
         if not self.is_remote:
             return Path(self.output)
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return home / "sdft_jax" / "mirror" / self.output.replace("://", "/")
+        return cache_directory() / "mirror" / self.output.replace("://", "/")
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -147,6 +146,10 @@ class RunDirectory:
         if self.is_remote and jax.process_index() == 0:
             if not resumed:
                 shutil.rmtree(self.local, ignore_errors=True)
+            with write_errors(
+                self.local, "set XDG_CACHE_HOME to a directory for the files of runs in buckets"
+            ):
+                self.local.mkdir(parents=True, exist_ok=True)
             download(self.output, self.local, exclude=CHECKPOINTS)
 
     def push(self) -> None:
@@ -182,7 +185,7 @@ class RunDirectory:
 
     def load_config(self) -> Config:
         """Return the run's configuration. Raises SdftError if this is not a run directory."""
-        if not self.config.is_file():
+        if not is_regular(self.config):
             raise SdftError(
                 f"{self.output} is not a run directory, since it has no {self.config.name}: give the "
                 "`output` of a run."
@@ -214,14 +217,21 @@ class RunDirectory:
             text = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
             write_text(self.config, f"{_RELATIVE_TO}{json.dumps(os.getcwd())}\n{text}")
         except OSError as error:
+            place = f": {error.filename2 or error.filename}" if error.filename else ""
             raise SdftError(
-                f"output={self.output} cannot be written ({error.strerror or error}): give another directory."
+                f"output={self.output} cannot be written ({error.strerror or error}{place}): fix this, or "
+                "give another output=."
             ) from error
         return resumed
 
     def _resumes(self, config: Mapping[str, Any], resumable: Sequence[str]) -> bool:
         """Return True if the directory holds this run. Raises SdftError for another run or foreign files."""
-        if self.config.exists():
+        if not self.is_remote and os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            raise SdftError(
+                f"{self.checkpoints} is not a directory: restore it from a backup, or remove it to start "
+                "from scratch."
+            )
+        if self.config.exists() or self._has_checkpoints_of(identity(config)):
             self._refuse_other_run(config, resumable)
             return True
         self._refuse_foreign_files()
@@ -248,6 +258,8 @@ class RunDirectory:
 
     def _stored(self) -> dict[str, Any]:
         """Return the settings in config.yaml by their dotted keys; {} if the file is damaged."""
+        if not is_regular(self.config):
+            return {}
         try:
             return flatten(expand_home(read_yaml(self.config)))
         except SdftError:

@@ -26,6 +26,12 @@ def test_every_answer_is_written(tiny_directory, tmp_path, capsys):
     assert [row["row"] for row in rows] == list(range(6))
     assert all(row.keys() == {"row", "answer", "student", "teacher"} for row in rows)
     assert rows[0]["student"].keys() == {"completion", "correct"}
+    assert cli.main([*command, "--json", "/dev/full"]) == 2
+    full = capsys.readouterr()
+    assert full.out.splitlines()[-3:] == table.splitlines()[-3:], "the table is printed before"
+    assert full.err.startswith(
+        "sdft: /dev/full cannot be written (No space left on device): fix this, or give"
+    )
     assert cli.main([*command, "--json", str(tmp_path / "none" / "x.jsonl")]) == 2
     assert "x.jsonl cannot be written, since its directory does not exist" in capsys.readouterr().err
 

@@ -1,10 +1,18 @@
 """`sdft train`: its table, plot and paths, and the run of the baseline."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
-from runs import config_of, read
+import pytest
+
+from runs import config_of, content_of, read
+from sdft_jax import cli
 from sdft_jax.commands.train import baseline_config, plot_points, result_rows
+from sdft_jax.training import loop
 from sdft_jax.training.loop import Run
+from sdft_jax.training.run_directory import RunDirectory
 
 
 def test_summary_has_rows_before_training_for_the_teacher_and_for_each_method(finished):
@@ -77,3 +85,177 @@ def test_rows_and_points_without_prior_skills():
 
 def test_no_rows_without_evaluations():
     assert result_rows({"sdft": Run(None, None, 5, (), None)}) == []
+
+
+# --- files of a run that are replaced -------------------------------------------------------------------
+
+
+def put(path: Path, kind: str) -> None:
+    """Replace a file or directory by something else."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    match kind:
+        case "directory":
+            path.mkdir()
+            (path / "other").write_text("not of the run")
+        case "dangling link":
+            path.symlink_to("/nonexistent/somewhere")
+        case "loop of links":
+            path.symlink_to(path.name)
+        case "named pipe":
+            os.mkfifo(path)
+        case "garbage":
+            path.write_bytes(bytes(range(256)))
+        case "empty":
+            path.write_bytes(b"")
+        case "missing":
+            pass
+
+
+KINDS = ("directory", "dangling link", "loop of links", "named pipe", "garbage", "empty", "missing")
+REMADE = (
+    "config.yaml",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+    "run.png",
+    "summary.json",
+    "rollouts/000006.jsonl",
+    "rollouts/000006.txt",
+    "model/config.json",
+    "model/model.safetensors",
+)
+"""Files that a resumed run writes again."""
+SURVIVED = ("rollouts", "tensorboard", "profile", "rollouts/000006.jsonl", "run.png")
+"""What a run goes on without, if it is named."""
+
+
+@pytest.fixture(scope="module")
+def stopped(finished, tmp_path_factory):
+    """A copy of the finished run without its last checkpoint and its results: it resumes from step 4."""
+    output = shutil.copytree(finished, tmp_path_factory.mktemp("stopped") / "run")
+    for name in ("checkpoints/6", "model", "sft"):
+        shutil.rmtree(output / name)
+    return output
+
+
+@pytest.fixture
+def resume(finished, stopped, tmp_path, capfd, shared_compilations):
+    """A function that resumes a copy of the stopped run, and returns (exit code, stdout, stderr)."""
+    output = shutil.copytree(stopped, tmp_path / "run")
+    command = ["train", str(finished.parent / "config.yaml"), f"output={output}", "baseline=false"]
+
+    def resume(*more):
+        code = cli.main([*command, *more])
+        return code, *capfd.readouterr()
+
+    resume.output = output
+    return resume
+
+
+def model_of(output: Path) -> bytes:
+    return (output / "model" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_replaced_files_are_written_again(finished, resume, kind):
+    output = resume.output
+    for name in REMADE:
+        (output / name).parent.mkdir(exist_ok=True)
+        put(output / name, kind)
+    code, text, errors = resume()
+    assert code == 0, errors
+    assert "resuming from step 4" in text
+    for name in REMADE:
+        assert (output / name).is_file()
+        assert not (output / name).is_symlink()
+    assert model_of(output) == model_of(finished)
+    assert content_of(output / "rollouts") == content_of(finished / "rollouts")
+    assert (output / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert [row["model"] for row in json.loads((output / "summary.json").read_text())["rows"]] == [
+        "after SDFT"
+    ]
+    assert read(output / "metrics.jsonl") == read(finished / "metrics.jsonl")[4:]
+    assert read(output / "evaluations.jsonl") == read(finished / "evaluations.jsonl")[2:]
+    assert RunDirectory(str(output)).load_config().train.steps == 6
+    if kind == "garbage":
+        assert "metrics.jsonl: 1 damaged rows were dropped." in text
+    elif kind != "empty":  # as a log is before its first row
+        assert "metrics.jsonl holds no rows of the steps before 5: it begins again." in text
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_what_cannot_be_written_is_named_and_costs_no_model(finished, resume, kind):
+    names = SURVIVED[3:] if kind == "directory" else SURVIVED[:3]
+    for name in names:
+        put(resume.output / name, kind)
+    code, text, errors = resume("report.tensorboard=true", "profile.steps=5:5")
+    assert (code, errors) == (0, "")
+    lines = [line for line in text.splitlines() if line.endswith("the run continues without it.")]
+    assert len(lines) == len(names), text
+    assert all(any(str(resume.output / name) in line for line in lines) for name in names)
+    assert model_of(resume.output) == model_of(finished)
+    assert len(read(resume.output / "metrics.jsonl")) == 6
+
+
+REFUSED = {
+    "directory": ("config.yaml", ".lock", "metrics.jsonl", "evaluations.jsonl", "summary.json", "model"),
+    "dangling link": (".lock", "checkpoints", "model"),
+    "loop of links": (".lock", "checkpoints", "model"),
+    "named pipe": (".lock", "checkpoints", "model"),
+    "garbage": ("checkpoints", "model"),
+    "empty": ("checkpoints", "model"),
+}
+"""What a run needs: it is named in one sentence."""
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in REFUSED for name in REFUSED[kind]])
+def test_what_the_run_needs_is_named(finished, resume, kind, name):
+    put(resume.output / name, kind)
+    code, _, errors = resume()
+    assert code == 2
+    assert errors.startswith("sdft: ")
+    assert errors.count("\n") == 1
+    assert str(resume.output / name) in errors
+    if name in ("summary.json", "model"):  # after the last checkpoint
+        put(resume.output / name, "missing")
+        assert resume()[0] == 0
+        assert model_of(resume.output) == model_of(finished)
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """A function that sets the work to do between two steps of a run."""
+
+    def set_work(work):
+        next_batch = loop._next_batch
+
+        def work_and_next_batch(run):
+            work()
+            return next_batch(run)
+
+        monkeypatch.setattr(loop, "_next_batch", work_and_next_batch)
+
+    return set_work
+
+
+def test_files_that_are_removed_meanwhile_are_written_again(finished, resume, meanwhile):
+    output = resume.output
+    meanwhile(lambda: [put(output / name, "missing") for name in (*REMADE[:3], "rollouts", "tensorboard")])
+    code, _, errors = resume("report.tensorboard=true")
+    assert (code, errors) == (0, "")
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        assert read(output / name) == read(finished / name)
+    assert sorted(path.name for path in (output / "rollouts").iterdir()) == ["000006.jsonl", "000006.txt"]
+    assert len(list((output / "tensorboard").iterdir())) == 1
+    assert model_of(output) == model_of(finished)
+
+
+@pytest.mark.parametrize("kind", ["directory", "named pipe"])
+def test_logs_that_are_replaced_meanwhile_cost_no_model(finished, resume, meanwhile, kind):
+    output, names = resume.output, ("metrics.jsonl", "rollouts", "tensorboard")
+    meanwhile(lambda: [put(output / name, kind) for name in names])
+    code, text, errors = resume("report.tensorboard=true")
+    assert (code, errors) == (0, "")
+    assert text.count("metrics.jsonl cannot be written") == (kind == "directory")
+    assert model_of(output) == model_of(finished)

@@ -246,3 +246,17 @@ def test_stage_without_evaluations_is_measured_only_at_its_end(
     with pytest.raises(KeyboardInterrupt):
         arms._run_stage(plan, stage, config, plan.inputs["sdft"][0], None)
     assert calls == [(None, None, None, None)]
+
+
+def test_signal_ends_the_measurements_of_other_tasks(finished_sequence, half_directory, tmp_path):
+    class Requested(Exception):
+        pass
+
+    def end():
+        raise Requested
+
+    plan = plan_of(half_directory, finished_sequence, tmp_path)
+    watch = arms._other_tasks(plan, plan.stages[0])
+    model, params = load_model(half_directory)
+    with pytest.raises(Requested):
+        watch(model, params, dataclasses.replace(plan.reporter, before_item=end))

@@ -1,11 +1,21 @@
 """Files that others wrote: every fault is one sentence with the file and the remedy, at once."""
 
 import os
+import pwd
 
 import pytest
+from etils import epath
 
 from sdft_jax.errors import SdftError
-from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines
+from sdft_jax.files.reading import (
+    file_size,
+    is_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_record,
+)
 
 
 def test_json_with_and_without_a_byte_order_mark(tmp_path):
@@ -77,3 +87,32 @@ def test_damaged_lines_are_counted_and_an_incomplete_last_line_is_not(tmp_path):
     assert read_json_lines(file) == ([{"a": 1}, {"a": 2}], 0)
     file.write_bytes(b"")
     assert read_json_lines(file) == ([], 0)
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """A system that has no name for any user, and no home directories."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+
+
+def test_size_of_a_file_whose_owner_has_no_name(tmp_path, nobody):
+    (tmp_path / "file").write_bytes(b"12345")
+    path = epath.Path(tmp_path / "file")
+    with pytest.raises(KeyError):
+        path.stat()
+    assert file_size(path) == 5
+
+
+def test_named_pipe_is_not_a_regular_file_and_holds_no_record(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    path = epath.Path(tmp_path / "pipe")
+    assert path.is_file()
+    assert not is_regular(path)
+    assert read_record(path) == {}
+    (tmp_path / "file").write_text('{"a": 1}')
+    assert is_regular(epath.Path(tmp_path / "file"))

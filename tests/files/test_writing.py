@@ -1,5 +1,6 @@
 """A file is complete or as it was before, whatever fails while it is written."""
 
+import errno
 import json
 import os
 import stat
@@ -7,8 +8,9 @@ import stat
 import pytest
 from etils import epath
 
+from sdft_jax.errors import SdftError
 from sdft_jax.files import parse_sealed, read_sealed
-from sdft_jax.files.writing import open_replacement, sealed, write_text
+from sdft_jax.files.writing import open_replacement, sealed, write_errors, write_text
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path):
@@ -69,3 +71,37 @@ def test_sealed_record_is_read_back_and_its_damage_noticed(tmp_path):
         assert read_sealed(file) == parse_sealed(damaged.encode()) == {}
     file.unlink()
     assert read_sealed(file) == {}
+
+
+def test_replacement_may_be_read(tmp_path):
+    with open_replacement(tmp_path / "a", "w+") as file:
+        file.write("text")
+    file.seek(0)
+    assert file.read() == "text"
+    file.close()
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EDQUOT, errno.EIO])
+def test_error_of_the_system_names_the_file_and_leaves_it_as_it_was(tmp_path, monkeypatch, code):
+    """These errors cannot be made without the file system that has them."""
+    write_text(tmp_path / "a", "before")
+
+    def fail(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(SdftError) as caught, write_errors(tmp_path / "a", "give another file"):
+        write_text(tmp_path / "a", "after")
+    assert str(caught.value) == f"{tmp_path}/a cannot be written ({os.strerror(code)}): give another file."
+    assert (tmp_path / "a").read_text() == "before"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_full_disk_names_the_file():
+    message = r"^/dev/full cannot be written \(No space left on device\): free"
+    with (
+        pytest.raises(SdftError, match=message),
+        write_errors("/dev/full", "free some"),
+        open("/dev/full", "w", encoding="utf-8") as file,
+    ):
+        file.write("text")

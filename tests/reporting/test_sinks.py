@@ -149,3 +149,41 @@ def test_log_that_another_user_replaced_by_a_link_does_not_overwrite_its_target(
     write_metrics(output, [1], restored_step=-1)
     assert precious.read_text() == "keep"
     assert not (output / "metrics.jsonl").is_symlink()
+
+
+def test_log_that_is_renamed_meanwhile_is_written_again(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    with sinks.open_sinks(ReportConfig(), tmp_path) as sink:
+        sink.write(1, {"loss": 1.0})
+        file.rename(tmp_path / "old.jsonl")
+        sink.write(2, {"loss": 1.0})
+        sink.write(3, {"loss": 1.0})
+    assert [row["step"] for row in sinks.read_jsonl(file)] == [1, 2, 3]
+
+
+def test_full_disk_of_tensorboard_is_reported_and_does_not_block(tmp_path):
+    """The queue of tensorboardX's own thread holds ten values."""
+    said = []
+    config = ReportConfig(tensorboard=True)
+    with sinks.open_sinks(config, tmp_path, warn=said.append) as sink:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
+        try:
+            for step in range(1, 13):
+                sink.write(step, {f"metric {number}": 1.0 for number in range(9)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{tmp_path}/tensorboard cannot be written ([Errno 27] File too large); the run continues." in said
+
+
+@pytest.mark.parametrize("text", ["", "a b/c", "my-run_1"])
+def test_identity_of_a_wandb_run_is_made_again_if_it_is_damaged(tmp_path, monkeypatch, text):
+    identities = []
+    run = types.SimpleNamespace(log=lambda metrics, step: None, finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **options: identities.append(options["id"]) or run)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    (tmp_path / "wandb.id").write_text(text)
+    write_metrics(tmp_path, [1], config=ReportConfig(wandb="p"))
+    assert len(identities[0]) > 3
+    assert (identities[0] == text) == (text == "my-run_1")
+    assert (tmp_path / "wandb.id").read_text() == identities[0]

@@ -28,3 +28,11 @@ def test_markdown_table_has_a_column_per_key():
         "| base | 0.25 | – |",
         "| SDFT | – | 0.1 |",
     ]
+
+
+def test_narrow_terminal_cuts_nothing_off():
+    console = Console(file=io.StringIO(), width=12)
+    console.print(tables.summary_table([{"": "base", "new": 0.123, "old": 0.456}], ""))
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert sorted(text.replace("\n", "").replace(" ", "")) == sorted("newoldbase0.1230.456")

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from etils import epath
+from jax.experimental import multihost_utils
 from states import EIGHT, TARGETS, abstract, assert_identical, batches, placed, train_state, with_noise
 
 from runs import finish, step_names
@@ -114,6 +115,15 @@ def test_saving_a_step_again_does_nothing(tmp_path):
     with open_manager(tmp_path) as manager:
         assert checkpoint.save(manager, 4, train_state(), batches(), {})
         assert not checkpoint.save(manager, 4, train_state(), batches(), {})
+
+
+def test_saving_does_not_query_for_preemption(tmp_path, monkeypatch):
+    """JAX would take the number of the step for that of a check by the loop."""
+    queries = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", queries.append)
+    with open_manager(tmp_path) as manager:
+        assert checkpoint.save(manager, 1, train_state(), batches(), {})
+    assert queries == []
 
 
 def test_newest_and_best_are_kept_across_a_restart(tmp_path):

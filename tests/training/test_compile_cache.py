@@ -1,6 +1,7 @@
 """Compiled programs are cached below the user's cache directory, unless another cache is configured."""
 
 import platform
+import pwd
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +55,28 @@ def test_setting_of_the_program_is_not_changed(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     enable_compile_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+
+
+def test_user_without_a_home_directory_has_no_cache(monkeypatch, capsys):
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    enable_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert capsys.readouterr().err == (
+        "sdft: compiled programs are not kept for later runs: this user has no home directory: set "
+        "XDG_CACHE_HOME to a directory.\n"
+    )
+
+
+@pytest.mark.parametrize("home", ["/proc/home", "/dev/null"])
+def test_directory_that_cannot_be_written_is_named(home, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    enable_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sdft: compiled programs are not kept for later runs: ")
+    assert home in line

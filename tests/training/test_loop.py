@@ -72,6 +72,7 @@ INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from sdft_jax import cli
+from sdft_jax.evaluation import scoring
 from sdft_jax.training import checkpoint, loop
 from sdft_jax.reporting import sinks
 from sdft_jax.models.hf import writing
@@ -112,6 +113,15 @@ if place == "evaluation":
             die()
         return evaluate(run, state, step, *rest)
     loop._evaluate = evaluate_or_die
+if place.startswith("batch"):
+    generate, batches = scoring.generate, []
+    def generate_and_interrupt(*arguments):
+        batches.append(len(batches))
+        if place == f"batch {len(batches)}":
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert place >= f"batch {len(batches)}", "a batch after the signal"
+        return generate(*arguments)
+    scoring.generate = generate_and_interrupt
 if place == "checkpoint":
     sys.path.insert(0, TESTS)
     from before_commit import before_commit
@@ -185,6 +195,22 @@ def test_run_resumes_under_other_settings_of_jax(finished, tiny_directory, tmp_p
     left, right = content(finished), content(output)
     del left["steps"], right["steps"]
     assert left == right
+
+
+@pytest.mark.parametrize(("batch", "step"), [(4, 3), (6, 6)])
+def test_signal_within_an_evaluation_ends_the_run_before_the_next_batch(
+    finished, tiny_directory, tmp_path, caches, batch, step
+):
+    """Three batches are evaluated before training, and two after it and at step 3, which is not saved yet."""
+    output = tmp_path / "run"
+    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output)]
+    code, errors = finish(start(["-c", INTERRUPTED, f"batch {batch}", str(output), *command], caches))
+    assert code == 143, errors
+    assert f"sdft: stopped by SIGTERM after step {step}: start the same command again" in errors
+    assert max(step_names(output)) == step
+    assert [row["step"] for row in read(output / "evaluations.jsonl")] == ([0] if step == 3 else [0, 3])
+    assert cli.main(command) == 0
+    assert_same(finished, output)
 
 
 def test_run_goes_on_without_a_reader_of_its_output(finished, tiny_directory, tmp_path, caches):
@@ -551,7 +577,7 @@ def test_measurements_of_watch_join_the_evaluations_and_decide_nothing(tiny_dire
     scripted(0.5, 0.4, 0.3)
     parameters = []
 
-    def watch(model, params):
+    def watch(model, params, reporter):
         parameters.append(np.asarray(jax.tree.leaves(params)[0]).tobytes())
         return {"accuracy/other": len(parameters) / 10}
 

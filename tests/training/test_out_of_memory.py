@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from runs import read, start, step_names, write_config
+from runs import finish, read, start, step_names, write_config
 from sdft_jax import cli
 from sdft_jax.training.out_of_memory import explained, is_exhausted
 
@@ -30,8 +30,7 @@ ANSWERS = ("eval.batch_size=4096", "eval.max_new_tokens=65536")
 
 def limited(caches, *arguments, limit=LIMIT):
     process = start(["-c", LIMITED.format(limit=limit), *arguments], caches)
-    _, errors = process.communicate(timeout=240)
-    return process.returncode, errors
+    return finish(process)
 
 
 def test_update_that_does_not_fit_is_explained(tiny_directory, tmp_path, caches):

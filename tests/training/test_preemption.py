@@ -14,7 +14,7 @@ from process_groups import begin, wait_for_step
 from runs import TIMEOUT, finish, start, step_names, wait_until, write_config
 from sdft_jax.errors import SdftError
 from sdft_jax.training import preemption
-from sdft_jax.training.preemption import termination_requests, watch_maintenance
+from sdft_jax.training.preemption import Terminated, termination_requests, watch_maintenance
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -195,20 +195,46 @@ def test_invalid_number_of_seconds_is_refused(text):
 @pytest.mark.parametrize("number", preemption.SIGNALS)
 def test_termination_is_requested_by_a_signal_after_the_first_step(number):
     previous = signal.getsignal(number)
-    with termination_requests() as terminates:
+    with termination_requests() as requests:
+        requests.check()
         assert signal.getsignal(number) is previous
-        assert terminates(1) is None
+        requests.listen()
+        requests.check()
         os.kill(os.getpid(), number)
-        assert terminates(2) is number
-        assert terminates(3) is number
+        for _ in range(2):
+            with pytest.raises(Terminated) as caught:
+                requests.check()
+            assert caught.value.by is number
     assert signal.getsignal(number) is previous
-    with termination_requests() as terminates:
-        assert terminates(1) is None
+    with termination_requests() as requests:
+        requests.listen()
+        requests.check()
+
+
+def test_numbers_of_checks_go_on_in_the_next_run(monkeypatch):
+    """JAX ends all processes at the check after the last one: if numbers started again, it would not come."""
+    numbers = []
+
+    def reached(number):
+        numbers.append(number)
+        return len(numbers) == 4
+
+    monkeypatch.setattr(preemption.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(preemption.multihost_utils, "reached_preemption_sync_point", reached)
+    with termination_requests() as requests:
+        requests.check()
+        requests.check()
+    with termination_requests() as requests:
+        requests.check()
+        with pytest.raises(Terminated):
+            requests.check()
+    assert numbers == [numbers[0] + number for number in range(4)]
 
 
 def test_second_sigint_is_handled_as_before():
-    with termination_requests() as terminates:
-        terminates(1)
+    with termination_requests() as requests:
+        requests.listen()
+        requests.listen()
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -218,10 +244,10 @@ def test_ignored_signal_stays_ignored():
     """The program nohup ignores SIGHUP."""
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with termination_requests() as terminates:
-            terminates(1)
+        with termination_requests() as requests:
+            requests.listen()
             os.kill(os.getpid(), signal.SIGHUP)
-            assert terminates(2) is None
+            requests.check()
     finally:
         signal.signal(signal.SIGHUP, previous)
 
@@ -231,8 +257,9 @@ def test_other_threads_than_the_main_one_ignore_sigterm():
     results = []
 
     def enter():
-        with termination_requests() as terminates:
-            results.append(terminates(1))
+        with termination_requests() as requests:
+            requests.listen()
+            results.append(requests.check())
 
     thread = threading.Thread(target=enter)
     thread.start()

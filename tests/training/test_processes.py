@@ -20,7 +20,7 @@ from process_groups import (
     member_environment,
     results,
 )
-from runs import TIMEOUT, finish, start, step_names, wait_until, write_config
+from runs import TIMEOUT, finish, read, start, step_names, wait_until, write_config
 from sdft_jax import cli
 from sdft_jax.errors import SdftError
 from sdft_jax.training import processes
@@ -160,6 +160,44 @@ def test_sigterm_on_one_host_stops_all_after_the_same_step(two, directory, confi
     code, errors = finish(start(arguments, caches, environment))
     assert code == 0, errors
     assert_close(two, output)
+
+
+ENDLESS_EVALUATION = """
+import itertools, os, signal, sys
+from jax._src.distributed import global_state
+from sdft_jax import cli
+from sdft_jax.evaluation import scoring
+from sdft_jax.reporting import reporter
+
+generate, track, batches = scoring.generate, reporter.track, []
+
+def generate_and_interrupt(*arguments):
+    batches.append(len(batches))
+    if len(batches) == 4 and global_state.process_id == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return generate(*arguments)
+
+def track_endlessly(items, description, console):
+    return itertools.cycle(items) if len(batches) > 2 else track(items, description, console)
+
+scoring.generate, reporter.track = generate_and_interrupt, track_endlessly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""Three batches are evaluated before training; the evaluation at step 3 ends only by the signal."""
+
+
+def test_sigterm_on_one_host_within_an_evaluation_stops_all(two, directory, config, caches):
+    output = directory / "evaluating"
+    programs = [["-c", ENDLESS_EVALUATION]] * 2
+    more = (f"output={output}", "train.save_every=2")
+    codes, errors = begin(config, 2, caches, *more, programs=programs).end()
+    assert codes == [143, 143], errors
+    assert all("sdft: stopped by SIGTERM after step 3: start the same command" in text for text in errors)
+    assert step_names(output) == [2, 3]
+    assert [row["step"] for row in read(output / "evaluations.jsonl")] == [0]
+    codes, errors = begin(config, 2, caches, *more).end()
+    assert codes == [0, 0], errors
+    assert results(output) == results(two)
 
 
 PROGRESS = r"[\w ]+ \d+/\d+, ([^,]*, )?[\d:]+ elapsed(, [\d:]+ left)?"

@@ -113,12 +113,12 @@ def save_pretrained(
 
 def _check_target(model: Model, target: Path) -> None:
     """Raise SdftError if `target` is the source or contains anything other than an exported model."""
+    if os.path.lexists(target) and not target.is_dir():
+        raise SdftError(f"{target} is not a directory: remove it, or write to another directory.")
     if model.source and target.resolve() == Path(model.source).resolve():
         raise SdftError(
             f"{target} is the checkpoint that the model was read from: write to another directory."
         )
-    if target.exists() and not target.is_dir():
-        raise SdftError(f"{target} is a file: write to another directory.")
     names = sorted(file.name for file in target.iterdir()) if target.exists() else []
     other_files = [name for name in names if not _is_own(target, name)]
     if other_files:

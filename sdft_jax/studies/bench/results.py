@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sdft_jax.files import write_text
 from sdft_jax.reporting.charts import Bar, plot_bars
 from sdft_jax.reporting.progress import bar
 from sdft_jax.reporting.stream import make_console
@@ -136,11 +137,11 @@ def publish(measured: Measured, output: str | None) -> None:
         "rows": list(measured.rows),
         "details": measured.details,
     }
-    (directory / f"{measured.name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_text(directory / f"{measured.name}.json", json.dumps(report, indent=1) + "\n")
     plot = directory / f"{measured.name}.png"
     plot_bars(measured.ratios, plot, f"Measured on {measured_on}.", y_label="peer / sdft_jax")
     page = directory / "README.md"
-    page.write_text(_page(directory), encoding="utf-8")
+    write_text(page, _page(directory))
     for path in (plot, page):
         console.print(str(path), highlight=False, soft_wrap=True)
 

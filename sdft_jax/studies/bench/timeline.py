@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.profiler import ProfileData
 
-from sdft_jax.reporting.style import COLOURS, FIGURE_STYLE, GREY
+from sdft_jax.reporting.style import COLOURS, FIGURE_STYLE, GREY, save_figure
 from sdft_jax.training.run_directory import RunDirectory
 
 UPDATE = "train"
@@ -119,7 +119,7 @@ def plot_timelines(timelines: Mapping[str, Timeline], path: Path, caption: str) 
             axes.grid(False)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5)
         figure.supxlabel(caption, color=GREY, fontsize=10)
-        figure.savefig(path, dpi=100)
+        save_figure(figure, path, dpi=100)
 
 
 def _milliseconds(spans: Iterable[Span]) -> list[tuple[float, float]]:

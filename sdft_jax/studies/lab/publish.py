@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_jax.errors import SdftError
+from sdft_jax.files import read_json, write_errors, write_text
 from sdft_jax.studies.lab.experiments import EXPERIMENTS
 
 BEGIN, END = "<!-- results of `sdft lab` begin here -->", "<!-- and end here -->"
@@ -35,13 +35,14 @@ def publish(source: Path, target: str) -> None:
     """Write all reports in the directory `source`, of this and earlier runs, to README.md in `target`."""
     before, _, rest = page(target).partition(BEGIN)
     names = [name for name in EXPERIMENTS if (source / f"{name}.json").is_file()]
-    reports = [json.loads((source / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    reports = [read_json(source / f"{name}.json", f"run sdft lab {name} again") for name in names]
     overview = ["| experiment | verdict | the paper |", "| --- | --- | --- |", *map(_row, reports)]
     sections = [(source / f"{name}.md").read_text(encoding="utf-8") for name in names]
     results = "\n".join([BEGIN, "", *overview, "", *sections, END])
-    (Path(target) / "README.md").write_text(before + results + rest.partition(END)[2], encoding="utf-8")
-    for name in names:
-        shutil.copyfile(source / f"{name}.png", Path(target) / f"{name}.png")
+    with write_errors(target, "fix this and publish again"):
+        write_text(Path(target) / "README.md", before + results + rest.partition(END)[2])
+        for name in names:
+            shutil.copyfile(source / f"{name}.png", Path(target) / f"{name}.png")
 
 
 def _row(report: Mapping[str, Any]) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdft_jax.continual.stages import scientific
+from sdft_jax.files import write_text
 from sdft_jax.reporting.charts import Bar, Line
+from sdft_jax.reporting.reporter import process_reporter
 from sdft_jax.reporting.statistics import Estimate, difference_interval, mean_interval
 from sdft_jax.reporting.tables import markdown_table
 from sdft_jax.studies.lab.lab import Comparison, Swept
@@ -176,9 +178,11 @@ def _percent(estimate: Estimate) -> tuple[float, float | None]:
 
 
 def write(report: Report, directory: Path, caption: str) -> Path:
-    """Write NAME.md, NAME.json and NAME.png of the report to `directory`, and return the path of NAME.md."""
+    """Write NAME.md, NAME.json and NAME.png of the report to `directory`, and return the path of NAME.md.
+
+    If the picture cannot be written, a sentence names it.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    report.draw(directory / f"{report.name}.png", caption)
     content = {
         "name": report.name,
         "title": report.title,
@@ -193,9 +197,12 @@ def write(report: Report, directory: Path, caption: str) -> Path:
         "notes": list(report.notes),
         "measured on": caption,
     }
-    (directory / f"{report.name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), "utf-8")
     path = directory / f"{report.name}.md"
-    path.write_text(markdown(report, caption), encoding="utf-8")
+    write_text(directory / f"{report.name}.json", json.dumps(content, indent=1, ensure_ascii=False))
+    write_text(path, markdown(report, caption))
+    picture = directory / f"{report.name}.png"
+    with process_reporter().tolerating(picture):
+        report.draw(picture, caption)
     return path
 
 

@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.files import write_text
+from etils import epath
+
+from sdft_jax.files import read_record, write_text
 
 Result = dict[str, Any]
 
@@ -39,20 +41,20 @@ class Trial:
 
 
 def stored(trial: Trial, directory: Path) -> Result | None:
-    """Return the stored result of the trial, or None if it has not finished."""
-    file = directory / trial.key / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """Return the stored result of the trial, or None if it has not finished or its result is damaged."""
+    return read_record(epath.Path(directory / trial.key / "result.json")) or None
 
 
 def perform(trial: Trial, directory: Path) -> None:
     """Run the trial and store its result and its output (log.txt); delete the models that it trained."""
     trial_directory = directory / trial.key
     trial_directory.mkdir(parents=True, exist_ok=True)
-    (trial_directory / "trial.json").write_text(
-        json.dumps(dataclasses.asdict(trial), indent=1), encoding="utf-8"
-    )
+    write_text(trial_directory / "trial.json", json.dumps(dataclasses.asdict(trial), indent=1))
+    log_file = trial_directory / "log.txt"
+    if not log_file.is_file():  # such as a named pipe, which opening would wait for
+        log_file.unlink(missing_ok=True)
     with (
-        (trial_directory / "log.txt").open("a", encoding="utf-8") as log,
+        log_file.open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

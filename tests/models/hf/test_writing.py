@@ -113,7 +113,7 @@ def test_an_older_export_is_replaced_and_other_files_are_not(tmp_path):
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(SdftError, match=r"contains notes\.txt"):
         save_pretrained(model, params, None, tmp_path / "out")
-    with pytest.raises(SdftError, match="is a file"):
+    with pytest.raises(SdftError, match="is not a directory: remove it, or write to another"):
         save_pretrained(model, params, None, tmp_path / "out" / "notes.txt")
     with pytest.raises(SdftError, match="is the checkpoint that the model was read from"):
         save_pretrained(model, params, None, DIRECTORY / "qwen3")

@@ -1,6 +1,7 @@
 """Tests of trials: the key depends on the settings only, results are stored, interrupted trials resume."""
 
 import json
+import os
 
 import pytest
 
@@ -95,4 +96,17 @@ def test_failed_write_leaves_no_partial_result(tmp_path, monkeypatch):
     monkeypatch.setattr(trials, "_work", lambda name: lambda settings, output: unserializable)
     with pytest.raises(TypeError):
         perform(TRIAL, tmp_path)
+    assert stored(TRIAL, tmp_path) is None
+
+
+def test_trial_is_performed_again_if_its_result_is_damaged_or_its_log_is_a_pipe(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "_work", lambda name: lambda settings, directory: {"result": 1})
+    directory = tmp_path / TRIAL.key
+    directory.mkdir()
+    for name in ("trial.json", "log.txt", "result.json"):
+        os.mkfifo(directory / name)
+    assert stored(TRIAL, tmp_path) is None
+    perform(TRIAL, tmp_path)
+    assert stored(TRIAL, tmp_path) == {"result": 1}
+    (directory / "result.json").write_text('{"result": ')
     assert stored(TRIAL, tmp_path) is None
