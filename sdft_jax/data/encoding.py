@@ -12,7 +12,6 @@ import functools
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from jaxtyping import Int32
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,10 +159,10 @@ def load_template(setting: str) -> string.Template:
     elif setting.startswith("file:"):
         name = setting.removeprefix("file:")
         try:
-            text = Path(name).read_bytes().decode("utf-8")
-        except (OSError, ValueError) as error:
+            text = read_bytes(name, "give a text file as data.template", limit=1 << 20).decode("utf-8")
+        except UnicodeDecodeError as error:
             raise SdftError(
-                f"data.template: {name} cannot be read ({error}): give a UTF-8 text file."
+                f"{name}: byte {error.start} is not UTF-8: give a UTF-8 text file as data.template."
             ) from None
     template = string.Template(text)
     if not template.is_valid():

@@ -3,15 +3,25 @@
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines, read_record
+    from sdft_jax.files.reading import (
+        is_regular,
+        parse_json,
+        read_bytes,
+        read_json,
+        read_json_lines,
+        read_record,
+        regular_size,
+    )
     from sdft_jax.files.writing import open_replacement, write_text
 
 __all__ = [
+    "is_regular",
     "open_replacement",
     "parse_json",
     "read_bytes",
     "read_json",
     "read_json_lines",
     "read_record",
+    "regular_size",
     "write_text",
 ]

@@ -13,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
+from sdft_jax.errors import SdftError
+from sdft_jax.files import is_regular, read_json
+
 MANIFEST = "manifest.json"
 _WRITTEN_LATER = {MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"}
 """Top-level files that Orbax writes after the manifest; a restore does not need them."""
@@ -40,11 +43,10 @@ def damage(checkpoint: epath.Path) -> str | None:
     None.
     """
     try:
-        expected = json.loads((checkpoint / MANIFEST).read_text())
-        return _first_difference(checkpoint, expected)
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if not (checkpoint / MANIFEST).exists():
+            return f"{MANIFEST} is missing"
+        return _first_difference(checkpoint, read_json(checkpoint / MANIFEST, "restore it"))
+    except (OSError, SdftError, ValueError, TypeError) as error:
         return f"{MANIFEST} or a file in it cannot be read ({error})"
 
 
@@ -71,7 +73,7 @@ def _size_and_crc(path: epath.Path) -> tuple[int, int]:
 def _first_difference(checkpoint: epath.Path, expected: Mapping[str, Sequence[int]]) -> str | None:
     for name, (size, _) in expected.items():
         path = checkpoint / name
-        if not path.exists():
+        if not is_regular(path):
             return f"{name} is missing"
         if path.stat().length != size:
             return f"{name} has {path.stat().length} bytes instead of the {size} that were written"

@@ -51,13 +51,13 @@ def explained(
         if not is_exhausted(error):
             raise
         arrays, options = count(config, model), remedies(config, model, count)
-        lines = [f"out of memory in {what}: {reason(error)}", *explanation(arrays, options)]
+        lines = explanation(arrays, options)
         if directory:
             files = write_tables(arrays, options, reason(error), directory)
             step = saved()
             progress = f"The last saved step is {step}" if step else "No step was saved"
             lines.append(f"{progress}; details are in {' and '.join(map(str, files))}.")
-        raise SdftError("\n".join(lines)) from error
+        raise SdftError(f"out of memory in {what}: {reason(error)}", *lines) from error
 
 
 def is_exhausted(error: Exception) -> bool:

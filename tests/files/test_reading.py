@@ -3,9 +3,10 @@
 import os
 
 import pytest
+from etils import epath
 
 from sdft_jax.errors import SdftError
-from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines
+from sdft_jax.files.reading import parse_json, read_bytes, read_json, read_json_lines, read_record
 
 
 def test_json_with_and_without_a_byte_order_mark(tmp_path):
@@ -77,3 +78,15 @@ def test_damaged_lines_are_counted_and_an_incomplete_last_line_is_not(tmp_path):
     assert read_json_lines(file) == ([{"a": 1}, {"a": 2}], 0)
     file.write_bytes(b"")
     assert read_json_lines(file) == ([], 0)
+
+
+def test_values_that_are_nested_more_deeply_than_the_stack_of_their_readers():
+    assert parse_json(b"[" * 100 + b"]" * 100, "a.json", "fix it")
+    with pytest.raises(SdftError, match=r"^a\.json is not valid JSON \(it is nested too deeply\): fix it\.$"):
+        parse_json(b"[" * 102 + b"]" * 102, "a.json", "fix it")
+
+
+def test_damaged_record_is_empty_and_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "pipe", "."):
+        assert read_record(epath.Path(tmp_path / name)) == {}
