@@ -248,14 +248,12 @@ def _check_numbers(architecture: Architecture) -> None:
     with np.errstate(all="ignore"):
         frequencies = [inverse_frequencies(rope, architecture.head_dim) for rope in ropes]
     numbers = {
-        "rms_norm_eps": architecture.rms_norm_eps,
-        "query_pre_attn_scalar": architecture.query_scale,
-        "the rope parameters": np.array(
-            [(rope.attention_factor, *f) for rope, f in zip(ropes, frequencies, strict=True)]
-        ),
+        "rms_norm_eps": [architecture.rms_norm_eps],
+        "query_pre_attn_scalar": [architecture.query_scale],
+        "the rope parameters": [*(rope.attention_factor for rope in ropes), *np.concatenate(frequencies)],
     }
     for name, value in numbers.items():
-        if not np.all(np.isfinite(value)) or np.any(np.asarray(value) < 0):
+        if not np.isfinite(value).all() or min(value) < 0:
             raise SdftError(f"{name} gives numbers that are negative, infinite or NaN: correct it.")
 
 
