@@ -45,7 +45,14 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook([f"sdft_jax.{module}" for module in CHECKED], "beartype.beartype")
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache as jax_cache  # noqa: E402
+
+settings.register_profile(
+    "few", derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=HealthCheck
+)
+settings.register_profile("campaign", settings.get_profile("few"), derandomize=False, max_examples=5000)
+settings.load_profile("few")
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ OVERRIDES = {
     "data.path=nowhere.jsonl": "nowhere.jsonl does not exist: give a file",
     "eval.path=nowhere.jsonl": "nowhere.jsonl does not exist: give a file",
     "data.path=mini:zzz": "there is no such skill; set SKILL in mini:SKILL to one of",
-    "data.template=file:nowhere.txt": "nowhere.txt cannot be read",
+    "data.template=file:nowhere.txt": "nowhere.txt does not exist: give a text file",
     "data.template=plain": "$demonstration is missing",
     "eval.task=guess": "eval.task='guess': input should be 'exact', 'contains', 'choice'",
     "train.batch_size=6 mesh.fsdp=4": "train.batch_size=6 is not divisible by the 4 parts of mesh axes",

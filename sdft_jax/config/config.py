@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 
 from sdft_jax.config.methods import Method, method_named
 from sdft_jax.config.overrides import merge, parse_override, read_yaml
 from sdft_jax.config.presets import PRESETS
+from sdft_jax.config.section import NonNegative, section
 from sdft_jax.config.settings import (
-    STRICT,
     CheckpointConfig,
     ContinualConfig,
     DataConfig,
@@ -30,7 +29,6 @@ from sdft_jax.config.settings import (
     EvalConfig,
     MeshConfig,
     ModelConfig,
-    NonNegative,
     ObjectiveConfig,
     OptimizerConfig,
     ProfileConfig,
@@ -39,11 +37,11 @@ from sdft_jax.config.settings import (
     TeacherConfig,
     TrainConfig,
 )
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, explanation
 from sdft_jax.sharding.rules import Rules
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("")
 class Config:
     """The configuration of one run."""
 
@@ -192,10 +190,7 @@ def from_dict(tree: Mapping[str, Any], source: str) -> Config:
     try:
         return _ADAPTER.validate_python(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise SdftError(f"{source}: {key}={first['input']!r}: {first['msg'].lower()}{more}.") from None
+        raise SdftError(f"{source}: {explanation(error)}") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -247,10 +242,6 @@ def _refuse_unknown(section: Any, tree: Mapping[str, Any], source: str, prefix: 
             if not isinstance(value, Mapping):
                 raise SdftError(f"{source}: {key}={value!r} is not a section: give it keys and values.")
             _refuse_unknown(type(nested), value, source, f"{key}.")
-        elif isinstance(value, bool) and fields[key].type != "bool":  # pydantic would read true as 1
-            raise SdftError(
-                f"{source}: {prefix}{key}={value} is not valid: give a value that is not true or false."
-            )
 
 
 def _nearest(unknown: str) -> str | None:

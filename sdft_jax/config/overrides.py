@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from etils import epath
 
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import read_bytes
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without base-60 numbers, which would read 10:13 as 613."""
+    """YAML without base-60 numbers, which would read 10:13 as 613, and with a bounded number of values."""
+
+    read = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next value."""
+        self.read += 1
+        if self.read > LARGEST:
+            raise yaml.YAMLError(f"it has more than {LARGEST:,} values")
+        return super().compose_node(parent, index)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -37,8 +46,10 @@ _Loader.add_implicit_resolver(
 )
 
 
-LARGEST = 100_000
+LARGEST = 10_000
 """Maximum number of values in a YAML text, with those of aliases counted each time."""
+LONGEST = 1 << 20
+"""Maximum size of a YAML file, in bytes."""
 
 
 def _parse(text: str) -> Any:
@@ -46,11 +57,11 @@ def _parse(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: the text is malformed, has a key twice, or aliases that refer to themselves or stand
-        for
-            more than `LARGEST` values.
+            for more than `LARGEST` values.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -58,8 +69,11 @@ def _parse(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("it is nested too deeply") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:  # 2024-99-99, !!int ""
+        raise yaml.YAMLError(f"a value is not of its type: {reason(error)}") from None
     finally:
-        loader.dispose()
+        if loader:
+            loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int], above: tuple[int, ...]) -> int:
@@ -94,17 +108,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         SdftError: the file is missing or malformed.
     """
-    file = epath.Path(path)
-    if not file.is_file():
-        raise SdftError(f"config {path} does not exist: give a YAML file, such as configs/quickstart.yaml.")
+    data = read_bytes(path, "give a YAML file, such as configs/quickstart.yaml", limit=LONGEST)
     try:
-        tree = _parse(file.read_text(encoding="utf-8-sig"))
+        tree = _parse(data.decode("utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SdftError(
             f"config {path} is not valid YAML ({' '.join(str(error).split())}): fix the file."
         ) from None
-    except OSError as error:
-        raise SdftError(f"config {path} cannot be read ({error.strerror}): fix this.") from None
     if tree is not None and not isinstance(tree, dict):
         raise SdftError(
             f"config {path} holds a {type(tree).__name__}: write keys and values at its top level."

@@ -8,22 +8,28 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass
+from pydantic import Field
 
 from sdft_jax.config.methods import MethodName
+from sdft_jax.config.section import (
+    Count,
+    Decay,
+    Integer,
+    NonNegative,
+    Positive,
+    PositiveNumber,
+    PositiveShare,
+    Rows,
+    Seed,
+    Share,
+    Temperature,
+    Tokens,
+    section,
+)
 from sdft_jax.errors import SdftError
 
-Positive = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
-@dataclass(frozen=True, config=STRICT)
+@section("model")
 class ModelConfig:
     """The checkpoint and its number formats."""
 
@@ -44,7 +50,7 @@ class ModelConfig:
     compute dtype is bfloat16, plain XLA otherwise."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("data")
 class DataConfig:
     """The source of demonstrations and their conversion to token batches."""
 
@@ -72,9 +78,9 @@ class DataConfig:
     $demonstration."""
     template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """Additional arguments of the tokenizer's chat template, such as enable_thinking."""
-    max_prompt: Positive = 1024
+    max_prompt: Tokens = 1024
     """Maximum length of a student prompt, in tokens."""
-    max_teacher_prompt: Positive = 2048
+    max_teacher_prompt: Tokens = 2048
     """Maximum length of a teacher prompt (question and demonstration), or of a raw text for method cpt, in
     tokens."""
     overlong: Literal["drop", "error"] = "drop"
@@ -82,35 +88,35 @@ class DataConfig:
     control_tokens: Literal["refuse", "text"] = "refuse"
     """Treatment of the model's control tokens, such as <|im_end|>, in the texts of rows: refuse the row, or
     encode them as plain text."""
-    prompt_buckets: tuple[Positive, ...] = ()
+    prompt_buckets: tuple[Tokens, ...] = ()
     """Padded prompt lengths in tokens, with one compilation each; empty for one length, that of the longest
     prompt."""
-    teacher_buckets: tuple[Positive, ...] = ()
+    teacher_buckets: tuple[Tokens, ...] = ()
     """Padded teacher prompt lengths in tokens, as `prompt_buckets`."""
-    sorted_batches: Positive = 1
+    sorted_batches: Rows = 1
     """Number of consecutive batches whose rows are sorted by length before they are batched, so that buckets
     need less padding; 1 keeps the random order."""
     limit: Positive | None = None
     """Maximum number of rows to read from the start of the source; None for all."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("sampling")
 class SamplingConfig:
     """The student's sampling of completions."""
 
-    max_new_tokens: Positive = 1024
+    max_new_tokens: Tokens = 1024
     """Maximum length of a completion, in tokens."""
-    temperature: NonNegative = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; 0 is greedy."""
     top_k: Count = 0
     """Number of most likely tokens to sample from; 0 for all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveShare = 1.0
     """Cumulative probability of the most likely tokens to sample from (nucleus sampling); 1 for all."""
     min_p: Share = 0.0
     """Minimum probability of a token, relative to that of the most likely token; 0 for no minimum."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("teacher")
 class TeacherConfig:
     """The teacher's weights (paper, section 3 and Figure 8)."""
 
@@ -126,7 +132,7 @@ class TeacherConfig:
     of its updates."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("divergence")
 class DivergenceConfig:
     """The divergence of the student's next-token distribution S from the teacher's T."""
 
@@ -141,9 +147,9 @@ class DivergenceConfig:
     tail: Literal["bucket", "renormalise"] = "bucket"
     """Treatment of the probability outside the top-k: count it as one more token (bucket), or remove it
     (renormalise)."""
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[Temperature, Field(gt=0)] = 1.0
     """Divisor of both roles' logits."""
-    chunk: Positive = 1024
+    chunk: Tokens = 1024
     """Number of tokens per device whose logits are in memory at one time."""
 
     def __post_init__(self):
@@ -154,7 +160,7 @@ class DivergenceConfig:
             )
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("objective")
 class ObjectiveConfig:
     """The weight of each completion token in the loss."""
 
@@ -173,7 +179,7 @@ class ObjectiveConfig:
     """Maximum importance ratio."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("optimizer")
 class OptimizerConfig:
     """AdamW with a learning rate schedule and clipping by global norm."""
 
@@ -191,14 +197,14 @@ class OptimizerConfig:
     """Decay of AdamW's first moment."""
     b2: Decay = 0.999
     """Decay of AdamW's second moment."""
-    eps: NonNegative = 1e-8
+    eps: PositiveNumber = 1e-8
     """Constant in the denominator of AdamW, for numerical stability."""
     freeze: tuple[str, ...] = ()
     """Regular expressions, searched in paths such as layers/q, of parameters that do not train; `q$` does not
     match q_norm."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("train")
 class TrainConfig:
     """The training loop."""
 
@@ -210,19 +216,19 @@ class TrainConfig:
     demonstration in context. Sources: sdft_jax/config/methods.py."""
     reinvoke: Share = 0.5
     """Fraction of the steps, at the end of the run, in which method reinvoke distills the base model."""
-    batch_size: Positive = 32
+    batch_size: Rows = 32
     """Number of prompts per update, each with one completion."""
-    micro_batch: Positive | None = None
+    micro_batch: Rows | None = None
     """Number of rows whose activations are in memory at one time; None for the whole batch."""
-    completion_buckets: tuple[Positive, ...] = ()
+    completion_buckets: tuple[Tokens, ...] = ()
     """Additional completion lengths, in tokens and below sampling.max_new_tokens, for which learning is
     compiled. A step uses the shortest one that holds its longest completion: the same result with less
     work."""
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0
+    epochs: PositiveNumber = 2.0
     """Number of passes over the data; ignored if `steps` is set."""
     steps: Positive | None = None
     """Total number of updates; None to use `epochs`."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    seed: Seed = 42
     """Seed of data order and sampling."""
     log_every: Positive = 1
     """Number of steps between lines of metrics."""
@@ -237,7 +243,7 @@ class TrainConfig:
     phases_every: Count = 100
     """Number of steps between separate timings of sampling, which give the throughput of each phase; 0 for
     never."""
-    stop_at: Annotated[float, Field(gt=0, le=1)] | None = None
+    stop_at: PositiveShare | None = None
     """Score at which to stop; None for never. The score is the accuracy on eval.validation or, if that is
     None, on eval.path (report results on other rows then)."""
     patience: Count = 0
@@ -250,7 +256,7 @@ class TrainConfig:
     loss)."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("eval")
 class EvalConfig:
     """Greedy accuracy on rows with the fields of `data`."""
 
@@ -264,11 +270,11 @@ class EvalConfig:
     """Reference model of the distances; None for model.path."""
     task: Literal["exact", "contains", "choice", "tooluse", "mini", "storms"] = "exact"
     """Scorer of an answer; sdft_jax/evaluation/tasks documents each one."""
-    batch_size: Positive = 64
+    batch_size: Rows = 64
     """Number of prompts per batch."""
     limit: Positive | None = None
     """Maximum number of rows to evaluate; None for all."""
-    max_new_tokens: Positive | None = None
+    max_new_tokens: Tokens | None = None
     """Maximum length of an answer, in tokens; None for sampling.max_new_tokens."""
     overlap: Literal["error", "allow"] = "error"
     """Treatment of evaluation prompts that are also training prompts: raise an error with their count, or
@@ -277,7 +283,7 @@ class EvalConfig:
     """Also evaluate the model with the demonstration in context: the ceiling of self-distillation."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("continual")
 class ContinualConfig:
     """The stages that one model is trained on in sequence; read by `sdft continual` only."""
 
@@ -290,23 +296,23 @@ class ContinualConfig:
     """Methods to compare, each on its own sequence of stages; empty for train.method."""
     learning_rates: tuple[NonNegative, ...] = ()
     """Learning rates to compare, the same for each method; empty for optimizer.learning_rate."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """Seeds of data order and sampling; empty for train.seed."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("mesh")
 class MeshConfig:
     """Number of devices along each mesh axis; one axis may be -1 for the devices that the others leave."""
 
-    data: int = 1
+    data: Integer = 1
     """Number of devices that split the batch and replicate the parameters."""
-    fsdp: int = -1
+    fsdp: Integer = -1
     """Number of devices that split both the batch and the parameters."""
-    tensor: int = 1
+    tensor: Integer = 1
     """Number of devices that split heads, feed-forward width and vocabulary."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("checkpoint")
 class CheckpointConfig:
     """The checkpoints in `output`/checkpoints."""
 
@@ -321,7 +327,7 @@ class CheckpointConfig:
     """Number of steps between two checkpoints in `local`."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("profile")
 class ProfileConfig:
     """A profiler trace of a few steps."""
 
@@ -345,7 +351,7 @@ class ProfileConfig:
         return int(first), int(last)
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("debug")
 class DebugConfig:
     """Checks that slow a run down."""
 
@@ -354,7 +360,7 @@ class DebugConfig:
     step with a NaN is repeated operation by operation."""
 
 
-@dataclass(frozen=True, config=STRICT)
+@section("report")
 class ReportConfig:
     """Destinations of metrics in addition to the console and metrics.jsonl."""
 

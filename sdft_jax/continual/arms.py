@@ -120,7 +120,7 @@ def measure_base(plan: Plan) -> dict[str, Measured]:
     `teacher`.
     """
     file = Path(plan.config.output) / "base.json"
-    return _once(plan, file, lambda: _measure_base(plan))
+    return _once(plan, file, lambda: _measure_base(plan), _is_base)
 
 
 def _measure_base(plan: Plan) -> dict[str, Measured]:
@@ -147,7 +147,7 @@ def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
     """
     if not arm.method.trains:
         file = RunDirectory(plan.config.output).below(arm.name).local / MEASURED
-        return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages), list)
+        return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages), _is_oracle)
     stages = arm_stages(arm, plan.stages)
     inputs = arm_inputs(arm, plan.inputs[arm.method.name])
     start, results = plan.config.model.path, []
@@ -160,7 +160,7 @@ def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
         problem = damage(epath.Path(handoff)) if handoff and (handoff / MANIFEST).exists() else None
         if problem:
             plan.reporter.print(f"{handoff} is damaged and is written again: {problem}.")
-        results.append(_once(plan, measured, work, redo=problem is not None))
+        results.append(_once(plan, measured, work, _is_measured, redo=problem is not None))
         start = str(handoff)
     return results
 
@@ -267,14 +267,20 @@ def as_json(evaluation: Evaluation, rows: EvalSet) -> dict[str, Any]:
     )
 
 
-def _once(plan: Plan, file: Path, work: Callable[[], Any], kind: type = dict, redo: bool = False) -> Any:
+def _once(
+    plan: Plan,
+    file: Path,
+    work: Callable[[], Any],
+    is_valid: Callable[[Plan, Any], bool],
+    redo: bool = False,
+) -> Any:
     """Return the content of `file`, or the result of `work`, which is then written to it.
 
-    The work is done again if `redo`, or if the content is damaged or not of type `kind`.
+    The work is done again if `redo`, or if the content is damaged or not `is_valid`.
     """
     if file.exists() and not redo:
         try:
-            return _read_results(file, kind)
+            return _read_results(plan, file, is_valid)
         except SdftError as error:
             plan.reporter.print(f"{error}")
     result = work()
@@ -284,11 +290,53 @@ def _once(plan: Plan, file: Path, work: Callable[[], Any], kind: type = dict, re
     return result
 
 
-def _read_results(file: Path, kind: type) -> Any:
+def _read_results(plan: Plan, file: Path, is_valid: Callable[[Plan, Any], bool]) -> Any:
     """Return the results in a file. Raises SdftError if it is damaged."""
     remedy = "it is damaged, and the work is done again"
-    results = read_json(file, remedy, kind)
-    measured = [*results.values()] if kind is dict else results
-    if not measured or not all(isinstance(one, dict) for one in measured):
-        raise SdftError(f"{file} does not hold the results of evaluations: {remedy}.")
+    results = read_json(file, remedy, object)
+    if not is_valid(plan, results):
+        raise SdftError(f"{file} does not hold the results of these evaluations: {remedy}.")
     return results
+
+
+def _is_base(plan: Plan, value: Any) -> bool:
+    """Return True for the results of `measure_base`."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == ({"student", "teacher"} if plan.config.eval.teacher else {"student"})
+        and _is_measured(plan, value["student"])
+        and _is_measured(plan, value.get("teacher", {}), teacher=True)
+    )
+
+
+def _is_oracle(plan: Plan, value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == len(plan.stages)
+        and all(_is_measured(plan, one) for one in value)
+    )
+
+
+def _is_measured(plan: Plan, value: Any, teacher: bool = False) -> bool:
+    """Return True for the results of `measure` on the rows of the plan."""
+    rows = {
+        name: rows for name, (config, rows) in plan.rows.items() if not teacher or _has_teacher(name, config)
+    }
+    return (
+        isinstance(value, dict)
+        and value.keys() == rows.keys()
+        and all(_is_evaluation(value[name], rows[name]) for name in rows)
+    )
+
+
+def _is_evaluation(value: Any, rows: EvalSet) -> bool:
+    """Return True for the result of `as_json` on these rows."""
+    return (
+        isinstance(value, dict)
+        and all(type(value.get(name)) in (int, float) for name in ("accuracy", "length"))
+        and type(value.get("kl_to_base")) in (int, float, type(None))
+        and isinstance(value.get("correct"), list)
+        and len(value["correct"]) == len(rows.examples)
+        and set(map(repr, value["correct"])) <= {"0", "1"}
+        and value.get("skills") in (None, [example.skill for example in rows.examples])
+    )

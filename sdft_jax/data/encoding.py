@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import string
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import RenderError, render
+from sdft_jax.files import RenderError, read_bytes, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,10 +177,10 @@ def load_template(setting: str) -> string.Template:
     elif setting.startswith("file:"):
         name = setting.removeprefix("file:")
         try:
-            text = Path(name).read_bytes().decode("utf-8")
-        except (OSError, ValueError) as error:
+            text = read_bytes(name, "give a text file as data.template", limit=1 << 20).decode("utf-8")
+        except UnicodeDecodeError as error:
             raise SdftError(
-                f"data.template: {name} cannot be read ({error}): give a UTF-8 text file."
+                f"{name}: byte {error.start} is not UTF-8: give a UTF-8 text file as data.template."
             ) from None
     template = string.Template(text)
     if not template.is_valid():

@@ -19,7 +19,7 @@ from typing import Any
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message, location
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import parse_json, read_bytes
+from sdft_jax.files import parse_json, read_bytes, regular_size
 
 Row = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
         rows: Sequence[Row] = importlib.import_module(EMBEDDED[scheme]).read_rows(name, split)
     elif scheme == "tfds":
         rows = _read_tfds(path, name, split)
-    elif Path(path).is_file():
+    elif os.path.exists(path) and not os.path.isdir(path):
         rows = _read_file(path)
     elif "://" in path:
         raise SdftError(
@@ -99,7 +99,9 @@ def make_examples(
         answer=answer,
     )
     rows = _only(rows, _names(config, required))
-    return [_example(rows[index], index, source, config, required) for index in _first(rows, config)]
+    return [
+        _example(_row(rows, index, source), index, source, config, required) for index in _first(rows, config)
+    ]
 
 
 def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
@@ -110,8 +112,8 @@ def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> 
     """
     rows = _only(rows, {config.text})
     return [
-        Example((), _named_text(rows[row], "text", config.text, location(source, row)), None, row, source)
-        for row in _first(rows, config)
+        Example((), _named_text(_row(rows, row, source), "text", config.text, place), None, row, source)
+        for row, place in ((row, location(source, row)) for row in _first(rows, config))
     ]
 
 
@@ -129,6 +131,11 @@ def _names(config: DataConfig, required: _RequiredFields) -> set[str | None]:
     """Return the names of the fields that `_example` reads."""
     demonstration = config.demonstration if required.demonstration else None
     return {config.prompt, config.system, config.answer, "skill", demonstration, required.context}
+
+
+def _row(rows: Sequence[Row], index: int, source: str) -> Row:
+    """Return a row. Raises SdftError if it cannot be decoded."""
+    return _attempt(location(source, index), lambda: rows[index], "repair or remove the row")
 
 
 def _first(rows: Sequence[Row], config: DataConfig) -> range:
@@ -247,6 +254,7 @@ def _read_file(path: str) -> Sequence[Row]:
     if path.endswith(".parquet"):
         import datasets
 
+        regular_size(path, "give a Parquet file")
         with _literal(path) as name:
             rows = _attempt(path, lambda: datasets.Dataset.from_parquet(name), "give a readable Parquet file")
         return _arrow_rows(rows)
@@ -268,11 +276,16 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
         return _read_tfds(path, path, split)
     import datasets
 
+    for file in Path(path).rglob("*"):
+        if not file.is_dir():
+            regular_size(file, "remove it")
     remedy = f"give a dataset directory with the split {split!r}, or set data.split to another one"
     if not any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json")):
         with _literal(path) as name:
-            return _arrow_rows(_attempt(path, lambda: datasets.load_dataset(name, split=split), remedy))
-    loaded = _attempt(path, lambda: datasets.load_from_disk(path), remedy)
+            return _arrow_rows(
+                _attempt(path, lambda: _intact(datasets.load_dataset(name, split=split)), remedy)
+            )
+    loaded = _attempt(path, lambda: _intact(datasets.load_from_disk(path)), remedy)
     # a single data set often has no name; the default split then means all of it
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if isinstance(loaded, datasets.Dataset) and split == DataConfig().split:
@@ -280,6 +293,13 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
     if split not in splits:
         raise SdftError(f"{path}: there is no split {split!r}; set data.split to one of {', '.join(splits)}.")
     return _arrow_rows(splits[split])
+
+
+def _intact(loaded: Any) -> Any:
+    """Return data sets after a check of their tables: reading rows of a damaged one would end the process."""
+    for one in loaded.values() if isinstance(loaded, dict) else [loaded]:
+        one.data.validate(full=True)
+    return loaded
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ with epy.lazy_api_imports(globals()):
         read_json_lines,
         read_record,
         read_sealed,
+        regular_size,
     )
     from sdft_jax.files.rendering import RenderError, render, start_renderer
     from sdft_jax.files.writing import (
@@ -36,6 +37,7 @@ __all__ = [
     "read_json_lines",
     "read_record",
     "read_sealed",
+    "regular_size",
     "render",
     "sealed",
     "start_renderer",

@@ -20,10 +20,12 @@ from sdft_jax.errors import SdftError, reason
 
 LARGEST = 1 << 28
 """Maximum size of a file that is read as a whole, in bytes."""
+DEEPEST = 100
+"""Maximum depth of nested values: Python's stack must also hold what works on them."""
 
 
 def read_bytes(path: str | os.PathLike[str], remedy: str, limit: int = LARGEST) -> bytes:
-    """Return the content of a regular file.
+    """Return the content of a regular file, or of an object in a bucket.
 
     Args:
         path: the file.
@@ -34,21 +36,40 @@ def read_bytes(path: str | os.PathLike[str], remedy: str, limit: int = LARGEST) 
         SdftError: the file is missing, not a regular file, larger than `limit`, or cannot be read.
     """
     try:
-        status = os.stat(path)  # opening a named pipe would wait for a writer
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise SdftError(f"{os.fspath(path)} is {kind}: {remedy}.")
-        if status.st_size > limit:
+        in_bucket = "://" in os.fspath(path)
+        file: Any = epath.Path(path) if in_bucket else Path(path)
+        size = file.stat().length if in_bucket else regular_size(path, remedy)
+        if size > limit:
             raise SdftError(
-                f"{os.fspath(path)} has {status.st_size:,} bytes, more than the maximum of {limit:,}: "
-                f"{remedy}."
+                f"{os.fspath(path)} has {size:,} bytes, more than the maximum of {limit:,}: {remedy}."
             )
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise SdftError(f"{os.fspath(path)} does not exist: {remedy}.") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        problem = getattr(error, "strerror", None) or reason(error)
-        raise SdftError(f"{os.fspath(path)!r} cannot be read ({problem}): {remedy}.") from None
+        return file.read_bytes()
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, remedy) from None
+
+
+def regular_size(path: str | os.PathLike[str], remedy: str) -> int:
+    """Return the size of a regular file on a local disk. Opening another file, such as a pipe, may wait.
+
+    Raises:
+        SdftError: the file is missing, not a regular file, or out of reach.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error, remedy) from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise SdftError(f"{os.fspath(path)} is {kind}: {remedy}.")
+    return status.st_size
+
+
+def _unreadable(path: str | os.PathLike[str], error: Exception, remedy: str) -> SdftError:
+    """Return the exception for a file that cannot be read; a NUL byte in its path is a ValueError."""
+    if isinstance(error, FileNotFoundError):
+        return SdftError(f"{os.fspath(path)} does not exist: {remedy}.")
+    problem = getattr(error, "strerror", None) or reason(error)
+    return SdftError(f"{os.fspath(path)!r} cannot be read ({problem}): {remedy}.")
 
 
 def parse_json(text: bytes, place: str, remedy: str) -> Any:
@@ -61,11 +82,12 @@ def parse_json(text: bytes, place: str, remedy: str) -> Any:
 
     Raises:
         SdftError: the text is empty, not UTF-8, not JSON, nested too deeply, or contains a lone surrogate,
-            which
-            is not a character.
+            which is not a character.
     """
     try:
         value = json.loads(text.decode("utf-8-sig"))
+        if text.count(b"[") + text.count(b"{") > DEEPEST and _is_deeper(value, DEEPEST):
+            raise RecursionError
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
         return value
@@ -78,6 +100,12 @@ def parse_json(text: bytes, place: str, remedy: str) -> Any:
     except ValueError as error:
         problem = str(error) if text.strip() else "it is empty"
     raise SdftError(f"{place} is not valid JSON ({problem}): {remedy}.")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Return True if lists and objects are nested more than `depth` deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (depth == 0 or any(_is_deeper(one, depth - 1) for one in inner))
 
 
 def read_json(path: str | os.PathLike[str], remedy: str, kind: type = dict, limit: int = LARGEST) -> Any:
@@ -116,13 +144,10 @@ def file_size(path: epath.Path) -> int:
 
 def read_record(path: epath.Path) -> dict[str, Any]:
     """Return the JSON object in a file, which may be in a bucket; {} if it is missing or damaged."""
-    if not is_regular(path):
-        return {}
     try:
-        value = parse_json(path.read_bytes(), str(path), "")
-    except (OSError, SdftError):
+        return read_json(path, "")
+    except SdftError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def read_sealed(path: epath.Path) -> dict[str, Any]:
@@ -151,7 +176,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
 
     A last line without its newline, which a kill may leave, does not count as damaged.
     """
-    *lines, last = path.read_bytes().split(b"\n")
+    *lines, last = read_bytes(path, "remove it", limit=1 << 32).split(b"\n")
     rows, damaged = [], 0
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         try:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import read_json
 from sdft_jax.models.families import (
@@ -22,7 +24,7 @@ from sdft_jax.models.families import (
     Family,
     Tensor,
 )
-from sdft_jax.models.rope import Rope
+from sdft_jax.models.rope import Rope, inverse_frequencies
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -47,7 +49,8 @@ _SIZES = (
     "head_dim",
     "sliding_window",
 )
-_MOST_LAYERS = 100_000
+_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "sliding_window")
+_LIMITS = {"num_hidden_layers": 100_000, "head_dim": 1 << 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +150,9 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
     _check_sizes(config)
     _check_ropes(raw)
     try:
-        return _resolve(family, config, json.dumps(raw, sort_keys=True))
+        architecture = _resolve(family, config, json.dumps(raw, sort_keys=True))
+        _check_numbers(architecture)
+        return architecture
     except KeyError as error:
         raise SdftError(f"the key {error} is missing: a {family.model_type} model requires it.") from None
     except (TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
@@ -158,8 +163,9 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
     """Raise SdftError for a size that is not a natural number in a plausible range, or dtypes that differ."""
     for key in _SIZES:
         size = config.get(key)
-        limit = _MOST_LAYERS if key == "num_hidden_layers" else 1 << 31
-        if size is not None and not (type(size) is int and 0 < size < limit):
+        limit = _LIMITS.get(key, 1 << 31)
+        may_be_missing = size is None and (key in _OPTIONAL_SIZES or key not in config)
+        if not may_be_missing and not (type(size) is int and 0 < size < limit):
             raise SdftError(f"{key} is {size!r}, and not a number from 1 to {limit - 1}: correct it.")
     dtypes = {str(config[key]) for key in ("dtype", "torch_dtype") if config.get(key)}
     if len(dtypes) > 1:
@@ -247,6 +253,23 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         kind_of_layer=kind_of_layer,
         source_json=source_json,
     )
+
+
+def _check_numbers(architecture: Architecture) -> None:
+    """Raise SdftError for numbers with which every activation would be NaN or infinite."""
+    if architecture.head_dim % 2:
+        raise SdftError(f"head_dim is {architecture.head_dim}: rotary embeddings need an even number.")
+    ropes = [kind.rope for kind in architecture.kinds]
+    with np.errstate(all="ignore"):
+        frequencies = [inverse_frequencies(rope, architecture.head_dim) for rope in ropes]
+    numbers = {
+        "rms_norm_eps": [architecture.rms_norm_eps],
+        "query_pre_attn_scalar": [architecture.query_scale],
+        "the rope parameters": [*(rope.attention_factor for rope in ropes), *np.concatenate(frequencies)],
+    }
+    for name, value in numbers.items():
+        if not np.isfinite(value).all() or min(value) < 0:
+            raise SdftError(f"{name} gives numbers that are negative, infinite or NaN: correct it.")
 
 
 def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:

@@ -7,7 +7,7 @@ import dataclasses
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from sdft_jax.errors import SdftError
+from sdft_jax.errors import SdftError, explained
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -19,6 +19,7 @@ def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
     return () if entry is None else (entry,) if isinstance(entry, str) else entry
 
 
+@explained("sharding")
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
 class Rules:
     """The mesh axes that split each logical axis; None does not split it."""

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
-from sdft_jax.files import file_size
+from sdft_jax.errors import SdftError
+from sdft_jax.files import file_size, is_regular, read_json
 
 MANIFEST = "manifest.json"
 _BLOCK = 1 << 24
@@ -29,11 +30,10 @@ def damage(directory: epath.Path) -> str | None:
     None.
     """
     try:
-        expected = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        return _first_difference(directory, expected)
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if not (directory / MANIFEST).exists():
+            return f"{MANIFEST} is missing"
+        return _first_difference(directory, read_json(directory / MANIFEST, "restore it"))
+    except (OSError, SdftError, ValueError, TypeError) as error:
         return f"{MANIFEST} or a file in it cannot be read ({error})"
 
 
@@ -60,7 +60,7 @@ def _size_and_crc(path: epath.Path) -> tuple[int, int]:
 def _first_difference(directory: epath.Path, expected: Mapping[str, Sequence[int]]) -> str | None:
     for name, (size, _) in expected.items():
         path = directory / name
-        if not path.exists():
+        if not is_regular(path):
             return f"{name} is missing"
         if file_size(path) != size:
             return f"{name} has {file_size(path)} bytes instead of the {size} that were written"

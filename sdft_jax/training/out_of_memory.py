@@ -51,7 +51,7 @@ def explained(
         if not is_exhausted(error):
             raise
         arrays, options = count(config, model), remedies(config, model, count)
-        lines = [f"out of memory in {what}: {reason(error)}", *explanation(arrays, options)]
+        lines = explanation(arrays, options)
         if directory:
             step = saved()
             progress = f"The last saved step is {step}" if step else "No step was saved"
@@ -60,7 +60,7 @@ def explained(
                 lines.append(f"{progress}; details are in {' and '.join(map(str, files))}.")
             except OSError as failure:  # memory may not be all that has run out
                 lines.append(f"{progress}; details cannot be written ({reason(failure)}).")
-        raise SdftError("\n".join(lines)) from error
+        raise SdftError(f"out of memory in {what}: {reason(error)}", *lines) from error
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -75,7 +75,7 @@ def test_keys_are_dotted_and_have_no_sections():
         ("train.batch_size=0", "train.batch_size=0: input should be greater than 0"),
         (
             "train.batch_size=true",
-            "train.batch_size=True is not valid: give a value that is not true or false",
+            "train.batch_size=True: give a number instead of true or false",
         ),
         ("teacher.rate=2", "teacher.rate=2: input should be less than or equal to 1"),
         ("sampling.top_p=0.0", "sampling.top_p=0.0: input should be greater than 0"),

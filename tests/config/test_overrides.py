@@ -75,13 +75,16 @@ def test_null_and_quoted_values_of_a_text_key_are_yaml(value, read):
         ("a: {b: 1, b: 2}\n", "line 1: the key 'b' is there twice"),
         ("a: &x [*x]\n", "line 1: an alias refers to itself"),
         ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: [" + "0," * 10_000 + "0]", "more than 10,000 values"),
+        ("a: 2024-99-99", "a value is not of its type: month must be in 1..12"),
+        ("a: " + "1" * 5000, "a value is not of its type: Exceeds the limit"),
         (
             "a: &a [1, 1, 1, 1]\n"
             + "".join(
                 f"{b}: &{b} [{', '.join('*' + a for _ in range(9))}]\n"
                 for a, b in zip("abcdefgh", "bcdefghi", strict=True)
             ),
-            "more than 100,000 values",
+            "more than 10,000 values",
         ),
     ],
 )

@@ -116,3 +116,15 @@ def test_named_pipe_is_not_a_regular_file_and_holds_no_record(tmp_path):
     assert read_record(path) == {}
     (tmp_path / "file").write_text('{"a": 1}')
     assert is_regular(epath.Path(tmp_path / "file"))
+
+
+def test_values_that_are_nested_more_deeply_than_the_stack_of_their_readers():
+    assert parse_json(b"[" * 100 + b"]" * 100, "a.json", "fix it")
+    with pytest.raises(SdftError, match=r"^a\.json is not valid JSON \(it is nested too deeply\): fix it\.$"):
+        parse_json(b"[" * 102 + b"]" * 102, "a.json", "fix it")
+
+
+def test_damaged_record_is_empty_and_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("none", "pipe", "."):
+        assert read_record(epath.Path(tmp_path / name)) == {}
