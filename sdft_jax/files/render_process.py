@@ -61,7 +61,7 @@ def _limit_memory(more: int) -> None:
     """Let this process allocate `more` bytes than it has now; only Linux counts them."""
     sizes = Path("/proc/self/statm")
     if sizes.exists():
-        now = int(sizes.read_text().split()[0]) * resource.getpagesize()
+        now = int(sizes.read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         soft = now + more if hard == resource.RLIM_INFINITY else min(now + more, hard)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

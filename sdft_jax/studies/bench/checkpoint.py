@@ -106,7 +106,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, float]]:
                 env=_environment(address, case.processes, number),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
             )
             for number in range(case.processes)
         ]
