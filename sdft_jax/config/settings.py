@@ -93,7 +93,7 @@ class DataConfig:
     prompt."""
     teacher_buckets: tuple[Tokens, ...] = ()
     """Padded teacher prompt lengths in tokens, as `prompt_buckets`."""
-    sorted_batches: Rows = 1
+    sorted_batches: Annotated[Positive, Field(le=1024)] = 1
     """Number of consecutive batches whose rows are sorted by length before they are batched, so that buckets
     need less padding; 1 keeps the random order."""
     limit: Positive | None = None

@@ -210,7 +210,7 @@ def total_steps(config: Config, rows: int) -> int:
     return steps
 
 
-_MOST_STEPS = 100_000_000
+_MOST_STEPS = 10_000_000
 
 
 def load_start(config: Config, inputs: Inputs, sharding: Sharding) -> Params:
