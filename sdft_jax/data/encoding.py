@@ -20,7 +20,7 @@ from jaxtyping import Int32
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import read_bytes
+from sdft_jax.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -158,12 +158,7 @@ def load_template(setting: str) -> string.Template:
         text = REFERENCE_TEMPLATE
     elif setting.startswith("file:"):
         name = setting.removeprefix("file:")
-        try:
-            text = read_bytes(name, "give a text file as data.template", limit=1 << 20).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SdftError(
-                f"{name}: byte {error.start} is not UTF-8: give a UTF-8 text file as data.template."
-            ) from None
+        text = read_text(name, "give a text file in UTF-8 as data.template", limit=1 << 20)
     template = string.Template(text)
     if not template.is_valid():
         raise SdftError(f"{name}: a $ does not start a placeholder: write $$ for a dollar sign.")

@@ -10,6 +10,7 @@ with epy.lazy_api_imports(globals()):
         read_json,
         read_json_lines,
         read_record,
+        read_text,
         regular_size,
     )
     from sdft_jax.files.writing import open_replacement, write_text
@@ -22,6 +23,7 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "read_record",
+    "read_text",
     "regular_size",
     "write_text",
 ]

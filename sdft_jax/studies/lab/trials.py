@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_jax.files import write_text
+from etils import epath
+
+from sdft_jax.files import read_record, write_text
 
 Result = dict[str, Any]
 
@@ -39,9 +41,9 @@ class Trial:
 
 
 def stored(trial: Trial, directory: Path) -> Result | None:
-    """Return the stored result of the trial, or None if it has not finished."""
+    """Return the stored result of the trial, or None if it has not finished or its file is damaged."""
     file = directory / trial.key / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return read_record(epath.Path(file)) or None
 
 
 def perform(trial: Trial, directory: Path) -> None:

@@ -96,3 +96,11 @@ def test_failed_write_leaves_no_partial_result(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         perform(TRIAL, tmp_path)
     assert stored(TRIAL, tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"[" * 10_000])
+def test_damaged_result_counts_as_missing(tmp_path, content):
+    file = tmp_path / TRIAL.key / "result.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert stored(TRIAL, tmp_path) is None
