@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from sdft_jax.config import Config, load_config
+from sdft_jax.config.config import is_setting
 from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.reporting.stream import keep_standard_streams
@@ -52,6 +53,8 @@ exit codes:
   143  stopped by SIGTERM
 """
 USER_ERROR = 2
+MOST_COMPLETIONS = 10_000
+"""Maximum number of completions of a prompt; all are in memory at one time."""
 
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it warns if PyTorch is missing
@@ -205,8 +208,14 @@ def sample(arguments: argparse.Namespace) -> int:
     prompts = arguments.prompts or [line for line in _standard_input().split("\n") if line.strip()]
     if not prompts:
         raise SdftError("there is no prompt: give one as an argument, or one per line on stdin.")
-    if arguments.n < 1:
-        raise SdftError(f"-n {arguments.n}: give at least 1 completion per prompt.")
+    if not 1 <= arguments.n <= MOST_COMPLETIONS:
+        raise SdftError(f"-n {arguments.n}: give a number of completions from 1 to {MOST_COMPLETIONS}.")
+    for prompt in arguments.prompts:
+        if is_setting(prompt):
+            raise SdftError(
+                f"the prompt {prompt!r} is a setting: give it as -o {prompt}, or give such a prompt on "
+                "standard input."
+            )
     config = load_config(None, [f"model.path={arguments.model}", *arguments.overrides])
     from sdft_jax.commands.sample import run
 

@@ -140,7 +140,7 @@ SMALL = (
     "optimizer.learning_rate=0",
     "optimizer.weight_decay=0",
 )
-SHORT = ("train.steps=2", "eval.prior=null", "eval.limit=8", "train.eval_every=0", "mesh.data=1")
+SHORT = ("train.steps=2", "eval.prior=null", "eval.limit=8", "train.eval_every=2", "mesh.data=1")
 VARIANTS = ("divergence.support=union", "objective.importance=token", "teacher.schedule=periodic")
 
 
@@ -165,6 +165,7 @@ def test_run_at_the_edges_of_all_settings(edge, more, tiny_directory, tmp_path):
         ("data.max_prompt=1", "no row is left (24 over data.max_prompt"),
         ("data.prompt_buckets=[1]", "data.prompt_buckets=(1,): row"),
         ("optimizer.learning_rate=1e30", "lower optimizer.learning_rate"),
+        ("profile.steps=2:3", "profile.steps=2:3: the run has 2 steps: give a range of them, or null."),
         ("mesh.data=0", "set each axis to a positive number"),
         ("mesh.tensor=2147483647", "needs 2147483647 devices"),
     ],

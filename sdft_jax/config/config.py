@@ -86,6 +86,8 @@ def _contradictions(config: Config) -> list[tuple[bool, str]]:
     train, evaluation, method = config.train, config.eval, config.method
     scored_rows = evaluation.validation or evaluation.path
     longest = max(train.completion_buckets, default=0)
+    # stages may set the evaluations of their own
+    is_scored = bool((scored_rows and train.eval_every) or config.continual.stages)
     return [
         (
             longest >= config.sampling.max_new_tokens,
@@ -103,9 +105,14 @@ def _contradictions(config: Config) -> list[tuple[bool, str]]:
             "is not set: set it to a source of prompts.",
         ),
         (
-            train.choose == "best" and not (scored_rows and train.eval_every and config.checkpoint.keep_best),
+            train.choose == "best" and not (is_scored and config.checkpoint.keep_best),
             "train.choose=best needs evaluations: set eval.validation (or eval.path), train.eval_every and "
             "checkpoint.keep_best of at least 1.",
+        ),
+        (
+            (train.stop_at is not None or train.patience > 0) and not is_scored,
+            f"train.{'patience' if train.stop_at is None else 'stop_at'} stops by the score of evaluations, "
+            "of which one is not set: set eval.validation (or eval.path) and train.eval_every.",
         ),
         (
             train.max_kl is not None and not evaluation.prior,
@@ -207,6 +214,14 @@ def describe(config: Config) -> list[tuple[str, str, str]]:
 def keys() -> list[str]:
     """Return all dotted keys in order of declaration."""
     return [key for key, _ in _flatten(to_dict(Config()))]
+
+
+def is_setting(text: str) -> bool:
+    """Return True for key=value with a known key, or with a key, perhaps misspelt, of a known section."""
+    key, separator, _ = text.partition("=")
+    sections = {known.partition(".")[0] for known in keys() if "." in known}
+    section, dot, name = key.partition(".")
+    return bool(separator) and (key in keys() or (bool(dot) and section in sections and name.isidentifier()))
 
 
 def _text_keys(section: Any, prefix: str = "") -> Iterator[str]:

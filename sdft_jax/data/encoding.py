@@ -21,7 +21,7 @@ from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import RenderError, read_bytes, render
+from sdft_jax.files import RenderError, read_text, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,12 +176,7 @@ def load_template(setting: str) -> string.Template:
         text = REFERENCE_TEMPLATE
     elif setting.startswith("file:"):
         name = setting.removeprefix("file:")
-        try:
-            text = read_bytes(name, "give a text file as data.template", limit=1 << 20).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise SdftError(
-                f"{name}: byte {error.start} is not UTF-8: give a UTF-8 text file as data.template."
-            ) from None
+        text = read_text(name, "give a text file in UTF-8 as data.template", limit=1 << 20)
     template = string.Template(text)
     if not template.is_valid():
         raise SdftError(f"{name}: a $ does not start a placeholder: write $$ for a dollar sign.")

@@ -13,6 +13,7 @@ with epy.lazy_api_imports(globals()):
         read_json_lines,
         read_record,
         read_sealed,
+        read_text,
         regular_size,
     )
     from sdft_jax.files.rendering import RenderError, render, start_renderer
@@ -37,6 +38,7 @@ __all__ = [
     "read_json_lines",
     "read_record",
     "read_sealed",
+    "read_text",
     "regular_size",
     "render",
     "sealed",

@@ -48,6 +48,14 @@ def read_bytes(path: str | os.PathLike[str], remedy: str, limit: int = LARGEST) 
         raise _unreadable(path, error, remedy) from None
 
 
+def read_text(path: str | os.PathLike[str], remedy: str, limit: int = LARGEST) -> str:
+    """Return the content of a file in UTF-8, with or without a byte-order mark. Raises as `read_bytes`."""
+    try:
+        return read_bytes(path, remedy, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SdftError(f"{os.fspath(path)}: byte {error.start} is not UTF-8: {remedy}.") from None
+
+
 def regular_size(path: str | os.PathLike[str], remedy: str) -> int:
     """Return the size of a regular file on a local disk. Opening another file, such as a pipe, may wait.
 

@@ -10,7 +10,7 @@
 | `[WORLD:]general` | prompts for old skills; none of them is in a suite                                    |
 
 The kind `questions` is the same as the default. A name may end in `:SPLIT`, which is `train`,
-`validation` or `heldout`; any other word selects `heldout`.
+`validation` or `heldout`, which may also be called `test`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Rows = Sequence[dict[str, Any]]
 
 TRAIN_ROWS, VALIDATION_ROWS, HELDOUT_ROWS, GENERAL_ROWS = 512, 128, 256, 512
 """The number of rows of a new skill in each split, and the number of general prompts."""
+
+SPLITS = {"train": "train", "validation": "validation", "heldout": "heldout", "test": "heldout"}
+"""Name of a split -> the split that it selects."""
 
 
 def read(name: str, split: str) -> Rows:
@@ -79,7 +82,12 @@ def _read_storms(name: str, split: str) -> Rows:
 
 
 def _canonical_split(name: str) -> str:
-    return name if name in ("train", "validation") else "heldout"
+    if name not in SPLITS:
+        raise SdftError(
+            f"the built-in tasks have no split {name!r}: give {', '.join(SPLITS)} in data.split or in "
+            "mini:SKILL:SPLIT."
+        )
+    return SPLITS[name]
 
 
 def _unknown_name(name: str, valid_names: Sequence[str]) -> SdftError:

@@ -139,6 +139,7 @@ def train(
     model = make_model(config, read_architecture(inputs.directory), sharding, base)
     learner = make_learner(config, model, steps, inputs.stop)
     _check(config, inputs, model, sharding)
+    _check_profile(config, steps)
     directory = RunDirectory(config.output)
     update = make_update(learner) if config.method.trains else None
     keep = config.checkpoint
@@ -269,6 +270,14 @@ def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> 
         require_wandb(config.report.wandb)
     if inputs.new or inputs.prior:
         check_rows(config.eval.batch_size, "eval.batch_size", sharding)
+
+
+def _check_profile(config: Config, steps: int) -> None:
+    """Raise SdftError for a profile of steps that the run does not have."""
+    if config.profile.bounds and config.profile.bounds[1] > steps:
+        raise SdftError(
+            f"profile.steps={config.profile.steps}: the run has {steps} steps: give a range of them, or null."
+        )
 
 
 def _best(loop: _Loop, state: TrainState) -> tuple[Params, int]:

@@ -34,6 +34,18 @@ def test_errors(tiny_directory, capsys, monkeypatch):
     assert cli.main(command) == 2
     assert "there is no prompt: give one as an argument" in capsys.readouterr().err
     assert cli.main([*command, "x", "-n", "0"]) == 2
-    assert "-n 0: give at least 1 completion per prompt" in capsys.readouterr().err
+    assert "-n 0: give a number of completions from 1 to 10000" in capsys.readouterr().err
     assert cli.main([*command, "x", "-o", "data.max_prompt=2"]) == 2
     assert "raise data.max_prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("n", ["-1", "10001", "99999999999999999999"])
+def test_number_of_completions_is_bounded(n, tiny_directory, capsys):
+    assert cli.main(["sample", str(tiny_directory), "x", "-n", n]) == 2
+    assert f"sdft: -n {n}: give a number of completions from 1 to 10000.\n" == capsys.readouterr().err
+
+
+def test_setting_among_prompts_is_refused(tiny_directory, capsys):
+    for text in ("sampling.temperature=0", "sampling.temprature=0", "train.seed=1"):
+        assert cli.main(["sample", str(tiny_directory), "x", text]) == 2
+        assert f"sdft: the prompt '{text}' is a setting: give it as -o {text}, or" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sdft_jax.config import Config, describe, from_dict, keys, load_config, to_dict
+from sdft_jax.config.config import is_setting
 from sdft_jax.errors import SdftError
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("**/*.yaml"))
@@ -117,6 +118,14 @@ def test_an_unknown_key_in_a_file_is_reported_with_the_file(tmp_path):
             "train.choose=best needs evaluations: set eval.validation (or eval.path), train.eval_every and",
         ),
         (
+            ["train.stop_at=0.9", "train.eval_every=5"],
+            "train.stop_at stops by the score of evaluations, of which one is not set: set eval.validation",
+        ),
+        (
+            ["train.patience=2", "eval.path=mini:old"],
+            "train.patience stops by the score of evaluations, of which one is not set: set eval.validation",
+        ),
+        (
             ["train.max_kl=0.5"],
             "train.max_kl is a distance on the prompts of eval.prior, which is not set: set eval.prior.",
         ),
@@ -183,3 +192,24 @@ def test_tilde_is_the_home_directory(monkeypatch):
 def test_unknown_key_of_an_override_names_the_override():
     with pytest.raises(SdftError, match=r"^override 'train\.step=3': unknown key train\.step; did you mean"):
         load_config(None, ["train.step=3"])
+
+
+def test_stages_may_have_the_evaluations_that_stopping_and_choosing_need():
+    settings = ["train.stop_at=0.9", "train.patience=2", "train.choose=best", "continual.stages=[{name: a}]"]
+    assert load_config(None, settings).train.stop_at == 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("sampling.temperature=0", True),
+        ("sampling.temprature=0", True),
+        ("output=x", True),
+        ("x=1", False),
+        ("Solve a.b=2.", False),
+        ("sampling", False),
+        ("What is train.seed=1 for?", False),
+    ],
+)
+def test_settings_among_other_arguments(text, verdict):
+    assert is_setting(text) is verdict

@@ -140,7 +140,7 @@ def test_templates_from_a_text_and_a_file(tmp_path):
         ("$demonstration", r"\$question is missing"),
         ("$question $demonstration $name", r"unknown placeholder \$name"),
         ("$question $demonstration 5$", r"a \$ does not start a placeholder: write \$\$"),
-        ("file:/no/such.txt", "^/no/such.txt does not exist: give a text file as data.template"),
+        ("file:/no/such.txt", "^/no/such.txt does not exist: give a text file in UTF-8 as data.template"),
     ],
 )
 def test_invalid_templates_raise(template, problem):

@@ -70,7 +70,7 @@ def test_split_sizes_of_a_skill():
 
 @pytest.mark.usefixtures("small_splits")
 @pytest.mark.parametrize("name", ["blax", "storms:pair", "storms:old"])
-def test_split_in_the_name_overrides_the_argument_and_other_words_select_heldout(name):
+def test_split_in_the_name_overrides_the_argument_and_test_is_heldout(name):
     for split in SPLITS:
         assert rows.read(f"{name}:{split}", "train") == rows.read(name, split)
     assert rows.read(name, "test") == rows.read(name, "heldout")
@@ -98,3 +98,13 @@ def test_unknown_name_raises_an_error_that_lists_valid_names(name):
     match = re.fullmatch(pattern, str(error.value))
     for valid_name in match[1].split(", "):
         assert rows.read(valid_name, "heldout")
+
+
+@pytest.mark.parametrize(
+    "name", ["blax", "old", "general", "chains", "chains:old", "storms", "storms:articles"]
+)
+def test_misspelt_split_is_refused(name):
+    colons = ":" * (2 - name.count(":")) if name in ("chains", "storms") else ":"
+    for read in (lambda: rows.read(name, "trian"), lambda: rows.read(f"{name}{colons}trian", "train")):
+        with pytest.raises(SdftError, match=r"^the built-in tasks have no split 'trian': give train, val"):
+            read()

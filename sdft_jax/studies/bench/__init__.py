@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from sdft_jax.errors import SdftError, reason
+
 BENCHES = {
     "trl": "seconds and peak memory of a training step, compared with TRL's SDFTTrainer",
     "decode": "tokens per second of greedy decoding, compared with transformers and the memory bandwidth",
@@ -22,5 +24,18 @@ code."""
 
 
 def run(name: str, argv: Sequence[str]) -> int:
-    """Run a benchmark with the command-line arguments after its name, and return the exit code."""
-    return importlib.import_module(f"sdft_jax.studies.bench.{name}").main(argv) or 0
+    """Run a benchmark with the command-line arguments after its name, and return the exit code.
+
+    Raises:
+        SdftError: the benchmark does not fit into memory, or cannot run on this machine.
+    """
+    from jax.errors import JaxRuntimeError
+
+    from sdft_jax.training.out_of_memory import is_exhausted
+
+    try:
+        return importlib.import_module(f"sdft_jax.studies.bench.{name}").main(argv) or 0
+    except (MemoryError, JaxRuntimeError) as error:
+        if isinstance(error, JaxRuntimeError) and not is_exhausted(error):
+            raise
+        raise SdftError(f"sdft bench {name}: out of memory ({reason(error)}): give smaller sizes.") from error

@@ -29,7 +29,7 @@ from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.sampling import generate, make_key
 from sdft_jax.studies.bench.models import SIZES, architecture, write_model
-from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, publish
+from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
 from sdft_jax.studies.bench.timing import ratios, turns
 from sdft_jax.types import Params, Sequences
 
@@ -89,12 +89,15 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="random models, named by their number of parameters (default: 0.2M 4M 32M)",
     )
     options.add_argument(
-        "--batches", type=int, nargs="+", default=[1, 32], help="batch sizes (default: 1 32)"
+        "--batches", type=positive, nargs="+", default=[1, 32], help="batch sizes (default: 1 32)"
     )
-    options.add_argument("--prompt", type=int, default=64, help="tokens per prompt (default: 64)")
-    options.add_argument("--new", type=int, default=64, help="tokens to decode per row (default: 64)")
+    options.add_argument("--prompt", type=positive, default=64, help="tokens per prompt (default: 64)")
+    options.add_argument("--new", type=positive, default=64, help="tokens to decode per row (default: 64)")
     options.add_argument(
-        "--rounds", type=int, default=5, help="measured rounds, in which the libraries alternate (default: 5)"
+        "--rounds",
+        type=positive,
+        default=5,
+        help="measured rounds, in which the libraries alternate (default: 5)",
     )
     options.add_argument(
         "--peer",

@@ -26,7 +26,7 @@ from sdft_jax.plan.topologies import Topology, parse_topology, topology_devices
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.sharding import Sharding, make_mesh
-from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, publish
+from sdft_jax.studies.bench.results import Measured, conditions, each_case, natural, parser, positive, publish
 from sdft_jax.studies.bench.timing import ratios, turns
 
 Arrays = tuple[Array, Array, Array, Array]
@@ -108,26 +108,33 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options = parser("divergence", __doc__)
     options.add_argument(
         "--tokens",
-        type=int,
+        type=positive,
         nargs="+",
         default=[1024, 2048, 4096],
         help="numbers of tokens (default: 1024 2048 4096)",
     )
-    options.add_argument("--vocabulary", type=int, default=151936, help="vocabulary size (default: 151936)")
     options.add_argument(
-        "--width", type=int, default=896, help="size of the hidden states (default: 896, as in Qwen2.5-0.5B)"
+        "--vocabulary", type=positive, default=151936, help="vocabulary size (default: 151936)"
     )
-    options.add_argument("--chunk", type=int, default=512, help="tokens per chunk of logits (default: 512)")
+    options.add_argument(
+        "--width",
+        type=positive,
+        default=896,
+        help="size of the hidden states (default: 896, as in Qwen2.5-0.5B)",
+    )
+    options.add_argument(
+        "--chunk", type=positive, default=512, help="tokens per chunk of logits (default: 512)"
+    )
     options.add_argument(
         "--whole-up-to",
-        type=int,
+        type=natural,
         default=4096,
         metavar="TOKENS",
         help="maximum number of tokens to measure with full logits (default: 4096)",
     )
     options.add_argument(
         "--rounds",
-        type=int,
+        type=positive,
         default=3,
         help="measured rounds, in which the implementations alternate (default: 3)",
     )

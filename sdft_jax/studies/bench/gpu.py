@@ -29,7 +29,7 @@ from sdft_jax.sampling import compiled_sample, make_key
 from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.studies.bench.decode import Case, bytes_per_token
 from sdft_jax.studies.bench.models import SIZES, architecture
-from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, publish
+from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
 from sdft_jax.types import NO_STOP, Sequences
 
 BANDWIDTH = 4.8e12
@@ -92,9 +92,11 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=["1.5B", "7B"],
         help="models, named by their number of parameters (default: 1.5B 7B)",
     )
-    options.add_argument("--batches", type=int, nargs="+", default=[64], help="batch sizes (default: 64)")
-    options.add_argument("--prompt", type=int, default=512, help="tokens per prompt (default: 512)")
-    options.add_argument("--new", type=int, default=256, help="tokens to decode per row (default: 256)")
+    options.add_argument(
+        "--batches", type=positive, nargs="+", default=[64], help="batch sizes (default: 64)"
+    )
+    options.add_argument("--prompt", type=positive, default=512, help="tokens per prompt (default: 512)")
+    options.add_argument("--new", type=positive, default=256, help="tokens to decode per row (default: 256)")
     return options.parse_args(argv)
 
 

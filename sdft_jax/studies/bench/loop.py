@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import statistics
@@ -32,7 +33,7 @@ from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.reporting.sinks import METRICS, read_jsonl
 from sdft_jax.studies.bench.models import SIZES, write_model, write_rows
-from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
+from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish, shape
 from sdft_jax.studies.bench.timeline import Timeline, plot_timelines, read_timeline
 from sdft_jax.training.inputs import load_inputs
 from sdft_jax.training.loop import train
@@ -88,7 +89,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.add_argument(
         "--shapes",
         nargs="+",
-        type=_shape,
+        type=functools.partial(shape, count=3),
         metavar="BxPxN",
         default=[(8, 64, 64)],
         help="rows, tokens of prompt and of demonstration, tokens of completion (default: 8x64x64)",
@@ -108,11 +109,6 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="options for both, such as model.compute_dtype=bfloat16",
     )
     return options.parse_args(argv)
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    rows, prompt, new = map(int, text.split("x"))  # argparse reports a ValueError
-    return rows, prompt, new
 
 
 def measure(case: Case, steps: int, overrides: Sequence[str]) -> tuple[dict[str, list[float]], Timeline]:

@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdft_jax.files import write_text
+from sdft_jax.errors import SdftError
+from sdft_jax.files import read_json, write_text
 from sdft_jax.reporting.charts import Bar, plot_bars
 from sdft_jax.reporting.progress import bar
 from sdft_jax.reporting.stream import make_console
@@ -72,15 +74,37 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def positive(text: str) -> int:
-    """Parse a command-line argument as an integer of at least 1.
+LARGEST = 1 << 20
+"""Maximum number of rows, tokens, rounds or layers of a measurement."""
+
+
+def natural(text: str, least: int = 0) -> int:
+    """Parse a command-line argument as an integer from `least` to `LARGEST`.
 
     Raises:
-        ValueError: it is not such an integer; argparse turns this into its own message.
+        argparse.ArgumentTypeError: it is not such an integer; argparse prints it and exits with code 2.
     """
-    if int(text) < 1:
-        raise ValueError
+    if not re.fullmatch(r"\d{1,7}", text, re.ASCII) or not least <= int(text) <= LARGEST:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not an integer from {least} to {LARGEST:,}")
     return int(text)
+
+
+def positive(text: str) -> int:
+    """Parse a command-line argument as `natural`, of at least 1."""
+    return natural(text, 1)
+
+
+def shape(text: str, count: int) -> tuple[int, ...]:
+    """Parse a command-line argument such as 8x64x64 as `count` positive integers.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    parts = text.split("x")
+    if len(parts) != count:
+        example = "x".join(["8"] * count)
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not {count} integers, such as {example}")
+    return tuple(map(positive, parts))
 
 
 def each_case(
@@ -146,6 +170,20 @@ def publish(measured: Measured, output: str | None) -> None:
         console.print(str(path), highlight=False, soft_wrap=True)
 
 
+def _read_report(file: Path) -> dict[str, Any]:
+    """Return an earlier result. Raises SdftError if it is damaged."""
+    remedy = "remove it, or measure again"
+    report = read_json(file, remedy)
+    rows = report.get("rows")
+    if (
+        not isinstance(rows, list)
+        or not all(isinstance(row, dict) for row in rows)
+        or "measured on" not in report
+    ):
+        raise SdftError(f"{file} is not a result of sdft bench: {remedy}.")
+    return report
+
+
 def _page(directory: Path) -> str:
     lines = [
         "# Benchmark results",
@@ -157,7 +195,7 @@ def _page(directory: Path) -> str:
         file = directory / f"{name}.json"
         if not file.is_file():
             continue
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = _read_report(file)
         lines += [
             f"## `sdft bench {name}`",
             "",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from sdft_jax.models import REMAT_POLICIES
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.studies.bench.models import SIZES, architecture
-from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, publish
+from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish, shape
 from sdft_jax.studies.bench.timing import ratios, turns
 from sdft_jax.studies.lab.cost import Prepared, prepare_step
 
@@ -75,7 +76,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.add_argument(
         "--shapes",
         nargs="+",
-        type=_shape,
+        type=functools.partial(shape, count=4),
         metavar="BxPxQxN",
         default=[(32, 64, 128, 64), (8, 256, 512, 256)],
         help="rows, tokens of the student's prompt, of the teacher's prompt and of the completion "
@@ -88,7 +89,10 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="rematerialization policy of the backward pass (default: hidden)",
     )
     options.add_argument(
-        "--rounds", type=int, default=5, help="measured rounds, in which the methods alternate (default: 5)"
+        "--rounds",
+        type=positive,
+        default=5,
+        help="measured rounds, in which the methods alternate (default: 5)",
     )
     options.add_argument(
         "--set",
@@ -99,11 +103,6 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="options for both, such as model.compute_dtype=bfloat16",
     )
     return options.parse_args(argv)
-
-
-def _shape(text: str) -> tuple[int, int, int, int]:
-    rows, prompt, teacher, new = map(int, text.split("x"))  # argparse reports a ValueError
-    return rows, prompt, teacher, new
 
 
 def _config(case: Case, method: str, args: argparse.Namespace) -> Config:

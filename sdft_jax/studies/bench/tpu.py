@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from sdft_jax.config import Config, load_config
 from sdft_jax.errors import SdftError
+from sdft_jax.files import read_json
 from sdft_jax.plan.candidates import make_candidates
 from sdft_jax.plan.estimate import Estimate
 from sdft_jax.plan.footprint import GIB
@@ -179,18 +178,22 @@ def read(file: str, rows: Sequence[str]) -> Mapping[str, Any]:
         SdftError: the file cannot be read, is not a tpu.json, or contains none of `rows`.
     """
     try:
-        report = json.loads(Path(file).read_text(encoding="utf-8"))
-        records = {name: x for name, x in report["details"].items() if {"peak_bytes", "seconds"} <= set(x)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not a result of sdft bench tpu"
+        details = read_json(file, "pass the tpu.json of an earlier run as --against").get("details")
+        records = {name: x for name, x in details.items() if _is_record(x)}
+    except AttributeError:
         raise SdftError(
-            f"--against {file} cannot be read ({reason}): pass the tpu.json of an earlier run."
+            f"--against {file} is not a result of sdft bench tpu: pass the tpu.json of an earlier run."
         ) from None
     if not set(rows) & set(records):
         raise SdftError(
             f"--against {file} contains none of the rows to compare ({', '.join(rows)}): pass one that does."
         )
     return records
+
+
+def _is_record(value: Any) -> bool:
+    numbers = [value.get(name) for name in ("peak_bytes", "seconds")] if isinstance(value, dict) else [None]
+    return all(type(number) in (int, float) for number in numbers)
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[dict[str, str]], list[str]]:

@@ -25,7 +25,7 @@ from sdft_jax.plan.hlo import matmul_flops
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.studies.bench.models import SIZES, architecture
-from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, publish
+from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish, shape
 from sdft_jax.studies.bench.timing import turns
 from sdft_jax.types import Params, Rollout, Sequences, TokenBatch
 
@@ -77,7 +77,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.add_argument(
         "--shapes",
         nargs="+",
-        type=_shape,
+        type=functools.partial(shape, count=4),
         metavar="BxPxQxN",
         default=[(8, 128, 256, 128)],
         help="rows, tokens of the student's prompt, of the teacher's prompt and of the completion "
@@ -91,7 +91,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     options.add_argument(
         "--rounds",
-        type=int,
+        type=positive,
         default=5,
         help="measured rounds, in which the step and the product alternate (default: 5)",
     )
@@ -102,11 +102,6 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="dtype of weights and computation (default: auto, which is float32 on a CPU, else bfloat16)",
     )
     return options.parse_args(argv)
-
-
-def _shape(text: str) -> tuple[int, int, int, int]:
-    rows, prompt, teacher, new = map(int, text.split("x"))  # argparse reports a ValueError
-    return rows, prompt, teacher, new
 
 
 def measure(case: Case, dtype: str, remat: str, rounds: int) -> dict[str, Any]:

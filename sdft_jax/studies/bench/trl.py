@@ -28,7 +28,7 @@ from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.progress import bar
 from sdft_jax.reporting.stream import make_console
 from sdft_jax.studies.bench.models import SIZES
-from sdft_jax.studies.bench.results import Measured, conditions, parser, publish
+from sdft_jax.studies.bench.results import Measured, conditions, parser, positive, publish, shape
 
 WARM_UP = 2
 """The number of uncounted steps at the beginning, which compile and fill caches."""
@@ -130,15 +130,15 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.add_argument(
         "--shapes",
         nargs="+",
-        type=_shape,
+        type=functools.partial(shape, count=3),
         metavar="BxPxN",
         default=[(8, 64, 64), (32, 64, 64), (8, 256, 128)],
         help="prompts per step, tokens per prompt, tokens per completion "
         "(default: 8x64x64 32x64x64 8x256x128)",
     )
-    options.add_argument("--steps", type=int, default=6, help="measured steps per process (default: 6)")
+    options.add_argument("--steps", type=positive, default=6, help="measured steps per process (default: 6)")
     options.add_argument(
-        "--rounds", type=int, default=2, help="processes of each library, which alternate (default: 2)"
+        "--rounds", type=positive, default=2, help="processes of each library, which alternate (default: 2)"
     )
     options.add_argument(
         "--dtype",
@@ -147,11 +147,6 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="default: auto, which is float32 on a CPU and bfloat16 on a GPU",
     )
     return options.parse_args(argv)
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    batch, prompt, new = map(int, text.split("x"))  # argparse reports a ValueError
-    return batch, prompt, new
 
 
 def measure(

@@ -17,6 +17,9 @@ from sdft_jax.studies.lab.publish import page
 from sdft_jax.studies.lab.publish import publish as write_page
 from sdft_jax.studies.lab.reports import Report, write
 
+MOST_WORKERS = 256
+"""Maximum number of processes."""
+
 
 def run(
     names: Sequence[str],
@@ -38,14 +41,19 @@ def run(
             their pictures next to it.
 
     Raises:
-        SdftError: an experiment does not exist, a trial failed, or `publish` is not a directory with a valid
-            page.
+        SdftError: an experiment does not exist, a seed or the number of workers is wrong, a trial failed, or
+            `publish` is not a directory with a valid page.
     """
     for name in names:
         if name != "all" and name not in EXPERIMENTS:
             raise SdftError(
                 f"lab: there is no experiment {name}: choose all or some of {', '.join(EXPERIMENTS)}."
             )
+    for seed in seeds:
+        if not 0 <= seed < 2**32 or list(seeds).count(seed) > 1:
+            raise SdftError(f"--seeds {seed}: give seeds from 0 to {2**32 - 1}, each of them once.")
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise SdftError(f"--workers {workers}: give a number from 1 to {MOST_WORKERS}.")
     if publish:
         page(publish)  # raises before any experiment runs
     chosen = list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))

@@ -50,14 +50,18 @@ def test_new_rows_other_compilers_and_formerly_refused_rows_are_not_regressions(
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (None, "cannot be read (No such file or directory): pass the tpu.json of an earlier run."),
+        (None, "FILE does not exist: pass the tpu.json of an earlier run as --against."),
         (
             "[1]",
-            "cannot be read (it is not a result of sdft bench tpu): pass the tpu.json of an earlier run.",
+            "FILE holds a JSON list instead of a dict: pass the tpu.json of an earlier run as --against.",
         ),
         (
-            '{"details": {"runs": [1]}}',
-            "contains none of the rows to compare (0.5b-v5e-1): pass one that does.",
+            '{"details": [1]}',
+            "--against FILE is not a result of sdft bench tpu: pass the tpu.json of an earlier run.",
+        ),
+        (
+            '{"details": {"0.5b-v5e-1": {"peak_bytes": "x", "seconds": null}}}',
+            "--against FILE contains none of the rows to compare (0.5b-v5e-1): pass one that does.",
         ),
     ],
 )
@@ -66,7 +70,7 @@ def test_invalid_earlier_result_is_an_error_before_compilation(text, sentence, t
     if text:
         file.write_text(text)
     assert cli.main(["bench", "tpu", "--rows", "0.5b-v5e-1", "--against", str(file)]) == 2
-    assert capsys.readouterr().err == f"sdft: --against {file} {sentence}\n"
+    assert capsys.readouterr().err == f"sdft: {sentence.replace('FILE', str(file))}\n"
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,30 @@ def test_publish_to_a_page_without_markers_changes_nothing(ran, tmp_path):
     with pytest.raises(SdftError, match="lacks the lines"):
         ran("cost", publish=str(tmp_path))
     assert (tmp_path / "README.md").read_text() == "A page.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seeds", "-1"], "--seeds -1: give seeds from 0 to 4294967295, each of them once."),
+        (["--seeds", "0", "4294967296"], "--seeds 4294967296: give seeds from 0 to"),
+        (["--seeds", "0", "1", "0"], "--seeds 0: give seeds from 0 to 4294967295, each of them once."),
+        (["--workers", "0"], "--workers 0: give a number from 1 to 256."),
+        (["--workers", "-1"], "--workers -1: give a number from 1 to 256."),
+        (["--workers", "1000000000"], "--workers 1000000000: give a number from 1 to 256."),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_runs(options, message, tmp_path, capsys):
+    assert cli.main(["lab", "skill", "--output", str(tmp_path / "out"), *options]) == 2
+    assert capsys.readouterr().err.startswith(f"sdft: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"name": 1}', "[" * 10_000])
+def test_damaged_report_is_named(ran, tmp_path, content):
+    target = tmp_path / "page"
+    target.mkdir()
+    _, _, place = ran("cost")
+    (place / "cost.json").write_text(content)
+    with pytest.raises(SdftError, match=r"cost\.json .*: remove it, or run the experiment again\.$"):
+        lab_run.write_page(place, str(target))

@@ -110,3 +110,11 @@ def test_trial_is_performed_again_if_its_result_is_damaged_or_its_log_is_a_pipe(
     assert stored(TRIAL, tmp_path) == {"result": 1}
     (directory / "result.json").write_text('{"result": ')
     assert stored(TRIAL, tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"[" * 10_000])
+def test_damaged_result_counts_as_missing(tmp_path, content):
+    file = tmp_path / TRIAL.key / "result.json"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert stored(TRIAL, tmp_path) is None
