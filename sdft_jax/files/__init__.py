@@ -12,7 +12,6 @@ with epy.lazy_api_imports(globals()):
         read_json,
         read_json_lines,
         read_record,
-        read_sealed,
         regular_size,
     )
     from sdft_jax.files.rendering import RenderError, render, start_renderer
@@ -36,7 +35,6 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "read_record",
-    "read_sealed",
     "regular_size",
     "render",
     "sealed",
