@@ -9,7 +9,6 @@ import os
 import sys
 import textwrap
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 
 from sdft_jax.config import Config, load_config
@@ -18,7 +17,7 @@ from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.reporting.stream import keep_standard_streams
 from sdft_jax.training.limits import prepare_limits
-from sdft_jax.training.liveness import LOST, has_joined, leave
+from sdft_jax.training.liveness import has_joined, leave, leave_after_exception
 from sdft_jax.training.quiet import quiet_libraries
 from sdft_jax.training.sigint import end_at_once_on_sigint
 
@@ -69,9 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(argv)
     except Exception:
-        if has_joined():  # `leave` ends this process before Python would print the traceback
-            traceback.print_exc()
-            leave(LOST)
+        if has_joined():
+            leave_after_exception()
         raise
     leave(code)
     if argv is not None:

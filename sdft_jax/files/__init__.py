@@ -12,7 +12,6 @@ with epy.lazy_api_imports(globals()):
         read_json,
         read_json_lines,
         read_record,
-        read_sealed,
         read_text,
         regular_size,
     )
@@ -37,7 +36,6 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "read_record",
-    "read_sealed",
     "read_text",
     "regular_size",
     "render",

@@ -158,11 +158,6 @@ def read_record(path: epath.Path) -> dict[str, Any]:
         return {}
 
 
-def read_sealed(path: epath.Path) -> dict[str, Any]:
-    """Return the object that `sealed` protects, from a JSON file; {} if it is missing or damaged."""
-    return _unsealed(read_record(path))
-
-
 def parse_sealed(text: bytes) -> dict[str, Any]:
     """Return the object that `sealed` protects, from a JSON text; {} if it is damaged."""
     try:

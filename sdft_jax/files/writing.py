@@ -88,6 +88,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object that holds `value` as text, with the text's CRC-32; `read_sealed` verifies it."""
+    """Return a JSON object that holds `value` as text, with the text's CRC-32; `parse_sealed` verifies it."""
     text = json.dumps(dict(value))
     return {"crc32": zlib.crc32(text.encode()), "record": text}

@@ -16,16 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, PreservationContext
 
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import read_sealed, sealed, write_text
+from sdft_jax.files import parse_sealed, read_bytes, sealed, write_text
 from sdft_jax.training.digests import describe, difference, specs
-from sdft_jax.training.processes import agreed, gathered
+from sdft_jax.training.processes import agreed, gathered, together
 from sdft_jax.types import TrainState
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
@@ -33,6 +32,7 @@ _ARRAYS, _DATA = "arrays", "data"
 """Keys of the meta: the description of each array, and the position in the data."""
 _EVALUATION = "evaluation.json"
 """The file with the evaluation of a checkpoint, which is made after the state is safe."""
+_READ_REMEDY = "fix this and run the same command again, or move the checkpoint away"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +126,9 @@ def record_evaluation(manager: ocp.CheckpointManager, step: int, evaluation: Map
 def _delete_surplus(manager: ocp.CheckpointManager, policy: _KeepLastAndBest) -> None:
     """Delete the checkpoints that a score recorded since the last save makes surplus."""
     steps = sorted(manager.all_steps())
-    preserved = np.array(policy.preserved(steps))
-    if jax.process_count() > 1:
-        preserved = multihost_utils.broadcast_one_to_all(preserved)
-    for step, keep in zip(steps, preserved, strict=True):
-        if not keep:
-            manager.delete(step)
+    surplus = [step for step, keep in zip(steps, policy.preserved(steps), strict=True) if not keep]
+    for step in agreed(surplus):
+        manager.delete(step)
 
 
 def steps(manager: ocp.CheckpointManager) -> list[int]:
@@ -190,7 +187,7 @@ def load(
     """
     candidates = agreed(_steps(directory))
     if best:
-        scores = {step: _score(directory / str(step)) for step in candidates}
+        scores = together(lambda: {step: _score(directory / str(step)) for step in candidates})
         candidates = agreed([step for x, step in sorted((x, s) for s, x in scores.items() if x is not None)])
     restored, skipped = _first_intact(directory, candidates[::-1], abstract, run)
     if restored is not None:
@@ -259,7 +256,8 @@ def _first_intact(
 
 def _read(checkpoint: epath.Path, abstract: Any, run: str | None) -> tuple[Any, dict[str, Any]]:
     """Return (arrays, meta) of a checkpoint. Raises _Damaged, or SdftError if it has another structure."""
-    meta = agreed(read_meta(checkpoint))  # all processes decide by what process 0 has read
+    # all processes decide by what process 0 has read
+    meta = agreed(together(lambda: read_meta(checkpoint)))
     if _ARRAYS not in meta:
         raise _Damaged("its meta is damaged, or of an older version of sdft_jax")
     if meta.get("step", int(checkpoint.name)) != int(checkpoint.name):
@@ -304,8 +302,8 @@ def _read_arrays(checkpoint: epath.Path, abstract: Any) -> Any:
     worst = max(gathered(2 if failure else 1 if problem else 0))
     if worst == 2:
         raise SdftError(
-            f"checkpoint {checkpoint} cannot be read ({failure or 'see the other processes'}): fix this "
-            "and run the same command again, or move the checkpoint away."
+            f"checkpoint {checkpoint} cannot be read ({failure or 'see the other processes'}): "
+            f"{_READ_REMEDY}."
         )
     if worst:
         raise _Damaged(problem or "another process cannot read it")
@@ -342,12 +340,25 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
 
 
 def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
-    """Return the meta of a checkpoint, with its evaluation if that has been recorded; {} if it is damaged."""
-    return read_sealed(checkpoint / "meta" / "metadata") | read_sealed(checkpoint / _EVALUATION)
+    """Return the meta of a checkpoint, with its evaluation if that has been recorded; {} if it is damaged.
+
+    Raises:
+        SdftError: the storage cannot be read.
+    """
+    return _read_record(checkpoint / "meta" / "metadata") | _read_record(checkpoint / _EVALUATION)
+
+
+def _read_record(file: epath.Path) -> dict[str, Any]:
+    try:
+        return parse_sealed(read_bytes(file, _READ_REMEDY))
+    except SdftError as error:
+        if storage_reason(error):
+            raise
+        return {}  # it is missing, or something else has its name
 
 
 def _score(checkpoint: epath.Path) -> float | None:
-    """Return the score of a checkpoint; None if there is none or it cannot be read."""
+    """Return the score of a checkpoint; None if there is none or it is damaged."""
     metrics = read_meta(checkpoint).get("metrics")
     score = metrics.get("score") if isinstance(metrics, dict) else None
     return score if isinstance(score, int | float) else None

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped, UInt32
 
+from sdft_jax.training.processes import gathered
+
 Described = Mapping[str, tuple[str, str]]
 """Name of an array in a tree, such as `params/layers/q` -> (dtype and shape, digest)."""
 
@@ -34,11 +36,12 @@ def specs(tree: Any) -> dict[str, str]:
 
 
 def difference(tree: Any, saved: Described) -> str | None:
-    """Return the name of the first array whose digest is not the saved one, or None."""
-    for name, described in describe(tree).items():
-        if described != tuple(saved[name]):
-            return name
-    return None
+    """Return the name of an array whose digest is not the saved one on some process, or None.
+
+    The processes may have read different values of the same replicated array.
+    """
+    changed = (name for name, described in describe(tree).items() if described != tuple(saved.get(name, ())))
+    return next(filter(None, gathered(next(changed, None))), None)
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -69,8 +72,9 @@ def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
     """Return the bits of each element; an element of 8 bytes becomes two words."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
-    width = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    return lax.bitcast_convert_type(x, width).astype(jnp.uint32)
+    bits = jax.dtypes.itemsize_bits(x.dtype)
+    unsigned = {2: jnp.uint2, 4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16}.get(bits, jnp.uint32)
+    return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 
 def _mix(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from typing import Any, NoReturn
 
 LOST = 1
@@ -26,6 +27,8 @@ SILENCE = 30
 GRACE = 10.0
 """Number of seconds that the others have to end by themselves, when one ends with an error."""
 _KEY, _TIMEOUT = "sdft_jax/liveness", 60
+_MOMENT = 1.0
+"""Number of seconds in which the death of another process is known to all."""
 _SIGNALLED = 128
 
 
@@ -34,10 +37,15 @@ class _Group:
     """The connections of this process: of process 0 one to each other process, of the others one to it."""
 
     process: int
-    connections: dict[int, socket.socket]
-    readers: list[threading.Thread]
-    failed: threading.Event
+    connections: dict[int, socket.socket] = dataclasses.field(default_factory=dict)
+    reported: dict[int, threading.Event] = dataclasses.field(default_factory=dict)
+    """Set when another process has reported an error, or has ended."""
+    ended: dict[int, threading.Event] = dataclasses.field(default_factory=dict)
+    """Set when another process has ended or, by process 0, when the others may end."""
+    failed: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when this process has its own error, which it reports itself."""
+    reacting: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    """Held from the first end of another process by an error on."""
 
 
 _groups: list[_Group] = []
@@ -53,7 +61,7 @@ def join(client: Any, process: int, processes: int, coordinator: str) -> None:
         processes: the number of processes.
         coordinator: the host of process 0, by name or address.
     """
-    group = _Group(process, {}, [], threading.Event())
+    group = _Group(process)
     if process == 0:
         server = _listen()
         secret = secrets.token_hex(16)
@@ -71,7 +79,7 @@ def join(client: Any, process: int, processes: int, coordinator: str) -> None:
             return
         connection.settimeout(None)
         _send(connection, secret=secret, process=process, host=socket.gethostname())
-        _follow(group, 0, coordinator, connection)
+        threading.Thread(target=_follow, args=(group, 0, coordinator, connection), daemon=True).start()
     _groups.append(group)
 
 
@@ -84,22 +92,43 @@ def leave(code: int) -> None:
     """Send this process's exit code to the others; after an error, end this process with it.
 
     It does nothing in a process that has not joined others. After a success or a signal it returns, and JAX
-    waits for the other processes as the interpreter ends. After an error the others do not come: process 0,
-    which JAX's coordination depends on, waits until they have ended.
+    waits for the other processes as the interpreter ends. After an error the others do not come, and this
+    process waits until they have reported theirs: a collective operation whose partner has gone raises an
+    exception.
     """
     for group in _groups:
-        _forward(group, process=group.process, host=socket.gethostname(), code=code)
         if _is_error(code):
             group.failed.set()
+        _forward(group, process=group.process, host=socket.gethostname(), code=code)
+        if _is_error(code):
             if group.process == 0:
-                _await_ends(group)
-            _end(code)
+                _await(group.reported, GRACE)
+            _finish(group, code)
 
 
-def _await_ends(group: _Group) -> None:
-    until = time.monotonic() + 2 * GRACE
-    for reader in group.readers:
-        reader.join(max(0.0, until - time.monotonic()))
+def leave_after_exception() -> None:
+    """Print the traceback of the exception that is being handled, and leave.
+
+    If it is a consequence of the death of another process, this process ends without it: the sentence about
+    that process arrives within moments.
+    """
+    time.sleep(_MOMENT)
+    traceback.print_exc()
+    leave(LOST)
+
+
+def _finish(group: _Group, code: int) -> NoReturn:
+    """End this process, and process 0 as the last one: without it, JAX aborts the others."""
+    if group.process == 0:
+        _forward(group, over=True)
+    _await(group.ended, 2 * GRACE)
+    _end(code)
+
+
+def _await(events: dict[int, threading.Event], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for event in list(events.values()):
+        event.wait(max(0.0, until - time.monotonic()))
 
 
 def _listen() -> socket.socket:
@@ -109,25 +138,48 @@ def _listen() -> socket.socket:
 
 
 def _accept(group: _Group, server: socket.socket, secret: str, count: int) -> None:
-    """Accept the connections of the others; a stranger does not have the secret."""
+    """Accept the connections of the others, each in a thread: a stranger may send nothing."""
     with server:
+        server.settimeout(1.0)  # the last connection is counted by its own thread
         while len(group.connections) < count:
-            connection, _ = server.accept()
-            connection.settimeout(_TIMEOUT)
-            hello = _receive(connection)
-            if hello.get("secret") == secret:
-                connection.settimeout(None)
-                _follow(group, hello["process"], hello["host"], connection)
-            else:
-                connection.close()
+            try:
+                connection, _ = server.accept()
+            except OSError:  # none has come, or it has gone again, or there are too many open files
+                time.sleep(0.1)
+                continue
+            threading.Thread(target=_welcome, args=(group, connection, secret), daemon=True).start()
+
+
+def _welcome(group: _Group, connection: socket.socket, secret: str) -> None:
+    """Follow the process that has connected; a stranger does not have the secret."""
+    connection.settimeout(_TIMEOUT)
+    hello = _receive(connection)
+    if hello.get("secret") == secret:
+        connection.settimeout(None)
+        _follow(group, hello["process"], hello["host"], connection)
+    else:
+        connection.close()
 
 
 def _follow(group: _Group, process: int, host: str, connection: socket.socket) -> None:
+    """Read the ends of processes until the connection ends; without one, the other process was killed."""
     _probe(connection)
-    group.connections[process] = connection
-    reader = threading.Thread(target=_read, args=(group, process, host, connection), daemon=True)
-    group.readers.append(reader)
-    reader.start()
+    reported, ended = threading.Event(), threading.Event()
+    group.reported[process], group.ended[process] = reported, ended
+    group.connections[process], left = connection, False
+    while message := _receive(connection):
+        if "over" in message:
+            ended.set()
+            continue
+        if message["process"] == process:
+            left = True
+            if _is_error(message["code"]):
+                reported.set()
+        threading.Thread(target=_react, args=(group,), kwargs=message, daemon=True).start()
+    reported.set()
+    ended.set()
+    if not left:
+        _react(group, process, host, None)
 
 
 def _probe(connection: socket.socket) -> None:
@@ -138,33 +190,26 @@ def _probe(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _read(group: _Group, process: int, host: str, connection: socket.socket) -> None:
-    """Read the ends of processes until the connection ends; without one, the other process was killed."""
-    ended = False
-    while end := _receive(connection):
-        ended = ended or end["process"] == process
-        _react(group, **end)
-    if not ended:
-        _react(group, process, host, None)
-
-
 def _react(group: _Group, process: int, host: str, code: int | None) -> None:
     """End this process if another one has ended with an error, or was killed (`code` is None)."""
     if code is not None and not _is_error(code):
         return
     if group.process == 0:
         _forward(group, process=process, host=host, code=code)
+    if not group.reacting.acquire(blocking=False):
+        return  # to an earlier end, which ends this process
+    if group.failed.wait(0 if code is None else GRACE):  # with the same error, most often
+        return
     if code is None:
-        if group.failed.is_set():
-            return
         _print(
             f"process {process} on {host} has ended without a message, since it was killed or its host has "
             "failed: start all processes again to resume."
         )
-        _end(LOST)
-    if group.failed.wait(GRACE):  # with the same error, most often
-        return
-    _print(f"process {process} on {host} has ended with exit code {code}: see its message.")
+    else:
+        _print(f"process {process} on {host} has ended with exit code {code}: see its message.")
+    code = LOST if code is None else code
+    if group.process == 0:
+        _finish(group, code)
     _end(code)
 
 

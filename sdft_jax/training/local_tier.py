@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import numpy as np
 
 from sdft_jax.errors import reason
 from sdft_jax.files import open_replacement, parse_sealed, sealed
+from sdft_jax.files.writing import TEMPORARY
 from sdft_jax.sharding.routes import assemble, positions, route, send, stacked
 from sdft_jax.training.checkpoint import Restored
 from sdft_jax.training.digests import describe, difference
@@ -71,14 +73,18 @@ def open_local_tier(
     below = Path(directory) / hashlib.sha256(run.encode()).hexdigest()[:16]
     if not resumed:
         shutil.rmtree(below, ignore_errors=True)
+    for interrupted in below.glob(f"*/.*{TEMPORARY}"):  # by a kill; no process of this run writes yet
+        with contextlib.suppress(OSError):
+            interrupted.unlink()
     with concurrent.futures.ThreadPoolExecutor(1) as writer:
         yield LocalTier(below, every, show, writer, [])
 
 
 def delete(tier: LocalTier | None) -> None:
-    """Delete the checkpoints of a finished run."""
+    """Delete the checkpoints of a finished run; every process calls it."""
     if tier is not None:
         _finish_writing(tier)
+        gathered(None)  # the other processes of this host have finished writing too
         shutil.rmtree(tier.directory, ignore_errors=True)
 
 
@@ -112,12 +118,20 @@ def restore(tier: LocalTier, abstract_state: TrainState, iterator: Any, after: i
 
     Every process calls it.
     """
+    files = gathered([key for key in _held(tier.directory) if key[0] > after])
+    held = [[(int(step), int(owner), str(kind)) for step, owner, kind in keys] for keys in files]
+    while (found := choose(held)) is not None:
+        if restored := _restore_step(tier, abstract_state, iterator, *found):
+            return restored
+        held = [[key for key in keys if key[0] < found[0]] for keys in held]
+    return None
+
+
+def _restore_step(
+    tier: LocalTier, abstract_state: TrainState, iterator: Any, step: int, sources: Sources
+) -> Restored | None:
+    """Return the checkpoint of a step that all processes can read, or report the problem and return None."""
     leaves, treedef = jax.tree.flatten(abstract_state)
-    held = gathered([key for key in _held(tier.directory) if key[0] > after])
-    found = choose([[(int(step), int(owner), str(kind)) for step, owner, kind in files] for files in held])
-    if found is None:
-        return None
-    step, sources = found
     record, contents, problem = _open(tier.directory, step, sources, leaves)
     records = [record for record in gathered(record) if record]
     if any(gathered(problem)):
@@ -129,7 +143,7 @@ def restore(tier: LocalTier, abstract_state: TrainState, iterator: Any, after: i
             iterator.set_state(records[0]["data"])
             return Restored(state, records[0], step, ())
         problem = f"{changed} is not what was saved"
-    tier.show(f"the local checkpoint of step {step} in {tier.directory} is not used: {problem}")
+    _report(tier, f"the local checkpoint of step {step} in {tier.directory} is not used: {problem}")
     return None
 
 
@@ -169,13 +183,17 @@ def choose(held: Sequence[Sequence[Held]]) -> tuple[int, Sources] | None:
 
 
 def _held(directory: Path) -> dict[Held, Path]:
-    """Return the files that this host has, of all its processes."""
+    """Return the files that this host has, of all its processes; the newest one of each key."""
+    files = sorted(_files(directory), key=lambda file: file.stat().st_mtime)
     found: dict[Held, Path] = {}
-    for file in sorted(directory.glob("*/*.*.*")):
+    for file in files:
         step, owner, kind = file.name.split(".")
-        if step.isdigit() and owner.isdigit() and kind in (OWN, COPY):
-            found[int(step), int(owner), kind] = file
+        found[int(step), int(owner), kind] = file
     return found
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    return directory.glob("*/[0-9]*.*.*")  # no hidden file, which a kill may have left
 
 
 def _name(step: int, owner: int, kind: str) -> str:
@@ -220,7 +238,11 @@ def _slots(x: Any, owner: int) -> list[int]:
 def _write(
     directory: Path, record: Mapping[str, Any], files: Mapping[str, Sequence[Sequence[np.ndarray]]]
 ) -> None:
-    """Write files of a sealed record in one line and the bytes of all shards; delete older files."""
+    """Write files of a sealed record in one line and the bytes of all shards; delete those of other steps.
+
+    Files of later steps are those of an attempt that could not be resumed. A process that had another number
+    before has left files in another directory.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for name, leaves in files.items():
         with open_replacement(directory / name, "wb") as file:
@@ -228,10 +250,14 @@ def _write(
             for shard in itertools.chain.from_iterable(leaves):
                 file.write(np.ascontiguousarray(shard).view(np.uint8).data)
         file.close()
-    steps = sorted({int(file.name.partition(".")[0]) for file in directory.glob("*.*.*")})
-    for step in steps[:-KEEP]:
-        for old in directory.glob(f"{step}.*.*"):
-            old.unlink()
+    now = record["step"]
+    steps = {file: int(file.name.partition(".")[0]) for file in _files(directory.parent)}
+    own = {step for file, step in steps.items() if file.parent == directory and step <= now}
+    oldest = sorted(own)[-KEEP:][0]
+    for file, step in steps.items():
+        # another process of this host may be ahead
+        if step < oldest or (step > now and file.parent == directory):
+            file.unlink(missing_ok=True)
 
 
 def _finish_writing(tier: LocalTier) -> None:
@@ -239,12 +265,21 @@ def _finish_writing(tier: LocalTier) -> None:
     while tier.writes:
         error = tier.writes.pop().exception()
         if isinstance(error, OSError):
-            tier.show(
+            _report(
+                tier,
                 f"the local checkpoint in {tier.directory} cannot be written ({error.strerror or error}): "
-                "the run continues with the checkpoints in its output"
+                "the run continues with the checkpoints in its output",
             )
         elif error is not None:
             raise error
+
+
+def _report(tier: LocalTier, message: str) -> None:
+    """Show a message, on the other hosts too: it may be the disk of one of them that is full."""
+    if jax.process_index() == 0:
+        tier.show(message)
+    else:
+        print(f"sdft: {message}.", file=sys.stderr, flush=True)
 
 
 Contents = Mapping[str, np.ndarray]

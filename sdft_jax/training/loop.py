@@ -145,7 +145,7 @@ def train(
     keep = config.checkpoint
     with directory.claimed(to_dict(config)) as resumed:
         directory.pull(resumed)
-        run = f"{config.output} {identity(to_dict(config))}"
+        run = f"{directory.checkpoints} {identity(to_dict(config))}"  # an absolute path
         with (
             checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager,
             open_local_tier(keep.local, keep.local_every, run, resumed, reporter.print) as local,

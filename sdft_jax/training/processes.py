@@ -38,18 +38,23 @@ timeout in seconds."""
 
 _MARGIN = 60
 """Number of seconds by which JAX's timeout exceeds SDFT_TIMEOUT."""
+_LONGEST_END = 7 * 24 * 3600
+"""Number of seconds that finished processes wait for the others; process 0 may upload a model for hours.
+At the timeout, JAX aborts all of them."""
 
 
 def initialize(environment: Mapping[str, str] = os.environ) -> None:
     """Join the other processes of this run, before JAX initializes its devices.
 
     SDFT_COORDINATOR, SDFT_PROCESSES and SDFT_PROCESS determine them, or else the cluster that JAX detects: a
-    TPU pod, GKE, SLURM, Open MPI. A single process joins none. If a process is missing at the timeout, this
-    process ends with a message and exit code 1.
+    TPU pod, GKE, SLURM, Open MPI. A single process joins none, and so does one that has already joined. If a
+    process is missing at the timeout, this process ends with a message and exit code 1.
 
     Raises:
         SdftError: a variable is missing or not a number, or the coordinator does not answer in time.
     """
+    if jax.distributed.is_initialized():  # by a program that calls this library, or by an earlier command
+        return
     arguments: dict[str, Any] = {}
     if COORDINATOR in environment:
         numbers = {name: _number(environment, name) for name in (PROCESSES, PROCESS)}
@@ -64,7 +69,11 @@ def initialize(environment: Mapping[str, str] = os.environ) -> None:
     if arguments.get("process_id"):
         _await_coordinator(environment[COORDINATOR], seconds)
     with _deadline(seconds):
-        jax.distributed.initialize(**arguments, initialization_timeout=seconds + _MARGIN)
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=seconds + _MARGIN,
+            shutdown_timeout_seconds=_LONGEST_END,
+        )
     from jax._src.distributed import global_state as state  # there is no public API
 
     host = str(state.coordinator_address).rpartition(":")[0].strip("[]")

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from sdft_jax.errors import SdftError
-from sdft_jax.files import parse_sealed, read_sealed
+from sdft_jax.files import parse_sealed
 from sdft_jax.files.writing import open_replacement, sealed, write_errors, write_text
 
 
@@ -56,7 +56,7 @@ def test_sealed_record_is_read_back_and_its_damage_noticed(tmp_path):
     value = {"score": 0.9, "text": "a\u2028ü"}
     file = epath.Path(tmp_path / "record.json")
     file.write_text(json.dumps(sealed(value)))
-    assert read_sealed(file) == parse_sealed(file.read_bytes()) == value
+    assert parse_sealed(file.read_bytes()) == value
     text = file.read_text()
     for damaged in (
         text.replace("0.9", "0.8"),
@@ -67,10 +67,7 @@ def test_sealed_record_is_read_back_and_its_damage_noticed(tmp_path):
         '{"record": "{}"}',
         "\x00",
     ):
-        file.write_text(damaged)
-        assert read_sealed(file) == parse_sealed(damaged.encode()) == {}
-    file.unlink()
-    assert read_sealed(file) == {}
+        assert parse_sealed(damaged.encode()) == {}
 
 
 def test_replacement_may_be_read(tmp_path):

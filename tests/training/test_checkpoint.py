@@ -243,6 +243,25 @@ def test_storage_that_cannot_be_read_is_not_damage(run, monkeypatch):
     assert step_names(run) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["metadata", "evaluation.json"])
+def test_record_that_cannot_be_read_is_not_damage(run, monkeypatch, name):
+    """Otherwise the newest checkpoint would be set aside, or the best one deleted."""
+    read_bytes = Path.read_bytes
+
+    def fail(path):
+        if path.name == name and "checkpoints" in path.parts:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(SdftError, match=rf"{name}' cannot be read \(Stale file handle\): fix this and run"):
+        restore(run)
+    with pytest.raises(SdftError, match=r"Stale file handle"):
+        write(run, [4], keep_last=1)
+    monkeypatch.undo()
+    assert {1, 2, 3} <= set(step_names(run))
+
+
 def test_checkpoint_of_another_step_or_run_is_skipped(run):
     shutil.rmtree(run / "checkpoints" / "3")
     shutil.copytree(run / "checkpoints" / "1", run / "checkpoints" / "3")

@@ -7,9 +7,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sdft_jax.sharding import make_mesh
+from sdft_jax.training import digests
 from sdft_jax.training.digests import describe, difference, specs
 
-DTYPES = ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool"]
+DTYPES = ["float32", "bfloat16", "float16", "float8_e4m3fn", "int32", "uint32", "int8", "uint8", "bool"]
 
 
 def digest(x) -> str:
@@ -42,6 +43,34 @@ def test_every_flipped_bit_changes_the_digest(dtype):
         changed = bytearray(values.tobytes())
         changed[5 * values.dtype.itemsize + bit // 8] ^= 1 << bit % 8
         assert digest(np.frombuffer(bytes(changed), values.dtype).reshape(3, 4)) != before
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4", "int2", "float4_e2m1fn"])
+def test_values_of_less_than_a_byte_have_digests(dtype):
+    values = np.arange(6).reshape(2, 3) % 2
+    assert len({digest(jnp.asarray(x, dtype)) for x in (values, 1 - values, values * 0)}) == 3
+    assert digest(jnp.zeros((), dtype)) == digest(jnp.zeros((), "int32"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64"])
+def test_both_words_of_eight_bytes_count(dtype):
+    with jax.enable_x64(True):
+        values = np.arange(3, dtype=dtype)
+        others = [(values.view(np.uint64) ^ np.uint64(1 << bit)).view(dtype) for bit in (0, 63)]
+        assert len({digest(x) for x in (values, *others)}) == 3
+
+
+def test_arrays_without_elements_have_a_digest():
+    assert digest(np.zeros((0, 3), np.float32)) == "00000000"
+
+
+def test_digests_are_compiled_once():
+    tree = {"a": jnp.zeros(7), "b": jnp.ones((3, 5), jnp.bfloat16)}
+    describe(tree)
+    before = digests._digests._cache_size()
+    with jax.transfer_guard_host_to_device("disallow"):
+        describe(jax.tree.map(lambda x: x.copy(), tree))
+    assert digests._digests._cache_size() == before
 
 
 def test_swapped_elements_signs_and_shapes_change_the_digest():

@@ -130,3 +130,19 @@ def test_stranger_is_not_a_process(tmp_path):
     member = MEMBER.replace("liveness.join", STRANGER + "liveness.join", 1)
     codes, _, errors = run(tmp_path, "wait", "kill", member=member)
     assert codes == [1, -signal.SIGKILL], errors
+
+
+SILENT = """
+if process == 1:
+    import json, socket
+    port, _ = json.loads(Files().blocking_key_value_get(liveness._KEY, 0))
+    strangers = [socket.create_connection(("localhost", port)) for _ in range(3)]
+"""
+
+
+def test_silent_strangers_delay_no_process(tmp_path):
+    """They stay connected, as a port scanner may; the others are accepted and followed."""
+    member = MEMBER.replace("liveness.join", SILENT + "liveness.join", 1)
+    member = member.replace("liveness.GRACE =", "liveness._TIMEOUT = 100_000; liveness.GRACE =")
+    codes, _, errors = run(tmp_path, "wait", "wait", "kill", member=member)
+    assert codes == [1, 1, -signal.SIGKILL], errors

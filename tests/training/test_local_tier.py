@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from states import EIGHT, TARGETS, abstract, assert_identical, batches, placed, train_state
 
 from process_groups import CLI, begin, results
-from runs import read, step_names, write_config
+from runs import TIMEOUT, read, step_names, write_config
 from sdft_jax.training import local_tier
 from sdft_jax.training.local_tier import choose, open_local_tier
 
@@ -129,6 +130,55 @@ def test_damaged_file_is_not_used(tier, shown, damage, message):
     assert shown[0].startswith(f"the local checkpoint of step 5 in {tier.directory} is not used: ")
 
 
+def test_older_checkpoint_is_used_in_place_of_a_damaged_one(tier, shown):
+    save(tier, 5, 10)
+    new, old = files_of(tier)  # 10 and 5
+    new.write_bytes(new.read_bytes()[:-1])
+    restored = restore(tier)
+    assert (restored.step, len(shown)) == (5, 1)
+    assert_identical(restored.state, train_state(5))
+    assert old.exists()
+
+
+def test_state_may_be_donated_as_soon_as_save_returns(tier):
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+    state = placed(train_state(5), EIGHT)
+    tier.writer.submit(time.sleep, 0.5)  # the write begins afterwards
+    local_tier.save(tier, 5, state, batches(), {"step": 5})
+    jax.block_until_ready(overwrite(state))
+    local_tier._finish_writing(tier)
+    assert_identical(restore(tier).state, train_state(5))
+
+
+def test_remains_of_a_kill_are_ignored_and_deleted(tier, tmp_path):
+    save(tier, 5)
+    (file,) = files_of(tier)
+    remains = file.with_name(".10.0.own.01234567.tmp")
+    remains.write_bytes(file.read_bytes()[:-1])
+    assert restore(tier).step == 5
+    save(tier, 10)
+    with open_local_tier(str(tmp_path / "local"), 5, "run", True, print):
+        assert not remains.exists()
+
+
+def test_files_of_other_attempts_are_deleted(tier):
+    """The process had number 3 before, and an attempt that was not resumed has come further."""
+    save(tier, 5, 10, 25)
+    shutil.copytree(tier.directory / "0", tier.directory / "3")
+    save(tier, 15)
+    assert [file.relative_to(tier.directory).as_posix() for file in files_of(tier)] == [
+        *("0/10.0.own", "0/15.0.own"),
+        *("3/10.0.own", "3/25.0.own"),
+    ]
+    save(tier, 20, 30)
+    assert [file.relative_to(tier.directory).as_posix() for file in files_of(tier)] == [
+        *("0/20.0.own", "0/30.0.own"),
+        "3/25.0.own",
+    ]
+    save(tier, 35)
+    assert [file.name for file in files_of(tier)] == ["30.0.own", "35.0.own"]
+
+
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "same"])
 def test_another_mesh_uses_the_checkpoints_in_the_output(tier, shown, target):
     save(tier, 5)
@@ -197,3 +247,21 @@ def test_run_goes_on_after_a_host_and_its_disk_are_lost(half_directory, tmp_path
     assert results(output) == results(whole)
     assert [row["step"] for row in read(output / "metrics.jsonl")] == list(range(1, 11))
     assert not disk.parent.exists(), "a finished run deletes its local checkpoints"
+
+
+def test_flipped_byte_on_one_host_is_noticed_by_all(half_directory, tmp_path, caches):
+    """Each host reads its own copy of replicated arrays; one of them has another value in step 6."""
+    config = write_config(tmp_path / "run.yaml", half_directory, tmp_path / "run", *SETTINGS)
+    local = tmp_path / "local"
+    words = (f"checkpoint.local={local}", "checkpoint.local_every=3")
+    lost = ["-c", LOST.replace("LOCAL", repr(str(local)))]
+    codes, errors = begin(config, 2, caches, *words, programs=[CLI, lost]).end()
+    assert codes == [1, -signal.SIGKILL], errors
+    (file,) = local.glob("*/1/6.1.own")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    group = begin(config, 2, caches, *words)
+    outputs = [member.communicate(timeout=TIMEOUT) for member in group.members]
+    assert [member.returncode for member in group.members] == [0, 0], outputs
+    assert "is not what was saved" in outputs[0][0]
+    assert "resuming from step 4" in outputs[0][0]

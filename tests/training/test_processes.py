@@ -126,6 +126,34 @@ def test_killed_run_is_resumed_by_four_processes(killed, two, directory, config,
     assert_close(two, output)
 
 
+FAILED = (
+    AT_STEP.replace("STEP", "3")
+    + """
+from jax._src.distributed import global_state
+from sdft_jax.errors import SdftError
+
+def act():
+    if global_state.process_id == 1:
+        raise SdftError("this host alone is full: fix it.") if FAULT == "mistake" else KeyError(FAULT)
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("mistake", 2), ("bug", 1)])
+def test_error_of_one_process_ends_the_other_within_a_step(directory, config, caches, fault, code):
+    """Process 0 waits in a collective operation, which must not fail before it knows of the error."""
+    output = directory / f"failed-{fault}"
+    program = ["-c", f"FAULT = {fault!r}" + FAILED]
+    codes, errors = begin(config, 2, caches, f"output={output}", programs=[CLI, program]).end()
+    assert codes == [code, code], errors
+    (message,) = messages(errors[0])
+    assert f"has ended with exit code {code}: see its message." in message
+    assert "Traceback" not in errors[0]
+    assert ("this host alone is full" if fault == "mistake" else "KeyError: 'bug'") in errors[1]
+
+
 TERMINATED = (
     AT_STEP.replace("STEP", "4")
     + """
@@ -357,6 +385,21 @@ def test_invalid_address_is_refused(address):
     environment = {"SDFT_COORDINATOR": address, "SDFT_PROCESSES": "2", "SDFT_PROCESS": "1"}
     with pytest.raises(SdftError, match=f"^SDFT_COORDINATOR='{address}' is not an address: give HOST:PORT"):
         processes.initialize(environment)
+
+
+def test_finished_processes_wait_long_for_the_others(monkeypatch):
+    """At JAX's own timeout, 300 s, all processes would be aborted while process 0 exports or uploads."""
+    given = {}
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **arguments: given.update(arguments))
+    monkeypatch.setattr(processes, "join", lambda *_: None)
+    environment = {"SDFT_COORDINATOR": "a:1", "SDFT_PROCESSES": "2", "SDFT_PROCESS": "0"}
+    processes.initialize(environment)
+    assert given["shutdown_timeout_seconds"] >= 24 * 3600
+
+
+def test_processes_that_have_joined_do_not_join_again(monkeypatch):
+    monkeypatch.setattr(processes.jax.distributed, "is_initialized", lambda: True)
+    processes.initialize({"SDFT_COORDINATOR": "a:1", "SDFT_PROCESSES": "2", "SDFT_PROCESS": "0"})
 
 
 def test_single_process_joins_none():
