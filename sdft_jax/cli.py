@@ -14,6 +14,7 @@ from sdft_jax.config import Config, load_config
 from sdft_jax.config.config import is_setting
 from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError
+from sdft_jax.files import is_utf8
 from sdft_jax.reporting.stream import keep_standard_streams
 from sdft_jax.training.quiet import quiet_libraries
 from sdft_jax.training.sigint import end_at_once_on_sigint
@@ -171,6 +172,8 @@ def sample(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.n <= MOST_COMPLETIONS:
         raise SdftError(f"-n {arguments.n}: give a number of completions from 1 to {MOST_COMPLETIONS}.")
     for prompt in arguments.prompts:
+        if not is_utf8(prompt):
+            raise SdftError(f"the prompt {prompt!r} contains bytes that are not UTF-8: give it in UTF-8.")
         if is_setting(prompt):
             raise SdftError(
                 f"the prompt {prompt!r} is a setting: give it as -o {prompt}, or give such a prompt on "

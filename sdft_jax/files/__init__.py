@@ -5,6 +5,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from sdft_jax.files.reading import (
         is_regular,
+        is_utf8,
         parse_json,
         read_bytes,
         read_json,
@@ -17,6 +18,7 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "is_regular",
+    "is_utf8",
     "open_replacement",
     "parse_json",
     "read_bytes",
