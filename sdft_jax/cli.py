@@ -15,6 +15,7 @@ from sdft_jax.config import Config, load_config
 from sdft_jax.config.config import is_setting
 from sdft_jax.config.reference import as_help
 from sdft_jax.errors import SdftError, reason
+from sdft_jax.files import is_utf8
 from sdft_jax.reporting.stream import keep_standard_streams
 from sdft_jax.training.limits import prepare_limits
 from sdft_jax.training.liveness import has_joined, leave, leave_after_exception
@@ -209,6 +210,8 @@ def sample(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.n <= MOST_COMPLETIONS:
         raise SdftError(f"-n {arguments.n}: give a number of completions from 1 to {MOST_COMPLETIONS}.")
     for prompt in arguments.prompts:
+        if not is_utf8(prompt):
+            raise SdftError(f"the prompt {prompt!r} contains bytes that are not UTF-8: give it in UTF-8.")
         if is_setting(prompt):
             raise SdftError(
                 f"the prompt {prompt!r} is a setting: give it as -o {prompt}, or give such a prompt on "

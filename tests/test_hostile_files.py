@@ -92,6 +92,13 @@ YARN = {
         "mscale": 1,
     },
 }
+CHANGES = ({"hidden_size": None}, {"architectures": "a\nb"}, {"head_dim": 15}, {"rope_theta": -1.0})
+TEXTS = (
+    b"1" * 5000,
+    b"2024-99-99",
+    b"[" + b"0," * 50_000 + b"0]",
+    b'{"continual": {"stages": [{"name": "a", "data": {"\\ud800": 1}}]}}',
+)
 MEASURED = {
     "more": {"accuracy": 0.5, "length": 3.0, "kl_to_base": None, "correct": [0, 1], "completions": []}
 }
@@ -186,7 +193,7 @@ class Reader:
     valid: Any = None
     """The content, as bytes or as the value of JSON; None for that of the tiny model."""
     found: tuple[bytes, ...] = ()
-    """Contents on which a reader has failed."""
+    """Contents on which this or another reader has failed."""
     damaged: Callable[[Any], st.SearchStrategy[bytes]] = damaged
     """Returns the damaged forms of the content."""
 
@@ -196,13 +203,23 @@ READERS = {
     for reader in (
         Reader("config.json", read_model),
         Reader("gemma/config.json", lambda place: read_architecture(place / "gemma"), GEMMA),
-        Reader("yarn/config.json", lambda place: read_architecture(place / "yarn"), YARN),
-        Reader("generation_config.json", read_tokenizer, {"eos_token_id": [1, 2], "pad_token_id": 0}),
+        Reader(
+            "yarn/config.json",
+            lambda place: read_architecture(place / "yarn"),
+            YARN,
+            tuple(json.dumps(YARN | change).encode() for change in CHANGES),
+        ),
+        Reader(
+            "generation_config.json",
+            read_tokenizer,
+            {"eos_token_id": [1, 2], "pad_token_id": 0},
+            (json.dumps({"eos_token_id": "x" * 100_000}).encode(),),
+        ),
         Reader("tokenizer.json", read_tokenizer),
         Reader("tokenizer_config.json", read_tokenizer),
         Reader("model.safetensors", read_model, damaged=damaged_header),
         Reader("model.safetensors.index.json", read_model, INDEX),
-        Reader("settings.yaml", read_settings, SETTINGS),
+        Reader("settings.yaml", read_settings, SETTINGS, TEXTS),
         Reader("run/config.yaml", read_run, SETTINGS),
         Reader("rules.yaml", read_rule_file, SETTINGS["sharding"]),
         Reader("template.txt", read_template, b"$question and $demonstration"),
@@ -215,7 +232,7 @@ READERS = {
         Reader("4/meta/metadata", read_checkpoint, META),
         Reader("4/evaluation.json", read_checkpoint, {"crc32": 1, "evaluation": "{}"}),
         Reader("4/manifest.json", read_manifest, {"meta/metadata": [3, 4]}),
-        Reader("measured.json", read_measured, MEASURED),
+        Reader("measured.json", read_measured, MEASURED, (b'{"more": {}}', b'{"more": {"accuracy": null}}')),
         Reader("run/.lock", claim_of_another, {"host": "a", "process": 3, "since": "now"}),
     )
 }

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import read_bytes
+from sdft_jax.files import is_utf8, read_bytes
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,6 +24,15 @@ class _Loader(yaml.SafeLoader):
         if self.read > LARGEST:
             raise yaml.YAMLError(f"it has more than {LARGEST:,} values")
         return super().compose_node(parent, index)
+
+    def construct_scalar(self, node: Any) -> Any:
+        """Return the text of a value, in which two halves of a surrogate pair are one character."""
+        text = super().construct_scalar(node)
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: half of a surrogate pair is not a character") from None
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -130,9 +139,12 @@ def parse_override(text: str, is_text: Callable[[str], bool] = lambda key: False
     `null`, `None` or in quotes.
 
     Raises:
-        SdftError: the text is not key=value, or the value is YAML with an error that no text would have.
+        SdftError: the text is not key=value or not UTF-8, or the value is YAML with an error that no text
+            would have.
     """
     key, separator, value = text.partition("=")
+    if not is_utf8(text):
+        raise SdftError(f"override {text!r} contains bytes that are not UTF-8: remove them.")
     if not separator or not key:
         raise SdftError(f"override {text!r} is not key=value: write it like train.batch_size=16.")
     quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""

@@ -6,6 +6,7 @@ with epy.lazy_api_imports(globals()):
     from sdft_jax.files.reading import (
         file_size,
         is_regular,
+        is_utf8,
         parse_json,
         parse_sealed,
         read_bytes,
@@ -29,6 +30,7 @@ __all__ = [
     "cache_directory",
     "file_size",
     "is_regular",
+    "is_utf8",
     "open_replacement",
     "parse_json",
     "parse_sealed",

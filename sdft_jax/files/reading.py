@@ -56,6 +56,15 @@ def read_text(path: str | os.PathLike[str], remedy: str, limit: int = LARGEST) -
         raise SdftError(f"{os.fspath(path)}: byte {error.start} is not UTF-8: {remedy}.") from None
 
 
+def is_utf8(text: str) -> bool:
+    """Return True if UTF-8 can encode a text: no half of a surrogate pair, as in arguments of other bytes."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
 def regular_size(path: str | os.PathLike[str], remedy: str) -> int:
     """Return the size of a regular file on a local disk. Opening another file, such as a pipe, may wait.
 
@@ -96,13 +105,11 @@ def parse_json(text: bytes, place: str, remedy: str) -> Any:
         value = json.loads(text.decode("utf-8-sig"))
         if text.count(b"[") + text.count(b"{") > DEEPEST and _is_deeper(value, DEEPEST):
             raise RecursionError
-        if b"\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()
+        if b"\\u" in text and not is_utf8(json.dumps(value, ensure_ascii=False)):
+            raise ValueError("it contains half of a surrogate pair, which is not a character")
         return value
     except UnicodeDecodeError as error:
         problem = f"byte {error.start} is not UTF-8"
-    except UnicodeEncodeError:
-        problem = "it contains half of a surrogate pair, which is not a character"
     except RecursionError:
         problem = "it is nested too deeply"
     except ValueError as error:

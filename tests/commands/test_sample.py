@@ -45,6 +45,11 @@ def test_number_of_completions_is_bounded(n, tiny_directory, capsys):
     assert f"sdft: -n {n}: give a number of completions from 1 to 10000.\n" == capsys.readouterr().err
 
 
+def test_prompt_of_other_bytes_is_refused(tiny_directory, capsys):
+    assert cli.main(["sample", str(tiny_directory), "a\udcff"]) == 2
+    assert r"the prompt 'a\udcff' contains bytes that are not UTF-8" in capsys.readouterr().err
+
+
 def test_setting_among_prompts_is_refused(tiny_directory, capsys):
     for text in ("sampling.temperature=0", "sampling.temprature=0", "train.seed=1"):
         assert cli.main(["sample", str(tiny_directory), "x", text]) == 2

@@ -76,6 +76,7 @@ def test_null_and_quoted_values_of_a_text_key_are_yaml(value, read):
         ("a: &x [*x]\n", "line 1: an alias refers to itself"),
         ("a: " + "[" * 5000, "nested too deeply"),
         ("a: [" + "0," * 10_000 + "0]", "more than 10,000 values"),
+        ('a: "\\ud800"', "line 1: half of a surrogate pair is not a character"),
         ("a: 2024-99-99", "a value is not of its type: month must be in 1..12"),
         ("a: " + "1" * 5000, "a value is not of its type: Exceeds the limit"),
         (
@@ -101,3 +102,14 @@ def test_aliases_are_expanded(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("a: &x {b: 1}\nc: *x\n")
     assert read_yaml(file) == {"a": {"b": 1}, "c": {"b": 1}}
+
+
+def test_surrogate_pair_is_one_character():
+    assert parse_override('a="\\ud83d\\ude00"') == {"a": "😀"}
+
+
+def test_argument_that_is_not_utf8_is_refused():
+    with pytest.raises(
+        SdftError, match=r"^override 'output=a.*udcff' contains bytes that are not UTF-8: remove them"
+    ):
+        parse_override("output=a\udcff", lambda key: True)

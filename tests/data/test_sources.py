@@ -1,8 +1,10 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import datasets
+import numpy as np
 import PIL
 import pytest
 import tensorflow_datasets as tfds
@@ -414,3 +416,30 @@ def test_messages_as_lists_of_unequal_length(tmp_path):
     file = write(tmp_path / "a.jsonl", json.dumps({"prompt": prompt, "demonstration": "d"}))
     with pytest.raises(SdftError, match=r"line 1: the parts of field 'prompt' are lists of unequal length"):
         load(file)
+
+
+def test_damaged_table_is_refused_before_its_rows_end_the_process(tmp_path):
+    texts = [f"question {number}" for number in range(100, 140)]
+    datasets.Dataset.from_list([{"prompt": text, "demonstration": "x"} for text in texts]).save_to_disk(
+        tmp_path
+    )
+    (file,) = tmp_path.glob("*.arrow")
+    offsets = np.arange(41, dtype=np.int32) * len(texts[0])
+    content = file.read_bytes()
+    assert content.count(offsets.tobytes()) == 1
+    broken = offsets.copy()
+    broken[20:40] = 2**30
+    file.write_bytes(content.replace(offsets.tobytes(), broken.tobytes()))
+    with pytest.raises(
+        SdftError, match=rf"^{tmp_path} cannot be read \(.*offset.*\): give a dataset directory"
+    ):
+        load_examples(str(tmp_path), DataConfig())
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet", "directory/state.json", "rows"])
+def test_pipe_in_place_of_a_file_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    path = tmp_path / name.split("/")[0]
+    with pytest.raises(SdftError, match=rf"^{tmp_path}/{name} is not a regular file: "):
+        load_examples(str(path), DataConfig())
