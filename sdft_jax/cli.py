@@ -120,7 +120,7 @@ def _run(argv: Sequence[str] | None) -> int:
 def _require_text(words: Sequence[str]) -> None:
     """Raise SdftError for an argument with bytes that the locale's encoding does not have."""
     for word in words:
-        if word != word.encode(errors="replace").decode():
+        if not is_utf8(word):
             raise SdftError(
                 f"argument {word!r} has bytes that are not {sys.getfilesystemencoding()}: give it in the "
                 "encoding of the locale, or set PYTHONUTF8=1 and give it in UTF-8."
