@@ -194,10 +194,10 @@ def _react(group: _Group, process: int, host: str, code: int | None) -> None:
     """End this process if another one has ended with an error, or was killed (`code` is None)."""
     if code is not None and not _is_error(code):
         return
+    if not group.reacting.acquire(blocking=False):
+        return  # to an earlier end, which ends this process and the others
     if group.process == 0:
         _forward(group, process=process, host=host, code=code)
-    if not group.reacting.acquire(blocking=False):
-        return  # to an earlier end, which ends this process
     if group.failed.wait(0 if code is None else GRACE):  # with the same error, most often
         return
     if code is None:
