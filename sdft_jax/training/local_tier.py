@@ -251,13 +251,13 @@ def _write(
                 file.write(np.ascontiguousarray(shard).view(np.uint8).data)
         file.close()
     now = record["step"]
-    steps = {file: int(file.name.partition(".")[0]) for file in _files(directory.parent)}
-    own = {step for file, step in steps.items() if file.parent == directory and step <= now}
+    steps = {path: int(path.name.partition(".")[0]) for path in _files(directory.parent)}
+    own = {step for path, step in steps.items() if path.parent == directory and step <= now}
     oldest = sorted(own)[-KEEP:][0]
-    for file, step in steps.items():
+    for path, step in steps.items():
         # another process of this host may be ahead
-        if step < oldest or (step > now and file.parent == directory):
-            file.unlink(missing_ok=True)
+        if step < oldest or (step > now and path.parent == directory):
+            path.unlink(missing_ok=True)
 
 
 def _finish_writing(tier: LocalTier) -> None:
