@@ -254,10 +254,10 @@ def _write(
     steps = {path: int(path.name.partition(".")[0]) for path in _files(directory.parent)}
     own = {step for path, step in steps.items() if path.parent == directory and step <= now}
     oldest = sorted(own)[-KEEP:][0]
-    for old, step in steps.items():
+    for path, step in steps.items():
         # another process of this host may be ahead
-        if step < oldest or (step > now and old.parent == directory):
-            old.unlink(missing_ok=True)
+        if step < oldest or (step > now and path.parent == directory):
+            path.unlink(missing_ok=True)
 
 
 def _finish_writing(tier: LocalTier) -> None:
