@@ -60,7 +60,7 @@ def numeric(section: Any = Config, name: str = "") -> Iterator[Numeric]:
 NUMERIC = {setting.key: setting for setting in numeric()}
 NEVER = (True, False, "x", "", [], {}, math.nan, math.inf, -math.inf, 1e300, -1e300, 10**400, -(2**31))
 """Values that no numeric setting has."""
-INTEGERS = (-1, 0, 1, 2, 1024, 1025, 2**16, 2**16 + 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32)
+INTEGERS = (-1, 0, 1, 2, 1024, 1025, 2**20, 2**20 + 1, 2**24, 2**24 + 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32)
 FLOATS = (-1.0, -1e-30, 0.0, 1e-300, 1e-30, 1e-6, 0.5, 1 - 2**-20, 1 - 2**-24, 1.0, 1 + 1e-9, 1e6, 1e7, 1e30)
 
 

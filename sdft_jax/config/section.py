@@ -40,7 +40,7 @@ _NUMBER = BeforeValidator(_refuse_bool)
 Integer = Annotated[int, Field(ge=-LARGEST, le=LARGEST), _NUMBER]
 Positive = Annotated[int, Field(gt=0, le=LARGEST), _NUMBER]
 Count = Annotated[int, Field(ge=0, le=LARGEST), _NUMBER]
-Rows = Annotated[int, Field(gt=0, le=1 << 16), _NUMBER]
+Rows = Annotated[int, Field(gt=0, le=1 << 20), _NUMBER]
 """A number of rows that are in memory at one time."""
 Tokens = Annotated[int, Field(gt=0, le=1 << 24), _NUMBER]
 """A length of sequences, in tokens."""

@@ -149,7 +149,7 @@ class DivergenceConfig:
     (renormalise)."""
     temperature: Annotated[Temperature, Field(gt=0)] = 1.0
     """Divisor of both roles' logits."""
-    chunk: Tokens = 1024
+    chunk: Positive = 1024
     """Number of tokens per device whose logits are in memory at one time."""
 
     def __post_init__(self):
