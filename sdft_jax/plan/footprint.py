@@ -33,10 +33,10 @@ ALWAYS = "always"
 
 DEPENDS_ON = {
     "parameters": "mesh.fsdp, mesh.tensor, model.param_dtype",
-    "optimizer": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
+    "optimizer": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze, lora.rank",
     "teacher": "mesh.fsdp, mesh.tensor, teacher.dtype, teacher.schedule=live",
     "base model": "mesh.fsdp, mesh.tensor, model.param_dtype",
-    "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
+    "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze, lora.rank",
     "activations": "train.micro_batch, model.remat, sharding.sequence, data.max_prompt",
     "logits": "divergence.chunk, mesh.tensor",
     "decoding weights": "mesh.fsdp, mesh.tensor, model.compute_dtype",
@@ -129,7 +129,7 @@ def answer_arrays(
         model: its sharding determines the sizes on a device.
         widths: the lengths of the evaluation's rows.
         training: count the whole training state instead of the parameters alone.
-        base: also count the base model's parameters.
+        base: also count the base model's parameters, unless they are the frozen base of adapters.
     """
     params = _abstract_params(model, config.model.param_dtype, model.sharding)
     completion = config.eval.max_new_tokens or config.sampling.max_new_tokens
@@ -137,7 +137,7 @@ def answer_arrays(
     return [
         *(_state_arrays(_abstract_state(config, model)) if training else _tree("parameters", ALWAYS, params)),
         *_decoding("evaluation", model, config.eval.batch_size, prompt, completion),
-        *(_tree("base model", "evaluation", params) if base else []),
+        *(_tree("base model", "evaluation", params) if base and not config.lora.rank else []),
     ]
 
 
