@@ -141,11 +141,13 @@ def _check_config(config: Mapping[str, Any], lora: Lora, file: Path) -> None:
         raise SdftError(
             f"{file}: the adapter has rank {rank}, and lora.rank={lora.rank}: set lora.rank={rank}."
         )
-    stored = (float(config.get("lora_alpha", 8)), bool(config.get("use_rslora")))
-    if not math.isclose(stored[0], lora.alpha) or stored[1] != lora.rank_stabilized:
+    alpha, stabilized = config.get("lora_alpha", 8), bool(config.get("use_rslora"))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise SdftError(f"{file}: lora_alpha is {alpha!r}, and not a number: export the adapter again.")
+    if not math.isclose(alpha, lora.alpha) or stabilized != lora.rank_stabilized:
         raise SdftError(
-            f"{file}: the adapter has another scale than the settings: set lora.alpha={stored[0]:g} and "
-            f"lora.rank_stabilized={str(stored[1]).lower()}."
+            f"{file}: the adapter has another scale than the settings: set lora.alpha={alpha:g} and "
+            f"lora.rank_stabilized={str(stabilized).lower()}."
         )
 
 
