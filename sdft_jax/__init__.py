@@ -3,7 +3,7 @@
 Each name is imported when it is first used, so that `import sdft_jax` is fast. The groups, in the order of a
 run:
 
-* configuration: `Config`, `load_config`, `SamplingConfig`, `DivergenceConfig`
+* configuration: `Config`, `load_config`, `SamplingConfig`, `DivergenceConfig`, `LoraConfig`
 * devices: `Rules`, `Sharding`, `make_mesh`, `sharding_from`
 * models: `Model`, `Speaker`, `load_model`, `load_speaker`, `load_tokenizer`, `save_pretrained`
 * data: `Example`, `load_examples`, `make_format`, `PromptFormat`, `encode_all`, `Encoded`, `make_batches`,
@@ -27,7 +27,7 @@ with epy.lazy_api_imports(globals()):
     from sdft_jax.algorithm.update import make_update
     from sdft_jax.config.config import Config, load_config
     from sdft_jax.config.devices import sharding_from
-    from sdft_jax.config.settings import DivergenceConfig, SamplingConfig
+    from sdft_jax.config.settings import DivergenceConfig, LoraConfig, SamplingConfig
     from sdft_jax.data.batches import make_batches
     from sdft_jax.data.encoding import Encoded, PromptFormat, encode_all, make_format
     from sdft_jax.data.examples import Example
@@ -65,6 +65,7 @@ __all__ = [
     "Inputs",
     "Interrupted",
     "Learner",
+    "LoraConfig",
     "Metrics",
     "Model",
     "PromptFormat",

@@ -239,7 +239,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Run `sdft export`."""
     from sdft_jax.commands.export import run
 
-    run(arguments.run, arguments.directory, arguments.best, arguments.dtype)
+    run(arguments.run, arguments.directory, arguments.best, arguments.dtype, arguments.merge)
     return 0
 
 
@@ -366,6 +366,11 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
         help="dtype of the tensors; default: as in the source model",
+    )
+    command.add_argument(
+        "--merge",
+        action="store_true",
+        help="write a run with adapters as a plain checkpoint, instead of the adapters alone for PEFT",
     )
 
 

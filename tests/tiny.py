@@ -1,11 +1,15 @@
 """A decoder small enough for every test, its learner, and batches for it."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
-from sdft_jax.algorithm import make_learner
+from sdft_jax.algorithm import join, make_learner
 from sdft_jax.config import load_config
+from sdft_jax.config.settings import LoraConfig
 from sdft_jax.models import Model, architecture_from_dict
+from sdft_jax.models.lora import adapter_params, make_lora
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.types import Sequences, StopTokens, TokenBatch
 
@@ -36,11 +40,27 @@ def tiny_model(sharding=None, scale=8.0, **changes):
     return model, params
 
 
+RANK_4 = LoraConfig(rank=4)
+
+
+def adapted(model, params, options=RANK_4, scale=0.5):
+    """Return the model with adapters, and its parameters with random ones; with `scale=0` B is zero."""
+    lora = make_lora(options, model.architecture.sizes)
+    model = dataclasses.replace(model, architecture=dataclasses.replace(model.architecture, lora=lora))
+    layers = adapter_params(model.init(jax.random.key(1)))["layers"]
+    keys = jax.random.split(jax.random.key(2), len(layers))
+    noise = {name: jax.random.normal(key, layers[name].shape) for name, key in zip(layers, keys, strict=True)}
+    layers = {name: x if name.endswith("_a") else scale * noise[name] for name, x in layers.items()}
+    return model, join(params, {"layers": layers})
+
+
 def tiny_learner(*overrides, mesh=None, eos_ids=(EOS,), steps=10):
     """Return a learner of the tiny model with these settings on a mesh, and the model's parameters."""
     config = load_config(None, ["model.compute_dtype=float32", "train.batch_size=8", *overrides])
     sharding = single_device() if mesh is None else Sharding(make_mesh(*mesh), config.sharding)
     model, params = tiny_model(sharding)
+    if config.lora.rank:
+        model, params = adapted(model, params, config.lora, scale=0)
     return make_learner(config, model, steps, StopTokens(eos_ids, PAD)), params
 
 

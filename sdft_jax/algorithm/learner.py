@@ -11,6 +11,7 @@ from sdft_jax.config import Config
 from sdft_jax.config.settings import TeacherConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Architecture, Model
+from sdft_jax.models.lora import NO_ADAPTER, make_lora
 from sdft_jax.sharding import Sharding
 from sdft_jax.types import StopTokens
 
@@ -36,6 +37,17 @@ class Learner:
         return self.config.teacher if kind else None
 
     @property
+    def teacher_is_base(self) -> bool:
+        """True if the teacher stays the base of new adapters, which exists without a copy."""
+        adapters = self.model.architecture.lora and not self.config.lora.adapter
+        return bool(adapters) and self.teacher is not None and self.teacher.schedule == "frozen"
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """The patterns of parameters that do not train: with adapters, all others."""
+        return (NO_ADAPTER,) if self.model.architecture.lora else self.config.optimizer.freeze
+
+    @property
     def micro_batches(self) -> int:
         """The number of micro-batches that an update splits its batch into."""
         train = self.config.train
@@ -48,8 +60,13 @@ def make_learner(config: Config, model: Model, steps: int, stop: StopTokens) -> 
 
 
 def make_model(config: Config, architecture: Architecture, sharding: Sharding, source: str = "") -> Model:
-    """Return the model that a configuration trains; `source` is the directory of its checkpoint."""
+    """Return the model that a configuration trains; `source` is the directory of its checkpoint.
+
+    Raises:
+        SdftError: the adapters of the configuration do not fit the architecture.
+    """
     options = config.model
+    architecture = dataclasses.replace(architecture, lora=make_lora(config.lora, architecture.sizes))
     return Model(architecture, options.compute_dtype, options.remat, sharding, source, options.attention)
 
 

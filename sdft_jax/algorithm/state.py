@@ -42,6 +42,17 @@ def student_params(state: TrainState) -> Params:
     return join(state.params, state.frozen)
 
 
+def stored_part(learner: Learner, state: TrainState) -> TrainState:
+    """Return what checkpoints hold of a state: the frozen base of adapters is read from its own files."""
+    return dataclasses.replace(state, frozen={}) if learner.model.architecture.lora else state
+
+
+def stored_student(learner: Learner) -> dict[str, Params]:
+    """Return the shapes, dtypes and shardings of the student's parameters in a checkpoint, by their field."""
+    state = stored_part(learner, abstract_state(learner))
+    return {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
+
+
 def state_shardings(learner: Learner) -> TrainState:
     """Return the sharding of every array; teacher and moments are placed like their parameters."""
     model, sharding = learner.model, learner.model.sharding
@@ -87,12 +98,13 @@ def apply_gradients(
 
 
 def _initial(learner: Learner, params: Params, key: jax.Array) -> TrainState:
-    trainable, frozen = split(params, learner.config.optimizer.freeze)
+    trainable, frozen = split(params, learner.freeze)
+    teacher = None if learner.teacher_is_base else learner.teacher
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=trainable,
         frozen=frozen,
-        teacher={} if learner.teacher is None else init_teacher(trainable, learner.teacher),
+        teacher={} if teacher is None else init_teacher(trainable, teacher),
         opt_state=learner.optimizer.init(trainable),
         key=key,
     )

@@ -27,6 +27,7 @@ from sdft_jax.config.settings import (
     DebugConfig,
     DivergenceConfig,
     EvalConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -54,6 +55,7 @@ class Config:
     baseline_learning_rate: NonNegative | None = None
     """Peak learning rate of the SFT baseline; None for optimizer.learning_rate."""
     model: ModelConfig = Field(default_factory=ModelConfig)
+    lora: LoraConfig = Field(default_factory=LoraConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     teacher: TeacherConfig = Field(default_factory=TeacherConfig)
@@ -118,6 +120,11 @@ def _contradictions(config: Config) -> list[tuple[bool, str]]:
             train.max_kl is not None and not evaluation.prior,
             "train.max_kl is a distance on the prompts of eval.prior, which is not set: set eval.prior.",
         ),
+        (
+            config.lora.rank > 0 and bool(config.optimizer.freeze),
+            f"optimizer.freeze={list(config.optimizer.freeze)} freezes parameters of the model, and "
+            f"lora.rank={config.lora.rank} freezes all of them: remove one of the two settings.",
+        ),
     ]
 
 
@@ -160,6 +167,7 @@ PATHS = (
     "eval.prior",
     "eval.base",
     "checkpoint.local",
+    "lora.adapter",
 )
 """Keys whose value may be a local path."""
 

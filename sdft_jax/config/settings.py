@@ -50,6 +50,35 @@ class ModelConfig:
     compute dtype is bfloat16, plain XLA otherwise."""
 
 
+@section("lora")
+class LoraConfig:
+    """Low-rank adapters (LoRA) of a frozen base model. Training then changes the adapters only.
+
+    The base has the dtype `model.compute_dtype`, the adapters and their optimizer state
+    `model.param_dtype`.
+    """
+
+    rank: Count = 0
+    """Rank of the adapters; 0 trains the model itself, without adapters."""
+    alpha: PositiveNumber = 16.0
+    """Strength of the adapters: their product is multiplied by alpha / rank."""
+    rank_stabilized: bool = False
+    """Multiply the adapters' product by alpha / sqrt(rank) instead (rsLoRA; arXiv 2312.03732)."""
+    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Adapted projections: names, or regular expressions that match a whole name, of q, k, v, o, gate, up and
+    down."""
+    adapter: str | None = None
+    """PEFT adapter directory to start from, of the same rank, alpha and projections; None for new adapters,
+    with which the model equals its base."""
+
+    def __post_init__(self):
+        if self.adapter is not None and not self.rank:
+            raise SdftError(
+                f"lora.adapter={self.adapter} needs the rank of that adapter: set lora.rank to r of its "
+                "adapter_config.json."
+            )
+
+
 @section("data")
 class DataConfig:
     """The source of demonstrations and their conversion to token batches."""

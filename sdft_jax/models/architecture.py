@@ -24,6 +24,7 @@ from sdft_jax.models.families import (
     Family,
     Tensor,
 )
+from sdft_jax.models.lora import Lora
 from sdft_jax.models.rope import Rope, inverse_frequencies
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -88,6 +89,8 @@ class Architecture:
     """The index into `kinds` of each layer."""
     source_json: str = dataclasses.field(repr=False)
     """The original config.json in canonical form; `save_pretrained` writes it back."""
+    lora: Lora | None = None
+    """The adapters of the projections; None without adapters."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -99,13 +102,20 @@ class Architecture:
             "N": self.num_attention_heads,
             "K": self.num_key_value_heads,
             "H": self.head_dim,
+            "R": self.lora.rank if self.lora else 0,
         }
+
+    @property
+    def base(self) -> Architecture:
+        """The same architecture without adapters, whose parameters are those of a checkpoint."""
+        return dataclasses.replace(self, lora=None)
 
     @property
     def layer_tensors(self) -> tuple[Tensor, ...]:
         """The parameters of one layer."""
         biases = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
-        return (*PROJECTIONS, *biases, *self.family.norms)
+        adapters = self.lora.tensors() if self.lora else ()
+        return (*PROJECTIONS, *biases, *self.family.norms, *adapters)
 
     @property
     def outer_tensors(self) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.kernels.matmul import matmul
 from sdft_jax.models.architecture import Architecture
+from sdft_jax.models.lora import A, B, split_product
 from sdft_jax.models.rope import rotate
 from sdft_jax.sharding import Sharding, constrain, release_axes
 
@@ -80,7 +81,14 @@ class Block(nnx.Module):
         return self._matmul("btf,fd->btd", hidden, "down")
 
     def _matmul(self, spec: str, x: Array, name: str) -> Array:
-        return matmul(spec, x, self._weight(name), self.sharding.device.platform)
+        """Return the product with a weight, and with its adapter, which is never merged into the weight."""
+        multiply = functools.partial(matmul, platform=self.sharding.device.platform)
+        out = multiply(spec, x, self._weight(name))
+        if self.config.lora is None or name not in self.config.lora.targets:
+            return out
+        into_rank, out_of_rank = split_product(spec)
+        low = multiply(into_rank, x, self._weight(name + A))
+        return out + self.config.lora.scale * multiply(out_of_rank, low, self._weight(name + B))
 
     def _weight(self, name: str) -> Array:
         return getattr(self, name)[...]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
+from sdft_jax.models.families import Tensor
+from sdft_jax.models.lora import has_adapters, is_adapter
 from sdft_jax.models.rope import rope_table
 from sdft_jax.numerics import numerics
 from sdft_jax.sharding import Sharding, constrain, release_axes, single_device
@@ -49,7 +52,8 @@ class Model:
     """An architecture with the settings that run it; hashable, so static in `jax.jit`.
 
     Parameters are not part of it: every method takes them as a nested dictionary
-    `{"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [V, D] unless tied}`.
+    `{"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [V, D] unless tied}`. A tree without
+    the adapters of the architecture is the base model.
     """
 
     architecture: Architecture
@@ -84,19 +88,29 @@ class Model:
         return numerics("float32" if self.compute_dtype == "float32" else None)
 
     def abstract_params(self, dtype: Any = jnp.float32) -> dict[str, Any]:
-        """Return the shapes of the parameters."""
+        """Return the shapes of the parameters.
+
+        The base of adapters never changes, and has the dtype of the products that read it.
+        """
         sizes, layers = self.architecture.sizes, self.architecture.num_hidden_layers
-        return self._tree(
-            lambda tensor: jax.ShapeDtypeStruct(tensor.shape(sizes), dtype),
-            lambda tensor: jax.ShapeDtypeStruct((layers, *tensor.shape(sizes)), dtype),
-        )
+
+        def shape(tensor: Tensor, *leading: int) -> jax.ShapeDtypeStruct:
+            trains = self.architecture.lora is None or is_adapter(tensor.name)
+            return jax.ShapeDtypeStruct(
+                (*leading, *tensor.shape(sizes)), dtype if trains else self.compute_dtype
+            )
+
+        return self._tree(shape, lambda tensor: shape(tensor, layers))
 
     def logical_axes(self) -> dict[str, Any]:
         """Return the logical axes of each parameter, as `sharding.Rules` names them."""
         return self._tree(lambda tensor: tensor.axes, lambda tensor: (None, *tensor.axes))
 
     def init(self, key: Key[Array, ""] | Array, dtype: Any = jnp.float32) -> Params:
-        """Return random parameters: normal with standard deviation 0.02; norm scales are one, biases zero."""
+        """Return random parameters: normal with standard deviation 0.02; norm scales are one, biases zero.
+
+        Of adapters, A is uniform within 1 / sqrt(inputs), as in PEFT, and B zero.
+        """
         inits = self._tree(lambda tensor: tensor.init, lambda tensor: tensor.init)
         shapes, treedef = jax.tree.flatten(self.abstract_params(dtype))
         keys = jax.random.split(key, len(shapes))
@@ -104,6 +118,7 @@ class Model:
             "normal": lambda key, s: 0.02 * jax.random.normal(key, s.shape, s.dtype),
             "ones": lambda key, s: jnp.ones(s.shape, s.dtype),
             "zeros": lambda key, s: jnp.zeros(s.shape, s.dtype),
+            "uniform": lambda key, s: _uniform(key, s.shape, s.dtype),
         }
         leaves = [make[init](k, s) for init, k, s in zip(jax.tree.leaves(inits), keys, shapes, strict=True)]
         return jax.tree.unflatten(treedef, leaves)
@@ -244,7 +259,7 @@ class Model:
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
         x = self._embed(params["embed"], tokens)
-        structure = block_structure(config, self.sharding)
+        structure = block_structure(config if has_adapters(params) else config.base, self.sharding)
         ropes = [rope_table(kind.rope, config.head_dim, positions) for kind in config.kinds]
         uniform = len(config.kinds) == 1
         cos, sin = ropes[0] if uniform else (jnp.stack(tables) for tables in zip(*ropes, strict=True))
@@ -275,6 +290,12 @@ class Model:
         tree = {tensor.name: outer(tensor) for tensor in self.architecture.outer_tensors}
         tree["layers"] = {tensor.name: inner(tensor) for tensor in self.architecture.layer_tensors}
         return tree
+
+
+def _uniform(key: Key[Array, ""] | Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Return numbers within 1 / sqrt(inputs); `shape` is [L, *inputs, R]."""
+    bound = 1 / math.sqrt(math.prod(shape[1:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def layer_by_layer(params: Params, cache: KVCache) -> tuple[Params, KVCache]:

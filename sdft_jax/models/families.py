@@ -2,7 +2,7 @@
 
 One `Tensor` describes one parameter: its shape, logical axes, initialization, and Hugging Face name and
 layout. Loading, saving and sharding use these descriptions. Dimensions are letters: D model width, N query
-heads, K key-value heads, H head dimension, F feed-forward width, V vocabulary.
+heads, K key-value heads, H head dimension, F feed-forward width, V vocabulary, R rank of an adapter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from sdft_jax.models.rope import Rope, rope_from_dict
 
-LOGICAL_AXES = {"D": "embed", "N": "heads", "K": "kv_heads", "H": None, "F": "mlp", "V": "vocab"}
+LOGICAL_AXES = {"D": "embed", "N": "heads", "K": "kv_heads", "H": None, "F": "mlp", "V": "vocab", "R": None}
 
 Json = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ class Tensor:
     dims: str
     source: str
     """The Hugging Face name; for a tensor of a layer, without the prefix `model.layers.<i>.`."""
-    init: Literal["normal", "zeros", "ones"] = "normal"
+    init: Literal["normal", "zeros", "ones", "uniform"] = "normal"
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in this library, without the layer axis."""

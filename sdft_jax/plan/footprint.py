@@ -24,19 +24,20 @@ from sdft_jax.kernels.attention import block_size
 from sdft_jax.models import Model
 from sdft_jax.models.cache import AXES as CACHE_AXES
 from sdft_jax.models.families import LOGICAL_AXES
+from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
 from sdft_jax.sharding import Sharding, release_axes, tree_shardings
-from sdft_jax.types import NO_STOP, TrainState
+from sdft_jax.types import NO_STOP, Params, TrainState
 
 GIB = 2.0**30
 ALWAYS = "always"
 
 DEPENDS_ON = {
     "parameters": "mesh.fsdp, mesh.tensor, model.param_dtype",
-    "optimizer": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
+    "optimizer": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze, lora.rank",
     "teacher": "mesh.fsdp, mesh.tensor, teacher.dtype, teacher.schedule=live",
     "base model": "mesh.fsdp, mesh.tensor, model.param_dtype",
-    "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze",
+    "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze, lora.rank",
     "activations": "train.micro_batch, model.remat, sharding.sequence, data.max_prompt",
     "logits": "divergence.chunk, mesh.tensor",
     "decoding weights": "mesh.fsdp, mesh.tensor, model.compute_dtype",
@@ -129,7 +130,7 @@ def answer_arrays(
         model: its sharding determines the sizes on a device.
         widths: the lengths of the evaluation's rows.
         training: count the whole training state instead of the parameters alone.
-        base: also count the base model's parameters.
+        base: also count the base model's parameters, unless they are the frozen base of adapters.
     """
     params = _abstract_params(model, config.model.param_dtype, model.sharding)
     completion = config.eval.max_new_tokens or config.sampling.max_new_tokens
@@ -137,7 +138,7 @@ def answer_arrays(
     return [
         *(_state_arrays(_abstract_state(config, model)) if training else _tree("parameters", ALWAYS, params)),
         *_decoding("evaluation", model, config.eval.batch_size, prompt, completion),
-        *(_tree("base model", "evaluation", params) if base else []),
+        *(_tree("base model", "evaluation", params) if base and not config.lora.rank else []),
     ]
 
 
@@ -333,8 +334,27 @@ def _logits(options: DivergenceConfig, model: Model, tokens: int, roles: int) ->
     shape = (chunk, head.shape[0])
     names = [*["student", "teacher"][:roles], "gradient"]
     arrays = [_Intermediate(f"of a chunk, {name}", shape, "float32", (None, "vocab")) for name in names]
+    if model.architecture.lora:  # the head does not train
+        return _intermediates("logits", "learn", model, arrays)
     gradient = _Intermediate("of the head, gradient", head.shape, "float32", ("vocab", None))
     return _intermediates("logits", "learn", model, [*arrays, gradient])
+
+
+def _copied_for_decoding(model: Model) -> Params:
+    """Return the parameters that are copied for decoding.
+
+    The base of adapters already has the compute dtype, and is copied only if it moves to other devices.
+    """
+    weights = _abstract_params(model, model.compute_dtype, decoding_model(model).sharding)
+    if model.architecture.lora is None:
+        return weights
+    stored = _abstract_params(model, model.compute_dtype, model.sharding)
+
+    def copied(path: Any, weight: Any, before: Any) -> Any:
+        stays = weight.sharding.is_equivalent_to(before.sharding, len(weight.shape))
+        return None if stays and not is_adapter(path[-1].key) else weight
+
+    return jax.tree_util.tree_map_with_path(copied, weights, stored)
 
 
 def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int) -> list[ArrayFootprint]:
@@ -348,7 +368,6 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
         completion: the maximum number of tokens in a completion.
     """
     prefix = "evaluation " if phase == "evaluation" else ""
-    weights = _abstract_params(model, model.compute_dtype, decoding_model(model).sharding)
     placement = model.sharding.named(*CACHE_AXES)
     cache = jax.eval_shape(lambda: model.init_cache(rows, prompt + completion))
     stores = {
@@ -359,7 +378,7 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
     logits = _Intermediate("logits of a token", shape, "float32", ("batch", "vocab"))
     prefill = [*_within_layer(model, rows, prompt), logits]
     return [
-        *_tree("decoding weights", phase, weights),
+        *_tree("decoding weights", phase, _copied_for_decoding(model)),
         *_tree(f"{prefix}KV cache", phase, stores),
         *_intermediates(f"{prefix}prefill", phase, model, prefill),
     ]

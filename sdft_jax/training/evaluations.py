@@ -9,6 +9,7 @@ from sdft_jax.config import Config
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.scoring import Evaluation, Fault, evaluate, fault_note
 from sdft_jax.models import distance, load_model
+from sdft_jax.models.lora import base_params
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training.inputs import Inputs
@@ -36,11 +37,10 @@ def evaluate_run(
         `prior` and `kl_to_base` on eval.prior, `distance` of the weights, and `scorer_faults`, the number of
         answers on which the scorer failed; measurements that were not made, and a number of 0, are missing.
     """
-    moved = not before or base != inputs.directory
+    moved = not before or base != inputs.directory or config.lora.adapter is not None
     row: dict[str, Any] = {"distance": distance(speaker.model, speaker.params, base)} if moved else {}
-    base_params = None
-    if moved and (inputs.new or inputs.prior):
-        base_params = load_model(base, dtype=config.model.param_dtype, sharding=speaker.model.sharding)[1]
+    compared = moved and (inputs.new or inputs.prior)
+    reference = _load_base(speaker, config, inputs, base) if compared else None
 
     faults: list[Fault] = []
 
@@ -52,17 +52,24 @@ def evaluate_run(
 
     context = not config.method.trains
     if inputs.new:
-        new = measure(inputs.new, "new skill", context, base_params)
+        new = measure(inputs.new, "new skill", context, reference)
         row |= {"accuracy": new.accuracy, "length": new.mean_length} | _known("kl_to_base_new", new)
         if config.eval.teacher and before:
             row["teacher"] = measure(inputs.new, "teacher", teacher=True).accuracy
     if inputs.validation:
         row["validation"] = measure(inputs.validation, "validation", context).accuracy
     if inputs.prior:
-        prior = measure(inputs.prior, "old skills", base=base_params)
+        prior = measure(inputs.prior, "old skills", base=reference)
         row |= {"prior": prior.accuracy} | _known("kl_to_base", prior)
     reporter.print(*fault_note(faults, config))
     return row | ({"scorer_faults": len(faults)} if faults else {})
+
+
+def _load_base(speaker: Speaker, config: Config, inputs: Inputs, base: str) -> Params:
+    """Return the parameters of the base: those in memory if they are the base of the model's adapters."""
+    if config.lora.rank and base == inputs.directory:
+        return base_params(speaker.params)
+    return load_model(base, dtype=config.model.param_dtype, sharding=speaker.model.sharding)[1]
 
 
 def _known(name: str, evaluation: Evaluation) -> dict[str, float]:

@@ -23,9 +23,18 @@ from sdft_jax.data.encoding import (
 from sdft_jax.data.examples import Example
 from sdft_jax.data.sources import make_examples, make_text_examples, read_rows
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
-from sdft_jax.models import Model, model_directory, open_checkpoint, read_architecture, read_eos_ids
+from sdft_jax.models import (
+    Architecture,
+    Model,
+    model_directory,
+    open_checkpoint,
+    read_architecture,
+    read_eos_ids,
+)
+from sdft_jax.models.hf.adapter import open_adapter
 from sdft_jax.models.hf.reading import weights_digest
 from sdft_jax.models.hf.tokenizer import load_tokenizer, stop_tokens
+from sdft_jax.models.lora import make_lora
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training.processes import together
@@ -100,6 +109,7 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
     directory = model_directory(config.model.path)
     architecture = read_architecture(directory)
     open_checkpoint(directory, architecture)
+    adapter = _open_adapter(config, architecture)
     tokenizer = load_tokenizer(directory)
     eos_ids = read_eos_ids(tokenizer, directory)
     format = make_format(tokenizer, config.data, eos_ids, architecture.vocab_size)
@@ -123,13 +133,26 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
         validation=encode_set(validation, context),
         general=tuple(general),
         general_dropped=general_dropped,
-        digests=_digests(config, rows, general_rows or (), format.template.template),
+        digests=_digests(config, rows, general_rows or (), format.template.template) | adapter,
     )
     trained = trained_prompts(config.method, config.data, inputs)
     refuse_trained(trained, config.eval, config.eval.path, inputs.new)
     refuse_trained(trained, config.eval, config.eval.validation, inputs.validation)
     refuse_trained(trained, config.eval, config.eval.prior, inputs.prior)
     return inputs
+
+
+def _open_adapter(config: Config, architecture: Architecture) -> dict[str, str]:
+    """Return the digest of the adapter to start from by its name in messages; {} without one.
+
+    Raises:
+        SdftError: the settings of the adapters do not fit the model, or the files of the adapter.
+    """
+    lora = make_lora(config.lora, architecture.sizes)
+    if not (lora and config.lora.adapter):
+        return {}
+    stored = open_adapter(dataclasses.replace(architecture, lora=lora), config.lora.adapter)
+    return {"the weights of the adapter": weights_digest(stored)}
 
 
 def fingerprint(inputs: Inputs) -> dict[str, str]:

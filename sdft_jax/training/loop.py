@@ -24,6 +24,8 @@ from sdft_jax.algorithm import (
     make_learner,
     make_model,
     make_update,
+    stored_part,
+    stored_student,
     student_params,
 )
 from sdft_jax.algorithm.update import Update
@@ -31,7 +33,7 @@ from sdft_jax.config import Config, sharding_from, to_dict
 from sdft_jax.data.batches import HostSlice, make_batches
 from sdft_jax.data.encoding import Encoded
 from sdft_jax.errors import SdftError
-from sdft_jax.models import Model, load_model, model_directory, read_architecture, save_pretrained
+from sdft_jax.models import Model, model_directory, read_architecture, save_pretrained
 from sdft_jax.numerics import numerics
 from sdft_jax.plan.footprint import answer_arrays, update_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
@@ -48,6 +50,7 @@ from sdft_jax.training.preemption import Interrupted, Terminated, termination_re
 from sdft_jax.training.processes import require_same
 from sdft_jax.training.profiling import open_profile, traced
 from sdft_jax.training.run_directory import RunDirectory, identity
+from sdft_jax.training.start import load_base, load_start
 from sdft_jax.training.stopping import Scores, score, should_stop
 from sdft_jax.types import Metrics, Params, TokenBatch, TrainState
 
@@ -214,23 +217,21 @@ def total_steps(config: Config, rows: int) -> int:
 _MOST_STEPS = 10_000_000
 
 
-def load_start(config: Config, inputs: Inputs, sharding: Sharding) -> Params:
-    """Return the parameters of the model that training starts from."""
-    return load_model(inputs.directory, dtype=config.model.param_dtype, sharding=sharding)[1]
-
-
 def _begin(loop: _Loop) -> tuple[TrainState, Mapping[str, Any]]:
     """Return the state and meta of the newest checkpoint, or of a new run."""
     learner, inputs = loop.learner, loop.inputs
-    restored = _restore(loop, abstract_state(learner))
+    restored = _restore(loop, stored_part(learner, abstract_state(learner)))
     if restored is None:
         if read_jsonl(loop.directory.metrics):
             loop.reporter.print("there is no checkpoint of the steps in metrics.jsonl: starting from step 0")
-        start = load_start(learner.config, inputs, learner.model.sharding)
+        start = load_start(learner.config, learner.model, inputs.directory)
         return init_state(learner, start), {"step": 0, "metrics": {}, "scores": []}
     _refuse_changed_inputs(loop, restored)
     loop.reporter.print(*restored.skipped, f"resuming from step {restored.step}")
-    return restored.state, {"scores": [], "metrics": {}} | restored.meta
+    state = restored.state
+    if learner.model.architecture.lora:
+        state = dataclasses.replace(state, frozen=load_base(learner.config, learner.model, inputs.directory))
+    return state, {"scores": [], "metrics": {}} | restored.meta
 
 
 def _restore(loop: _Loop, abstract: TrainState) -> checkpoint.Restored | None:
@@ -282,13 +283,12 @@ def _check_profile(config: Config, steps: int) -> None:
 
 def _best(loop: _Loop, state: TrainState) -> tuple[Params, int]:
     """Return (parameters, step) of the checkpoint with the best score, which may be the initial model's."""
-    parts = {"params": state.params} | ({"frozen": state.frozen} if state.frozen else {})
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), parts)
+    abstract = stored_student(loop.learner)
     best = checkpoint.load(loop.directory.checkpoints, abstract, loop.run, best=True)
     loop.reporter.print(
         *best.skipped, f"the run's model is the checkpoint of step {best.step}, which has the best score"
     )
-    return join(best.state["params"], best.state.get("frozen", {})), best.step
+    return join(best.state["params"], best.state.get("frozen", state.frozen)), best.step
 
 
 def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
@@ -453,7 +453,8 @@ def _save(
     loop: _Loop, step: int, state: TrainState, scores: Scores, evaluation: Mapping[str, Any] | None = None
 ) -> int:
     """Start saving a state, with its evaluation if that has been made; return the step."""
-    checkpoint.save(loop.manager, step, state, loop.batches, _meta(loop, step, scores))
+    stored = stored_part(loop.learner, state)
+    checkpoint.save(loop.manager, step, stored, loop.batches, _meta(loop, step, scores))
     if evaluation and evaluation["step"] == step:
         checkpoint.record_evaluation(loop.manager, step, evaluation)
     with loop.reporter.tolerating(loop.directory.output):  # the next save copies it
@@ -462,7 +463,8 @@ def _save(
 
 
 def _save_locally(loop: _Loop, tier: LocalTier, step: int, state: TrainState, scores: Scores) -> None:
-    local_tier.save(tier, step, state, loop.batches, _meta(loop, step, scores))
+    stored = stored_part(loop.learner, state)
+    local_tier.save(tier, step, stored, loop.batches, _meta(loop, step, scores))
     with loop.reporter.tolerating(loop.directory.output):
         loop.directory.push()
 

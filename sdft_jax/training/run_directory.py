@@ -249,6 +249,7 @@ class RunDirectory:
                 "output=."
             )
         current = flatten(_plain(config))
+        stored = _DEFAULTS | stored  # of an older version, which had fewer keys
         for key in [*current, *(key for key in stored if key not in current)]:
             if not any(_is_below(key, name) for name in resumable) and stored.get(key) != current.get(key):
                 raise SdftError(

@@ -613,3 +613,77 @@ def test_methods_that_differ_from_sft_in_their_data_only_have_its_program(method
         lowered = make_update(learner).lower(abstract_state(learner), TARGETS)
         programs.append(lowered.as_text())
     assert programs[0] == programs[1]
+
+
+# Adapters
+
+LORA = ("lora.rank=4", "optimizer.learning_rate=1e-2")
+
+
+@pytest.fixture(scope="module")
+def with_adapters():
+    """(state, metrics of each step, update) of three steps with adapters on one device."""
+    return run(*LORA)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_adapters_are_the_same_on_every_mesh(with_adapters, mesh):
+    state, history, _ = run(*LORA, mesh=mesh)
+    expected, expected_history, _ = with_adapters
+    for ours, theirs in zip(history, expected_history, strict=True):
+        np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
+        np.testing.assert_allclose(ours.scalars["loss"], theirs.scalars["loss"], rtol=1e-5, atol=1e-5)
+    assert_close(state.params, expected.params, atol=1e-5, rtol=1e-5)
+
+
+def test_only_adapters_train(with_adapters):
+    """The base is bit-identical, and the moments and the teacher's EMA are those of the adapters."""
+    state, _, _ = with_adapters
+    _, initial, _ = compiled(*LORA)
+    assert all(name.endswith(("_lora_a", "_lora_b")) for name in state.params["layers"])
+    assert (set(state.params), len(state.params["layers"])) == ({"layers"}, 14)
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen, jax.device_get(initial.frozen)))
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert (moments, sum(x.size for x in jax.tree.leaves(state.teacher))) == (2 * size, size)
+    for name, trained in state.params["layers"].items():
+        assert not np.array_equal(trained, initial.params["layers"][name]), name
+
+
+def test_the_ema_starts_from_the_students_own_adapters():
+    _, state, _ = setup(*LORA)
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.teacher, state.params))
+    assert np.abs(state.teacher["layers"]["q_lora_a"]).max() > 0
+
+
+def test_a_frozen_teacher_is_the_base_without_a_copy():
+    """Its program has no more arguments and no more temporary memory than that of a live teacher."""
+    memory = {}
+    for schedule in ("frozen", "live"):
+        learner, state, update = setup(*LORA, f"teacher.schedule={schedule}")
+        assert state.teacher == {}
+        memory[schedule] = update.lower(abstract_state(learner), tiny_batch()).compile().memory_analysis()
+    frozen, live = memory["frozen"], memory["live"]
+    assert frozen.argument_size_in_bytes == live.argument_size_in_bytes
+    assert frozen.temp_size_in_bytes <= live.temp_size_in_bytes
+
+
+def test_a_frozen_teacher_scores_with_the_base():
+    """With one prompt for both roles, the loss is 0 before the first step, and not after it."""
+    _, state, update = setup(*LORA, "teacher.schedule=frozen")
+    batch = tiny_batch()
+    batch = dataclasses.replace(batch, teacher_prompt=batch.prompt)
+    before = update(copied(state), batch)[1].scalars["loss"]
+    state, _ = update(state, tiny_batch())
+    assert float(before) < 1e-6
+    assert float(update(state, batch)[1].scalars["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["sft", "offline_kl"])
+def test_other_methods_train_adapters(method):
+    _, state, update = setup(*LORA, f"train.method={method}")
+    before = jax.device_get(state)
+    state, metrics = update(state, tiny_batch(completion=5 if method == "sft" else 0))
+    assert metrics.scalars["grad_norm"] > 0
+    assert not np.array_equal(state.params["layers"]["q_lora_b"], before.params["layers"]["q_lora_b"])
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.frozen, before.frozen))

@@ -119,6 +119,29 @@ def test_every_kind_has_the_settings_that_it_depends_on(method, directory):
     assert (method == "sft") == ("KV cache" not in kinds)
 
 
+def test_adapters_have_a_base_that_is_neither_trained_nor_copied(directory):
+    """Of rank 4, for the gate projection [128, 256]; the base is bfloat16, and stays on its devices."""
+    config, model = setting(directory, "lora.rank=4", mesh=(8, 1, 1))
+    arrays = update_arrays(config, model)
+    named = sizes(arrays)
+    assert named["parameters: layers/gate"] == ((2, 128, 256), 2 * 128 * 256 * 2)
+    for name in ("parameters", "optimizer: mu", "optimizer: nu", "teacher", "gradients"):
+        name = f"{name} layers/gate_lora_a" if ":" in name else f"{name}: layers/gate_lora_a"
+        assert named[name] == ((2, 128, 4), 2 * 128 * 4 * 4)
+    kinds = by_kind(arrays)
+    assert kinds["optimizer"] == 2 * kinds["gradients"] + 12  # and three counters of four bytes
+    assert named["decoding weights: layers/gate_lora_a"] == ((2, 128, 4), 2 * 128 * 4 * 2)
+    assert "decoding weights: layers/gate" not in named
+    assert "logits: of the head, gradient" not in named
+    split = sizes(update_arrays(*setting(directory, "lora.rank=4", mesh=(1, 8, 1))))
+    assert "decoding weights: layers/gate" in split
+    widths = Widths(16, 16)
+    for rank, copies in ((0, 1), (4, 0)):
+        config, model = setting(directory, f"lora.rank={rank}")
+        kinds = by_kind(answer_arrays(config, model, widths, training=True, base=True))
+        assert ("base model" in kinds) == bool(copies)
+
+
 def test_peak_is_that_of_the_largest_phase_not_of_all_phases(directory):
     arrays = update_arrays(*setting(directory))
     phase, size = peak_phase(arrays)

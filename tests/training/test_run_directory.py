@@ -135,6 +135,16 @@ def test_hidden_files_are_not_foreign(tmp_path):
     assert claim(tmp_path) is False
 
 
+def test_a_run_of_a_version_with_fewer_keys_resumes(tmp_path):
+    claim(tmp_path)
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del settings["lora"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SdftError, match=r"its lora\.rank is 0, and this one's is 4"):
+        claim(tmp_path, changed("lora.rank", 4))
+    assert claim(tmp_path) is True
+
+
 BROKEN = [b"[1, 2", b"[1, 2]", b"", b"\xff\xfe"]
 
 

@@ -21,6 +21,7 @@ from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
 from sdft_jax.models.hf.hub import model_directory
 from sdft_jax.models.hf.safetensors_io import Stored, read_header
+from sdft_jax.models.lora import A, B, has_adapters, merged_weight
 from sdft_jax.sharding import Sharding, single_device, tree_shardings
 from sdft_jax.types import Params
 
@@ -109,10 +110,10 @@ class Entry:
 
 
 def entries(architecture: Architecture) -> Iterator[Entry]:
-    """Yield every parameter of a model."""
+    """Yield every parameter of a model's checkpoint, which holds no adapters."""
     for tensor in architecture.outer_tensors:
         yield Entry(tensor, 0)
-    for tensor in architecture.layer_tensors:
+    for tensor in architecture.base.layer_tensors:
         yield Entry(tensor, architecture.num_hidden_layers)
 
 
@@ -213,6 +214,16 @@ def read_entry(
     return jax.make_array_from_callback((len(views), *shape) if entry.layers else shape, sharding, read)
 
 
+def plain_parameter(model: Model, params: Params, entry: Entry, layer: int | None) -> jax.Array:
+    """Return a parameter, or [1, ...] of one layer of it, with the adapter merged into it in float32."""
+    if layer is None:
+        return entry.get(params)
+    lora, name = model.architecture.lora, entry.tensor.name
+    names = [name, name + A, name + B] if lora and name in lora.targets and has_adapters(params) else [name]
+    slices = [layer_slice(params["layers"][name], layer) for name in names]
+    return slices[0] if lora is None or len(slices) == 1 else merged_weight(lora, *slices)
+
+
 def layer_slice(leaf: jax.Array, layer: int) -> jax.Array:
     """Return one layer of a stacked parameter as [1, ...]; it compiles once per parameter, not per layer."""
     return _layer_slice(leaf, layer)
@@ -229,15 +240,20 @@ def _squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def distance(model: Model, params: Params, path: str | os.PathLike[str]) -> float:
-    """Return the Euclidean distance of the parameters from a checkpoint on disk, computed in float32."""
+    """Return the Euclidean distance of the parameters from a checkpoint on disk, computed in float32.
+
+    Adapters count as the change of the weights that they adapt. The checkpoint is rounded to the dtype of
+    their base, which has not moved.
+    """
     stored = open_checkpoint(path, model.architecture)
     total = 0.0
     for entry in entries(model.architecture):
         leaf = entry.get(params)
+        dtype = leaf.dtype if model.architecture.lora else jnp.float32
         for layer in range(entry.layers or 1):
-            trained = layer_slice(leaf, layer) if entry.layers else leaf
+            trained = plain_parameter(model, params, entry, layer if entry.layers else None)
             base = read_entry(
-                stored, model.architecture, entry, range(layer, layer + 1), jnp.float32, trained.sharding
+                stored, model.architecture, entry, range(layer, layer + 1), dtype, trained.sharding
             )
             total += float(_squared_distance(trained, base))
     return math.sqrt(total)

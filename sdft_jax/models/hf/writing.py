@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,15 @@ from jax.experimental import multihost_utils
 
 from sdft_jax.errors import SdftError
 from sdft_jax.models.decoder import Model
-from sdft_jax.models.families import HEAD, Tensor
-from sdft_jax.models.hf.reading import INDEX_FILE, SINGLE_FILE, entries, layer_slice, open_checkpoint
+from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
+from sdft_jax.models.hf.reading import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Entry,
+    entries,
+    open_checkpoint,
+    plain_parameter,
+)
 from sdft_jax.models.hf.safetensors_io import write_file
 from sdft_jax.sharding import to_host
 from sdft_jax.types import Params
@@ -39,15 +47,19 @@ TOKENIZER_FILES = (
     "additional_chat_templates",
 )
 GENERATION_CONFIG = "generation_config.json"
-_OWN_FILES = {*TOKENIZER_FILES, GENERATION_CONFIG, "config.json", INDEX_FILE}
+ADAPTER_CONFIG = "adapter_config.json"
+_OWN_FILES = {*TOKENIZER_FILES, GENERATION_CONFIG, "config.json", INDEX_FILE, ADAPTER_CONFIG}
+_LOADED_BY = ("config.json", ADAPTER_CONFIG)
+"""The files by which a directory is recognized, written last."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Piece:
+class Piece:
     """One tensor to write: a parameter, or one layer of it."""
 
     name: str
-    leaf: jax.Array
+    read: Callable[[], jax.Array]
+    """A function that returns the parameter, or [1, ...] of one layer."""
     tensor: Tensor
     layer: int | None
     dtype: np.dtype
@@ -64,10 +76,10 @@ def save_pretrained(
 ) -> None:
     """Write config.json, generation_config.json, the tokenizer and safetensors files.
 
-    Tensors have the names and shapes of the source, and the same tied weights. They are gathered one at a
-    time and written to a temporary directory. A new directory is this one, renamed when it is complete; an
-    existing directory, which may be a link or a mount point, is filled file by file. Every process must call
-    this function; the first process writes.
+    Tensors have the names and shapes of the source, and the same tied weights; adapters are merged into
+    them. They are gathered one at a time and written to a temporary directory. A new directory is this one,
+    renamed when it is complete; an existing directory, which may be a link or a mount point, is filled file
+    by file. Every process must call this function; the first process writes.
 
     Args:
         model: the model. The generation config is copied from its `source`, and so are the tokenizer files if
@@ -82,9 +94,23 @@ def save_pretrained(
     Raises:
         SdftError: the directory contains other files or is the source itself, or the source is missing.
     """
-    target = Path(path).absolute()
-    _check_target(model, target)
     files = _plan_files(_pieces(model, params, dtype), max_shard_size)
+
+    def write_side_files(directory: Path) -> None:
+        _write_side_files(model, tokenizer, directory, dtype)
+        _write_index(files, directory)
+
+    write_directory(model, Path(path).absolute(), files, write_side_files)
+
+
+def write_directory(
+    model: Model,
+    target: Path,
+    files: Mapping[str, Sequence[Piece]],
+    write_side_files: Callable[[Path], None],
+) -> None:
+    """Write safetensors files, and others by a function of the directory, as `save_pretrained` does."""
+    _check_target(model, target)
     # in the target if it exists, which may be on another disk than the directory that holds it
     name = f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
     temporary = target / name if target.exists() else target.with_name(name)
@@ -93,8 +119,7 @@ def save_pretrained(
         if writes:
             _clear_leftovers(target)
             temporary.mkdir(parents=True)
-            _write_side_files(model, tokenizer, temporary, dtype)
-            _write_index(files, temporary)
+            write_side_files(temporary)
         for name, pieces in files.items():
             arrays = _gathered(model, pieces)
             if writes:
@@ -134,7 +159,7 @@ def _is_own(target: Path, name: str) -> bool:
     return name in _OWN_FILES or name.endswith(".safetensors") or leftover is not None
 
 
-def _pieces(model: Model, params: Params, dtype: Any) -> list[_Piece]:
+def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
     """Return the tensors to write in the order of layers, each with its dtype in the file."""
     architecture = model.architecture
     stored = open_checkpoint(model.source, architecture) if model.source else {}
@@ -142,22 +167,25 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[_Piece]:
     fallback = config.get("dtype") or config.get("torch_dtype")
     pieces = []
 
-    def add(name: str, leaf: jax.Array, tensor: Tensor, layer: int | None) -> None:
+    def add(name: str, entry: Entry, layer: int | None) -> None:
+        leaf = entry.get(params)
+        read = functools.partial(plain_parameter, model, params, entry, layer)
         source_dtype = stored[name].dtype if name in stored else fallback or leaf.dtype
         file_dtype = np.dtype(jnp.dtype(source_dtype if dtype is None else dtype))
-        pieces.append(_Piece(name, leaf, tensor, layer, file_dtype, tensor.stored_shape(architecture.sizes)))
+        shape = entry.tensor.stored_shape(architecture.sizes)
+        pieces.append(Piece(name, read, entry.tensor, layer, file_dtype, shape))
 
     for entry in entries(architecture):
         for layer, name in enumerate(entry.stored_names()):
-            add(name, entry.get(params), entry.tensor, layer if entry.layers else None)
+            add(name, entry, layer if entry.layers else None)
     if architecture.tie_word_embeddings and HEAD.source in stored:
-        add(HEAD.source, params["embed"], HEAD, None)
+        add(HEAD.source, Entry(EMBEDDING, 0), None)
     return sorted(pieces, key=lambda piece: -1 if piece.layer is None else piece.layer)
 
 
-def _plan_files(pieces: list[_Piece], max_shard_size: int) -> dict[str, list[_Piece]]:
+def _plan_files(pieces: list[Piece], max_shard_size: int) -> dict[str, list[Piece]]:
     """Split the tensors, in order, into files of at most `max_shard_size` bytes; return them by file name."""
-    groups: list[list[_Piece]] = [[]]
+    groups: list[list[Piece]] = [[]]
     size = 0
     for piece in pieces:
         if groups[-1] and size + _bytes(piece) > max_shard_size:
@@ -170,16 +198,15 @@ def _plan_files(pieces: list[_Piece], max_shard_size: int) -> dict[str, list[_Pi
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
-def _gathered(model: Model, pieces: list[_Piece]) -> Iterator[np.ndarray]:
+def _gathered(model: Model, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
     """Yield each tensor on the host, in the layout and dtype of its file."""
     for piece in pieces:
-        part = piece.leaf if piece.layer is None else layer_slice(piece.leaf, piece.layer)
-        array = to_host(part)
+        array = to_host(piece.read())
         tensor = array if piece.layer is None else array[0]
         yield piece.tensor.to_stored(tensor.astype(piece.dtype), model.architecture.sizes)
 
 
-def _write_index(files: dict[str, list[_Piece]], directory: Path) -> None:
+def _write_index(files: dict[str, list[Piece]], directory: Path) -> None:
     """Write the index if there is more than one file."""
     if len(files) == 1:
         return
@@ -191,7 +218,7 @@ def _write_index(files: dict[str, list[_Piece]], directory: Path) -> None:
         },
         "weight_map": {piece.name: name for name, group in files.items() for piece in group},
     }
-    _write_json(directory / INDEX_FILE, index)
+    write_json(directory / INDEX_FILE, index)
 
 
 def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any) -> None:
@@ -201,7 +228,7 @@ def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any)
     if dtype is not None:
         for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
             config[key] = jnp.dtype(dtype).name
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
     copied = [] if tokenizer is not None else list(TOKENIZER_FILES)
     for name in (GENERATION_CONFIG, *copied) if model.source else ():
         if (Path(model.source) / name).is_dir():
@@ -220,12 +247,13 @@ def _publish(temporary: Path, target: Path) -> None:
     if temporary.parent != target:
         temporary.rename(target)
         return
-    (target / "config.json").unlink(missing_ok=True)  # nothing loads a mixture of two models
+    for name in _LOADED_BY:
+        (target / name).unlink(missing_ok=True)  # nothing loads a mixture of two models
     new = {path.name for path in temporary.iterdir()}
     for path in target.iterdir():
         if path != temporary and path.name not in new:
             _remove(path)
-    for path in sorted(temporary.iterdir(), key=lambda path: (path.name == "config.json", path.name)):
+    for path in sorted(temporary.iterdir(), key=lambda path: (path.name in _LOADED_BY, path.name)):
         if path.is_dir():
             _remove(target / path.name)
         path.replace(target / path.name)
@@ -245,9 +273,10 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
+    """Write a value as indented JSON."""
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _bytes(piece: _Piece) -> int:
+def _bytes(piece: Piece) -> int:
     return int(np.prod(piece.shape)) * piece.dtype.itemsize

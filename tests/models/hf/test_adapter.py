@@ -1,0 +1,198 @@
+"""Adapters in PEFT's format: ours loaded by PEFT, theirs loaded here, and merged ones by transformers."""
+
+import dataclasses
+import importlib.util
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from make_fixtures import DIRECTORY, tokens_and_mask, transformers_logits
+from sdft_jax.algorithm import join
+from sdft_jax.config.settings import LoraConfig
+from sdft_jax.errors import SdftError
+from sdft_jax.models import Model, load_model, save_pretrained
+from sdft_jax.models.hf.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    load_adapter,
+    open_adapter,
+    save_adapter,
+)
+from sdft_jax.models.hf.safetensors_io import read_header
+from sdft_jax.models.lora import adapter_params, make_lora
+from sdft_jax.types import Sequences
+from tiny import adapted, tiny_model
+
+CASES = ("qwen2", "llama32_tied", "gemma3")
+TOLERANCE = 1e-4
+logits_of = jax.jit(Model.logits, static_argnums=0)
+needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
+needs_peft = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+
+
+def logits(model, params):
+    tokens, mask = tokens_and_mask()
+    return np.asarray(logits_of(model, params, Sequences(tokens, mask)))[mask]
+
+
+def peft_logits(base, adapter):
+    """Return the logits of transformers with an adapter of PEFT, which must have been used."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    tokens, mask = tokens_and_mask()
+    positions = torch.tensor(np.maximum(np.cumsum(mask, axis=1) - 1, 0))
+    with torch.no_grad():
+        out = model(torch.tensor(tokens), attention_mask=torch.tensor(mask).long(), position_ids=positions)
+    return out.logits.numpy()[mask]
+
+
+@needs_torch
+@needs_peft
+@pytest.mark.parametrize(
+    "options", [{}, {"rank_stabilized": True, "alpha": 3.5, "targets": ("[qv]", "down")}]
+)
+@pytest.mark.parametrize("case", CASES)
+def test_our_adapter_in_peft(case, options, tmp_path):
+    plain, base = load_model(DIRECTORY / case)
+    model, params = adapted(plain, base, LoraConfig(rank=3, **options), scale=0.1)
+    save_adapter(model, params, tmp_path / "adapter", str(DIRECTORY / case))
+    ours = logits(model, params)
+    assert np.abs(ours - logits(plain, base)).max() > 0.1
+    np.testing.assert_allclose(ours, peft_logits(DIRECTORY / case, tmp_path / "adapter"), atol=TOLERANCE)
+
+
+@needs_torch
+@needs_peft
+@pytest.mark.parametrize("case", CASES)
+def test_their_adapter_here(case, tmp_path):
+    import torch
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case, dtype=torch.float32)
+    config = PeftConfig(
+        r=2, lora_alpha=6, target_modules=["q_proj", "o_proj", "up_proj"], task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path)
+    plain, base = load_model(DIRECTORY / case)
+    options = LoraConfig(rank=2, alpha=6, targets=("q", "o", "up"))
+    ours, _ = adapted(plain, base, options)
+    params = join(base, load_adapter(ours, tmp_path, "float32"))
+    assert np.abs(logits(ours, params) - logits(plain, base)).max() > 0.1
+    np.testing.assert_allclose(logits(ours, params), peft_logits(DIRECTORY / case, tmp_path), atol=TOLERANCE)
+
+
+@needs_torch
+@pytest.mark.parametrize("case", CASES)
+def test_a_merged_checkpoint_in_transformers(case, tmp_path):
+    plain, base = load_model(DIRECTORY / case)
+    model, params = adapted(plain, base, scale=0.1)
+    save_pretrained(model, params, None, tmp_path / "merged", dtype="float32")
+    theirs = transformers_logits(tmp_path / "merged")[tokens_and_mask()[1]]
+    np.testing.assert_allclose(logits(model, params), theirs, atol=TOLERANCE)
+    np.testing.assert_allclose(logits(*load_model(tmp_path / "merged")), theirs, atol=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(model with adapters, its parameters, the directory of its adapters)."""
+    model, params = adapted(*tiny_model())
+    directory = tmp_path_factory.mktemp("written") / "adapter"
+    save_adapter(model, params, directory, "BASE")
+    return model, params, directory
+
+
+def test_written_adapters_are_read_back(written):
+    model, params, directory = written
+    loaded = load_adapter(model, directory, "float32")
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, adapter_params(params)))
+    config = json.loads((directory / ADAPTER_CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 16, "BASE")
+    tensors = read_header(directory / ADAPTER_WEIGHTS)
+    assert len(tensors) == 2 * 2 * 7
+    prefix = "base_model.model.model.layers.1.self_attn.o_proj"
+    assert tensors[f"{prefix}.lora_A.weight"].shape == (4, 32)
+    assert tensors[f"{prefix}.lora_B.weight"].shape == (32, 4)
+
+
+def test_dtype_of_the_file(written, tmp_path):
+    model, params, _ = written
+    save_adapter(model, params, tmp_path / "half", "BASE", "bfloat16")
+    assert {str(x.dtype) for x in read_header(tmp_path / "half" / ADAPTER_WEIGHTS).values()} == {"bfloat16"}
+
+
+def test_a_model_without_adapters_is_refused(tmp_path):
+    with pytest.raises(SdftError, match=r"no adapters \(lora\.rank=0\): write it as a plain checkpoint"):
+        save_adapter(*tiny_model(), tmp_path / "adapter", "BASE")
+
+
+def test_other_files_are_kept(written, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(SdftError, match=r"contains thesis\.tex"):
+        save_adapter(*written[:2], tmp_path, "BASE")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 8}, r"adapter_config\.json: the adapter has rank 8, and lora\.rank=4: set lora\.rank=8"),
+        ({"lora_alpha": 32}, r"another scale .*: set lora\.alpha=32 and lora\.rank_stabilized=false"),
+        ({"use_rslora": True}, r"another scale .*: set lora\.alpha=16 and lora\.rank_stabilized=true"),
+        ({"peft_type": "LOHA"}, r"peft_type is 'LOHA': only LORA is supported"),
+        ({"use_dora": True}, r"use_dora is not supported"),
+        ({"lora_alpha": "much"}, r"adapter_config\.json: lora_alpha is 'much', and not a number"),
+    ],
+    ids=str,
+)
+def test_other_adapters_are_refused(written, tmp_path, change, message):
+    directory = shutil.copytree(written[2], tmp_path / "adapter")
+    config = json.loads((directory / ADAPTER_CONFIG).read_text())
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(config | change))
+    with pytest.raises(SdftError, match=message):
+        open_adapter(written[0].architecture, directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "targets", "message"),
+    [
+        (
+            {},
+            ("q",),
+            r"has the tensor model\.layers\.0\.mlp\.down_proj\..*: it adapts another base model, or other",
+        ),
+        ({"num_hidden_layers": 3}, None, r"lacks the tensor model\.layers\.2\."),
+        (
+            {"hidden_size": 64},
+            None,
+            r"lora_A\.weight has shape \[4, 32\], and .* has \[4, 64\]: it adapts another",
+        ),
+    ],
+    ids=["targets", "layers", "width"],
+)
+def test_an_adapter_of_another_model_is_refused(written, changes, targets, message):
+    architecture = tiny_model(**changes)[0].architecture
+    options = LoraConfig(rank=4, **({"targets": targets} if targets else {}))
+    architecture = dataclasses.replace(architecture, lora=make_lora(options, architecture.sizes))
+    with pytest.raises(SdftError, match=message):
+        open_adapter(architecture, written[2])
+
+
+def test_missing_files_are_named(written, tmp_path):
+    with pytest.raises(SdftError, match=r"adapter_config\.json .*give the directory of a PEFT adapter"):
+        open_adapter(written[0].architecture, tmp_path)
+    shutil.copyfile(written[2] / ADAPTER_CONFIG, tmp_path / ADAPTER_CONFIG)
+    with pytest.raises(SdftError, match=r"adapter_model\.safetensors is missing"):
+        open_adapter(written[0].architecture, tmp_path)

@@ -1,0 +1,152 @@
+"""Adapters: the same function as merged weights in every family, their initial values, and wrong settings."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from make_fixtures import DIRECTORY, tokens_and_mask
+from sdft_jax.algorithm import join
+from sdft_jax.config.settings import LoraConfig
+from sdft_jax.errors import SdftError
+from sdft_jax.models import FAMILIES, Model, load_model
+from sdft_jax.models.families import PROJECTIONS
+from sdft_jax.models.lora import (
+    adapter_params,
+    base_params,
+    factors,
+    make_lora,
+    merge,
+    split_product,
+)
+from sdft_jax.types import Sequences
+from tiny import adapted, ragged, tiny_model
+
+CASES = ("qwen2", "qwen3", "llama3", "olmo2", "olmo3", "gemma3")
+SIZES = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "R": 2}
+logits_of = jax.jit(Model.logits, static_argnums=0)
+
+
+def test_every_family_is_among_the_cases():
+    found = {load_model(DIRECTORY / case)[0].architecture.family.model_type for case in CASES}
+    assert found == set(FAMILIES)
+
+
+@pytest.mark.parametrize("targets", [("q", "k", "v", "o", "gate", "up", "down"), ("v", "down")], ids=",".join)
+@pytest.mark.parametrize("case", CASES)
+def test_adapters_equal_merged_weights(case, targets):
+    plain, base = load_model(DIRECTORY / case)
+    model, params = adapted(plain, base, LoraConfig(rank=3, targets=targets))
+    tokens, mask = tokens_and_mask()
+    sequences = Sequences(tokens, mask)
+    with_adapters = logits_of(model, params, sequences)[mask]
+    merged = logits_of(plain, merge(model.architecture.lora, params), sequences)[mask]
+    np.testing.assert_allclose(with_adapters, merged, atol=1e-5 * np.abs(merged).max())
+    assert np.abs(with_adapters - logits_of(plain, base, sequences)[mask]).max() > 0.1
+
+
+def test_a_tree_without_adapters_is_the_base():
+    plain, base = tiny_model()
+    model, params = adapted(plain, base)
+    sequences = ragged(np.random.default_rng(0), 3, 7)
+    expected = np.asarray(logits_of(plain, base, sequences))
+    np.testing.assert_array_equal(logits_of(model, base_params(params), sequences), expected)
+    assert jax.tree.structure(base_params(params)) == jax.tree.structure(base)
+    initial = join(base, adapter_params(model.init(jax.random.key(1))))
+    np.testing.assert_array_equal(logits_of(model, initial, sequences), expected)
+
+
+def test_decoding_with_a_cache_equals_the_full_forward():
+    model, params = adapted(*tiny_model())
+    rng = np.random.default_rng(0)
+    prompt = jax.tree.map(jnp.asarray, ragged(rng, 3, 6))
+    new = jnp.asarray(rng.integers(2, 32, size=(3, 4)), jnp.int32)
+    tokens = jnp.concatenate([prompt.tokens, new], axis=1)
+    whole = Sequences(tokens, jnp.concatenate([prompt.mask, new > 0], axis=1))
+    expected = model.hidden_states(params, whole)[:, 6:]
+    _, cache = model.prefill(params, prompt, 10)
+    for step in range(4):
+        hidden, cache = model.decode(params, new[:, step], cache)
+        np.testing.assert_allclose(hidden, expected[:, step], atol=1e-5, rtol=1e-5)
+
+
+def test_initial_values_are_those_of_peft():
+    """A is uniform within 1 / sqrt(inputs), B zero (`kaiming_uniform_` with a = sqrt(5) in torch)."""
+    model, _ = adapted(*tiny_model(), LoraConfig(rank=8))
+    layers = model.init(jax.random.key(0))["layers"]
+    for name, inputs in {"q": 32, "o": 32, "down": 64}.items():
+        values, bound = np.asarray(layers[f"{name}_lora_a"]), inputs**-0.5
+        assert 0.9 * bound < np.abs(values).max() <= bound
+        assert values.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert not np.any(layers[f"{name}_lora_b"])
+
+
+def test_adapters_have_the_logical_axes_of_what_they_adapt():
+    q, o = PROJECTIONS[0], PROJECTIONS[3]
+    assert [factor.axes for factor in factors(q)] == [("embed", None), (None, "heads", None)]
+    assert [factor.axes for factor in factors(o)] == [("heads", None, None), (None, "embed")]
+    assert [factor.stored_shape(SIZES) for factor in factors(o)] == [(2, 12), (6, 2)]
+    assert factors(o)[0].source == "self_attn.o_proj.lora_A.weight"
+
+
+def test_the_base_has_the_compute_dtype_and_adapters_their_own():
+    model, _ = adapted(*tiny_model())
+    model = dataclasses.replace(model, compute_dtype="bfloat16")
+    layers = model.abstract_params("float32")["layers"]
+    assert {name: layers[name].dtype.name for name in ("q", "pre_mlp_norm", "q_lora_a")} == {
+        "q": "bfloat16",
+        "pre_mlp_norm": "bfloat16",
+        "q_lora_a": "float32",
+    }
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("btd,dnh->btnh", ("btd,dr->btr", "btr,rnh->btnh")),
+        ("bthk,hkd->btd", ("bthk,hkr->btr", "btr,rd->btd")),
+        ("btd,df->btf", ("btd,dr->btr", "btr,rf->btf")),
+    ],
+)
+def test_two_narrow_products(spec, expected):
+    assert split_product(spec) == expected
+
+
+@pytest.mark.parametrize("stabilized", [False, True])
+def test_scale(stabilized):
+    lora = make_lora(LoraConfig(rank=4, alpha=12, rank_stabilized=stabilized), SIZES | {"D": 8, "H": 8})
+    assert lora.scale == (6 if stabilized else 3)
+
+
+def test_targets_are_names_or_patterns():
+    sizes = SIZES | {"D": 8, "H": 8}
+
+    def targets(*patterns):
+        return make_lora(LoraConfig(rank=1, targets=patterns), sizes).targets
+
+    assert targets("down", "q") == ("q", "down")
+    assert targets("[qv]", ".*p") == ("q", "v", "up")
+    assert make_lora(LoraConfig(), sizes) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"targets": ("q", "q_proj")},
+            r"'q_proj' matches no projection: use some of q, k, v, o, gate, up, down",
+        ),
+        ({"targets": ("(",)}, r"'\(' is not a regular expression \(.*\): fix the pattern"),
+        ({"targets": ()}, r"lora\.targets is empty: use some of q, .*, or set lora\.rank=0"),
+        (
+            {"rank": 7, "targets": ("q", "k")},
+            r"lora\.rank=7 is above the rank of projection q, which has 6 inputs and 12 outputs: set "
+            r"lora\.rank to at most 6, or remove q from lora\.targets",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused(options, message):
+    with pytest.raises(SdftError, match=message):
+        make_lora(LoraConfig(**({"rank": 2} | options)), SIZES)

@@ -1,0 +1,201 @@
+"""Runs with adapters: their start, their checkpoints, their resumption and their results."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from runs import config_of, read, step_names
+from sdft_jax import cli
+from sdft_jax.algorithm import make_model
+from sdft_jax.config import load_config, sharding_from
+from sdft_jax.models import Model, load_model, read_architecture
+from sdft_jax.models.lora import adapter_params, base_params, has_adapters
+from sdft_jax.training.checkpoint import read_meta
+from sdft_jax.training.export import export, load_run, load_speaker
+from sdft_jax.training.inputs import load_inputs
+from sdft_jax.training.loop import train
+from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.training.start import load_start
+from tiny import ragged
+
+pytestmark = pytest.mark.usefixtures("shared_compilations")
+
+LORA = ("lora.rank=4", "optimizer.learning_rate=1e-2")
+logits_of = jax.jit(Model.logits, static_argnums=0)
+
+
+def assert_identical(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+
+
+def logits(model, params):
+    return np.asarray(logits_of(model, params, ragged(np.random.default_rng(0), 2, 9)))
+
+
+def start_of(directory, *overrides):
+    config = config_of(directory, "unused", *LORA, *overrides)
+    model = make_model(config, read_architecture(directory), sharding_from(config), str(directory))
+    return model, load_start(config, model, str(directory))
+
+
+@pytest.fixture(scope="module")
+def adapted_run(tiny_directory, tmp_path_factory, shared_compilations):
+    """The output of a finished run with adapters, and its result."""
+    output = tmp_path_factory.mktemp("adapted") / "run"
+    return output, train(config_of(tiny_directory, output, *LORA))
+
+
+def test_initial_adapters_are_the_same_on_every_mesh(tiny_directory):
+    _, one = start_of(tiny_directory)
+    assert_identical(base_params(one), load_model(tiny_directory)[1])
+    _, other = start_of(tiny_directory, "mesh.data=2", "mesh.fsdp=2")
+    assert_identical(jax.device_get(one), jax.device_get(other))
+    _, reseeded = start_of(tiny_directory, "train.seed=1")
+    assert not np.array_equal(one["layers"]["q_lora_a"], reseeded["layers"]["q_lora_a"])
+
+
+def test_a_base_in_bfloat16_has_float32_adapters(tiny_directory):
+    _, params = start_of(tiny_directory, "model.compute_dtype=bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(base_params(params))} == {"bfloat16"}
+    assert {x.dtype.name for x in jax.tree.leaves(adapter_params(params))} == {"float32"}
+
+
+def test_a_run_trains_and_its_model_is_merged(adapted_run, tiny_directory):
+    output, run = adapted_run
+    assert_identical(base_params(run.params), load_model(tiny_directory)[1])
+    first, *_, last = run.evaluations
+    assert "kl_to_base" not in first
+    assert min(last["kl_to_base"], last["distance"]) > 1e-2
+    model, params = load_model(output / "model")
+    assert not has_adapters(params)
+    np.testing.assert_allclose(logits(model, params), logits(run.model, run.params), atol=1e-4)
+    moved = [
+        np.sum((np.float64(params["layers"][name]) - run.params["layers"][name]) ** 2) for name in "qkvo"
+    ]
+    assert 0 < sum(moved) < last["distance"] ** 2
+
+
+def test_checkpoints_hold_the_adapters_their_ema_and_the_optimizer(adapted_run):
+    """Four times the bytes of the adapters, and less than 2 KB of Orbax's own for each array."""
+    output, run = adapted_run
+    checkpoint = output / "checkpoints" / "6"
+    arrays = read_meta(epath.Path(checkpoint))["arrays"]
+    assert {name.split("/")[0] for name in arrays} == {"params", "teacher", "opt_state", "step", "key"}
+    layers = {name.rsplit("/", 1)[1] for name in arrays if "/layers/" in name}
+    assert layers == set(adapter_params(run.params)["layers"])
+    adapters = sum(x.nbytes for x in jax.tree.leaves(adapter_params(run.params)))
+    files = [file for file in (checkpoint / "state").rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 4 * adapters + 2048 * len(arrays)
+
+
+def test_a_run_with_a_frozen_teacher_stores_no_teacher(tiny_directory, tmp_path):
+    train(config_of(tiny_directory, tmp_path / "run", *LORA, "teacher.schedule=frozen", "train.steps=2"))
+    arrays = read_meta(epath.Path(tmp_path / "run" / "checkpoints" / "2"))["arrays"]
+    assert not any(name.startswith("teacher") for name in arrays)
+
+
+def test_a_resumed_run_is_bit_identical(adapted_run, tiny_directory, tmp_path):
+    output, _ = adapted_run
+    copy = shutil.copytree(output, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints" / "6")
+    shutil.rmtree(copy / "model")
+    train(config_of(tiny_directory, copy, *LORA))
+    assert step_names(copy) == step_names(output)
+    assert read(copy / "metrics.jsonl") == read(output / "metrics.jsonl")
+    assert read(copy / "evaluations.jsonl") == read(output / "evaluations.jsonl")
+    for path in ("model/model.safetensors",):
+        assert (copy / path).read_bytes() == (output / path).read_bytes()
+    one, two = (read_meta(epath.Path(run / "checkpoints" / "6"))["arrays"] for run in (copy, output))
+    assert one == two
+
+
+def test_a_checkpoint_is_restored_on_another_mesh(adapted_run, tiny_directory, tmp_path):
+    output, run = adapted_run
+    copy = shutil.copytree(output, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints" / "6")
+    resumed = train(config_of(tiny_directory, copy, *LORA, "mesh.data=2", "mesh.fsdp=2"))
+    for one, two in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(run.params), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_the_best_checkpoint_is_joined_with_the_base(tiny_directory, tmp_path):
+    run = train(
+        config_of(
+            tiny_directory, tmp_path / "run", *LORA, "train.choose=best", "train.steps=3", "eval.prior=null"
+        )
+    )
+    assert has_adapters(run.params)
+    assert_identical(load_run(RunDirectory(str(tmp_path / "run")), best=True)[1], run.params)
+
+
+def test_export_writes_an_adapter_or_a_plain_checkpoint(adapted_run, tiny_directory, tmp_path, capsys):
+    output, run = adapted_run
+    assert cli.main(["export", str(output), str(tmp_path / "adapter")]) == 0
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ] == str(tiny_directory)
+    assert cli.main(["export", str(output), str(tmp_path / "merged"), "--merge"]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").read_bytes() == (
+        output / "model" / "model.safetensors"
+    ).read_bytes()
+    _, params = start_of(tiny_directory, f"lora.adapter={tmp_path / 'adapter'}")
+    assert_identical(params, run.params)
+
+
+def test_sample_and_evaluate_read_a_run_or_base_and_adapter(adapted_run, tiny_directory, tmp_path, capsys):
+    output, run = adapted_run
+    export(str(output), str(tmp_path / "adapter"))
+    for overrides in (
+        [f"model.path={output}"],
+        [f"model.path={tiny_directory}", "lora.rank=4", f"lora.adapter={tmp_path / 'adapter'}"],
+    ):
+        config = load_config(None, ["model.compute_dtype=float32", "mesh.fsdp=1", *overrides])
+        assert_identical(load_speaker(config).params, run.params)
+
+
+def test_a_run_that_starts_from_an_adapter(adapted_run, tiny_directory, tmp_path):
+    """Its frozen teacher is the initial model, and its distances before training are from the base."""
+    output, run = adapted_run
+    export(str(output), str(tmp_path / "adapter"))
+    options = (*LORA, f"lora.adapter={tmp_path / 'adapter'}", "teacher.schedule=frozen", "train.steps=2")
+    config = config_of(tiny_directory, tmp_path / "run", *options)
+    inputs = load_inputs(config)
+    assert "the weights of the adapter" in inputs.digests
+    second = train(config, inputs)
+    assert second.evaluations[0]["kl_to_base"] == pytest.approx(run.evaluations[-1]["kl_to_base"], rel=1e-4)
+    arrays = read_meta(epath.Path(tmp_path / "run" / "checkpoints" / "2"))["arrays"]
+    assert any(name.startswith("teacher") for name in arrays)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.targets=[q,attn]"], "'attn' matches no projection: use some of q, k, v, o, gate, up, down."),
+        (["lora.rank=33"], "lora.rank=33 is above the rank of projection q"),
+        (["lora.adapter=nowhere"], "adapter_config.json"),
+        (["lora.rank=0", "lora.adapter=nowhere"], "set lora.rank to r of its adapter_config.json"),
+        (["optimizer.freeze=[embed]"], "remove one of the two settings"),
+        (["lora.alpha=0"], "lora.alpha"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_sentence_before_the_run_directory_exists(
+    overrides, message, tiny_directory, tmp_path, capsys
+):
+    settings = ["mesh.fsdp=1", "data.path=mini:blax", "lora.rank=4", *overrides]
+    arguments = [f"model.path={tiny_directory}", f"output={tmp_path / 'run'}", *settings]
+    (tmp_path / "run.yaml").write_text("")
+    assert cli.main(["train", str(tmp_path / "run.yaml"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
