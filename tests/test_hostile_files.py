@@ -142,8 +142,7 @@ def read_manifest(place: Path) -> object:
 
 
 def read_checkpoint(directory: Path) -> object:
-    checkpoint.read_meta(epath.Path(directory / "4"))
-    return checkpoint.best(epath.Path(directory))
+    return checkpoint.read_meta(epath.Path(directory / "4"))
 
 
 def read_run(place: Path) -> object:

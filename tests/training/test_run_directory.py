@@ -12,6 +12,7 @@ import yaml
 
 from sdft_jax.config import Config, from_dict, load_config, to_dict
 from sdft_jax.errors import SdftError
+from sdft_jax.files import sealed
 from sdft_jax.training.run_directory import RESUMABLE, RunDirectory, identity
 
 CONFIG = to_dict(Config())
@@ -153,7 +154,7 @@ def test_broken_configuration_is_remade_if_the_checkpoints_are_of_this_run(tmp_p
     (tmp_path / "config.yaml").write_bytes(text)
     meta = tmp_path / "checkpoints" / "2" / "meta"
     meta.mkdir(parents=True)
-    (meta / "metadata").write_text(json.dumps({"run": identity(CONFIG)}))
+    (meta / "metadata").write_text(json.dumps(sealed({"run": identity(CONFIG)})))
     assert claim(tmp_path) is True
     assert RunDirectory(str(tmp_path)).load_config() == Config()
     (tmp_path / "config.yaml").write_bytes(text)
