@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -394,11 +395,18 @@ _STORAGE = (
     *(errno.EMFILE, errno.ENFILE),
 )
 """The error codes of storage."""
+_BUCKET = re.compile(r"\b(UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|DEADLINE_EXCEEDED)\b")
+"""The codes by which TensorStore reports that a bucket does not answer, or refuses."""
 
 
 def storage_reason(error: BaseException | None) -> str | None:
-    """Return the operating system's message for a storage error, which TensorStore puts into a ValueError."""
+    """Return the operating system's message for a storage error, which TensorStore puts into a ValueError, or
+    the code of a bucket.
+    """
     while error is not None:
+        # JAX's own errors have such codes too
+        if not isinstance(error, jax.errors.JaxRuntimeError) and (bucket := _BUCKET.search(str(error))):
+            return bucket[0]
         for code in _STORAGE:
             if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
                 return os.strerror(code)

@@ -233,12 +233,19 @@ def test_arrays_of_another_checkpoint_are_not_restored(run):
     assert restored.skipped[0].endswith("is not what was saved.")
 
 
-def test_storage_that_cannot_be_read_is_not_damage(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), "Stale file handle"),
+        (ValueError('PERMISSION_DENIED: Error opening "zarr" driver'), "PERMISSION_DENIED"),
+    ],
+)
+def test_storage_that_cannot_be_read_is_not_damage(run, monkeypatch, error, reason):
     def fail(*_, **__):
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise error
 
     monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointHandler, "restore", fail)
-    with pytest.raises(SdftError, match=r"^checkpoint \S+/3 cannot be read \(Stale file handle\): fix this"):
+    with pytest.raises(SdftError, match=rf"^checkpoint \S+/3 cannot be read \({reason}\): fix this"):
         restore(run)
     assert step_names(run) == [1, 2, 3]
 
