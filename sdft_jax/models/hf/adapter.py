@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import PROJECTIONS
-from sdft_jax.models.hf.reading import Entry, layer_slice, read_entry
+from sdft_jax.models.hf.reading import Entry, layer_slice, read_entry, refuse_non_finite
 from sdft_jax.models.hf.safetensors_io import Stored, read_header
 from sdft_jax.models.hf.writing import ADAPTER_CONFIG, Piece, write_directory, write_json
 from sdft_jax.models.lora import Lora
@@ -38,6 +37,8 @@ _MUST_BE_OFF = (
     "lora_bias",
 )
 """Features of PEFT that change the computation or add tensors."""
+_CHANGE_BASE = ("pissa", "olora", "loftq", "corda")
+"""Initializations of PEFT that subtract the initial adapter from the base model."""
 
 
 def save_adapter(
@@ -83,7 +84,7 @@ def load_adapter(model: Model, path: str | os.PathLike[str], dtype: Any) -> dict
     """Read a PEFT adapter as the adapters of a model: a parameter tree without the base.
 
     Raises:
-        SdftError: as `open_adapter`.
+        SdftError: as `open_adapter`, or a parameter is NaN or infinite.
     """
     architecture, stored = model.architecture, open_adapter(model.architecture, path)
     shardings = tree_shardings(model.sharding, model.logical_axes(), model.abstract_params(dtype))
@@ -93,6 +94,7 @@ def load_adapter(model: Model, path: str | os.PathLike[str], dtype: Any) -> dict
         )
         for entry in _entries(architecture)
     }
+    refuse_non_finite({"layers": layers}, path)
     return {"layers": layers}
 
 
@@ -136,6 +138,11 @@ def _check_config(config: Mapping[str, Any], lora: Lora, file: Path) -> None:
     for key in _MUST_BE_OFF:
         if config.get(key):
             raise SdftError(f"{file}: {key} is not supported (its value is {config[key]!r}).")
+    if str(config.get("init_lora_weights")).lower().startswith(_CHANGE_BASE):
+        raise SdftError(
+            f"{file}: init_lora_weights is {config['init_lora_weights']!r}, which also changes the base "
+            "model: convert it to a plain LoRA with PEFT."
+        )
     rank = config.get("r")
     if rank != lora.rank:
         raise SdftError(
@@ -144,9 +151,9 @@ def _check_config(config: Mapping[str, Any], lora: Lora, file: Path) -> None:
     alpha, stabilized = config.get("lora_alpha", 8), bool(config.get("use_rslora"))
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise SdftError(f"{file}: lora_alpha is {alpha!r}, and not a number: export the adapter again.")
-    if not math.isclose(alpha, lora.alpha) or stabilized != lora.rank_stabilized:
+    if alpha != lora.alpha or stabilized != lora.rank_stabilized:
         raise SdftError(
-            f"{file}: the adapter has another scale than the settings: set lora.alpha={alpha:g} and "
+            f"{file}: the adapter has another scale than the settings: set lora.alpha={alpha} and "
             f"lora.rank_stabilized={str(stabilized).lower()}."
         )
 

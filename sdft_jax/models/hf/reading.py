@@ -67,18 +67,18 @@ def load_model(
     for entry in entries(architecture):
         leaf = read_entry(stored, architecture, entry, range(entry.layers), dtype, entry.get(shardings))
         entry.put(params, leaf)
-    _refuse_non_finite(params, path)
+    refuse_non_finite(params, path)
     return model, params
 
 
-def _refuse_non_finite(params: Params, path: str) -> None:
+def refuse_non_finite(params: Params, path: str | os.PathLike[str]) -> None:
     """Raise SdftError if a parameter is NaN or infinite."""
     finite = jax.device_get(_are_finite(params))
     bad = [jax.tree_util.keystr(at) for at, good in jax.tree_util.tree_leaves_with_path(finite) if not good]
     if bad:
         raise SdftError(
-            f"{path}: {len(bad)} parameters have values that are NaN or infinite, the first is {bad[0]}: "
-            "download the checkpoint again, or use an earlier one."
+            f"{os.fspath(path)}: {len(bad)} parameters have values that are NaN or infinite, the first is "
+            f"{bad[0]}: download the checkpoint again, or use an earlier one."
         )
 
 

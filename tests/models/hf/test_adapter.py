@@ -150,9 +150,10 @@ def test_other_files_are_kept(written, tmp_path):
     [
         ({"r": 8}, r"adapter_config\.json: the adapter has rank 8, and lora\.rank=4: set lora\.rank=8"),
         ({"lora_alpha": 32}, r"another scale .*: set lora\.alpha=32 and lora\.rank_stabilized=false"),
-        ({"use_rslora": True}, r"another scale .*: set lora\.alpha=16 and lora\.rank_stabilized=true"),
+        ({"use_rslora": True}, r"another scale .*: set lora\.alpha=16\.0 and lora\.rank_stabilized=true"),
         ({"peft_type": "LOHA"}, r"peft_type is 'LOHA': only LORA is supported"),
         ({"use_dora": True}, r"use_dora is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4', which also changes the base model"),
         ({"lora_alpha": "much"}, r"adapter_config\.json: lora_alpha is 'much', and not a number"),
     ],
     ids=str,
@@ -188,6 +189,14 @@ def test_an_adapter_of_another_model_is_refused(written, changes, targets, messa
     architecture = dataclasses.replace(architecture, lora=make_lora(options, architecture.sizes))
     with pytest.raises(SdftError, match=message):
         open_adapter(architecture, written[2])
+
+
+def test_numbers_that_are_not_finite_are_refused(written, tmp_path):
+    model, params, _ = written
+    layers = {**params["layers"], "k_lora_b": params["layers"]["k_lora_b"] * np.nan}
+    save_adapter(model, {**params, "layers": layers}, tmp_path / "adapter", "BASE")
+    with pytest.raises(SdftError, match=r"adapter: 1 parameters .* the first is \['layers'\]\['k_lora_b'\]"):
+        load_adapter(model, tmp_path / "adapter", "float32")
 
 
 def test_missing_files_are_named(written, tmp_path):
