@@ -46,6 +46,11 @@ class Program:
         with numerics():
             return self.jitted(*arguments)
 
+    def trace(self, *arguments: Any) -> jax.stages.Traced:
+        """Return the traced program for these arguments, which may be shapes."""
+        with numerics():
+            return self.jitted.trace(*arguments)
+
     def lower(self, *arguments: Any) -> jax.stages.Lowered:
         """Return the lowered program for these arguments, which may be shapes."""
         with numerics():

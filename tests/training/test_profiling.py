@@ -25,6 +25,7 @@ def trace(half_directory, tmp_path_factory, shared_compilations):
         "eval.prior=null",
         "train.steps=4",
         "train.eval_every=0",
+        "train.save_every=0",
     )
     train(config_of(half_directory, output, *settings))
     (trace,) = traces(output / "profile")

@@ -50,7 +50,7 @@ def test_console_commands_are_compared_with_jax_and_an_empty_program(tmp_path):
 def test_zero_rounds_is_an_error(capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "startup", "--rounds", "0"])
-    assert "argument --rounds: invalid positive value: '0'" in capsys.readouterr().err
+    assert "argument --rounds: '0' is not an integer from 1 to 1,048,576" in capsys.readouterr().err
 
 
 def test_first_steps_have_a_cold_cache_a_warm_cache_and_a_resume(tmp_path, monkeypatch):
