@@ -102,6 +102,7 @@ TEXTS = (
 MEASURED = {
     "more": {"accuracy": 0.5, "length": 3.0, "kl_to_base": None, "correct": [0, 1], "completions": []}
 }
+HUGE = json.dumps({"more": MEASURED["more"] | {"accuracy": 10**400}}).encode()
 INDEX = {"metadata": {}, "weight_map": {"a": "model.safetensors"}}
 
 
@@ -231,7 +232,7 @@ READERS = {
         Reader("4/meta/metadata", read_checkpoint, META),
         Reader("4/evaluation.json", read_checkpoint, {"crc32": 1, "evaluation": "{}"}),
         Reader("4/manifest.json", read_manifest, {"meta/metadata": [3, 4]}),
-        Reader("measured.json", read_measured, MEASURED, (b'{"more": {}}', b'{"more": {"accuracy": null}}')),
+        Reader("measured.json", read_measured, MEASURED, (b'{"more": {}}', HUGE)),
         Reader("run/.lock", claim_of_another, {"host": "a", "process": 3, "since": "now"}),
     )
 }

@@ -333,10 +333,14 @@ def _is_evaluation(value: Any, rows: EvalSet) -> bool:
     """Return True for the result of `as_json` on these rows."""
     return (
         isinstance(value, dict)
-        and all(type(value.get(name)) in (int, float) for name in ("accuracy", "length"))
-        and type(value.get("kl_to_base")) in (int, float, type(None))
+        and all(_is_number(value.get(name)) for name in ("accuracy", "length"))
+        and (value.get("kl_to_base") is None or _is_number(value["kl_to_base"]))
         and isinstance(value.get("correct"), list)
         and len(value["correct"]) == len(rows.examples)
         and set(map(repr, value["correct"])) <= {"0", "1"}
         and value.get("skills") in (None, [example.skill for example in rows.examples])
     )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1 << 31

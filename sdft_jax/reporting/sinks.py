@@ -190,11 +190,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows that are objects with a number as their `step`, and the number of all others."""
+    """Return the rows that are objects with a step, and the number of all others."""
     if not path.is_file():
         return [], 0
     rows, damaged = read_json_lines(path)
-    intact = [row for row in rows if isinstance(row.get("step"), int)]
+    intact = [row for row in rows if type(row.get("step")) is int and 0 <= row["step"] < 1 << 31]
     return intact, damaged + len(rows) - len(intact)
 
 
