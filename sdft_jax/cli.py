@@ -210,8 +210,6 @@ def sample(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.n <= MOST_COMPLETIONS:
         raise SdftError(f"-n {arguments.n}: give a number of completions from 1 to {MOST_COMPLETIONS}.")
     for prompt in arguments.prompts:
-        if not is_utf8(prompt):
-            raise SdftError(f"the prompt {prompt!r} contains bytes that are not UTF-8: give it in UTF-8.")
         if is_setting(prompt):
             raise SdftError(
                 f"the prompt {prompt!r} is a setting: give it as -o {prompt}, or give such a prompt on "

@@ -47,7 +47,7 @@ def test_number_of_completions_is_bounded(n, tiny_directory, capsys):
 
 def test_prompt_of_other_bytes_is_refused(tiny_directory, capsys):
     assert cli.main(["sample", str(tiny_directory), "a\udcff"]) == 2
-    assert r"the prompt 'a\udcff' contains bytes that are not UTF-8" in capsys.readouterr().err
+    assert r"sdft: argument 'a\udcff' has bytes that are not utf-8: give it in" in capsys.readouterr().err
 
 
 def test_setting_among_prompts_is_refused(tiny_directory, capsys):
