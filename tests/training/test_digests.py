@@ -54,7 +54,7 @@ def test_values_of_less_than_a_byte_have_digests(dtype):
 
 @pytest.mark.parametrize("dtype", ["float64", "int64"])
 def test_both_words_of_eight_bytes_count(dtype):
-    with jax.enable_x64(True):
+    with (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64(True):  # jax 0.7
         values = np.arange(3, dtype=dtype)
         others = [(values.view(np.uint64) ^ np.uint64(1 << bit)).view(dtype) for bit in (0, 63)]
         assert len({digest(x) for x in (values, *others)}) == 3
