@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1] / "sdft_jax"
 PACKAGES = (
     "errors",
     "types",
-    "numerics",
     "files",
     "sharding",
     "config",
@@ -84,9 +83,9 @@ def target(module: str, name: str) -> str:
 
 def test_only_packages_at_the_top_level():
     files = {path.name for path in ROOT.iterdir() if path.is_file()}
-    assert files == {"__init__.py", "cli.py", "errors.py", "numerics.py", "types.py", "py.typed"}
+    assert files == {"__init__.py", "cli.py", "errors.py", "types.py", "py.typed"}
     entries = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert entries | {"errors", "numerics", "types", "cli"} == set(PACKAGES)
+    assert entries | {"errors", "types", "cli"} == set(PACKAGES)
 
 
 @pytest.mark.parametrize("package", sorted(path.parent.name for path in ROOT.glob("*/__init__.py")))

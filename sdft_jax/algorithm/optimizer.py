@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from sdft_jax.config.settings import OptimizerConfig
-from sdft_jax.numerics import numerics
+from sdft_jax.kernels.numerics import numerics
 
 
 class RateState(NamedTuple):

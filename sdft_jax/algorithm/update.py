@@ -36,8 +36,8 @@ from sdft_jax.algorithm.teacher import teacher_params
 from sdft_jax.algorithm.trainable import join
 from sdft_jax.config.methods import Phase
 from sdft_jax.config.settings import DivergenceConfig, ObjectiveConfig
+from sdft_jax.kernels.numerics import Program
 from sdft_jax.models import Model
-from sdft_jax.numerics import Program
 from sdft_jax.types import Metrics, Params, Rollout, TokenBatch, TrainState
 
 Update = Callable[[TrainState, TokenBatch], tuple[TrainState, Metrics]]

@@ -285,21 +285,22 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
             return _arrow_rows(
                 _attempt(path, lambda: _intact(datasets.load_dataset(name, split=split)), remedy)
             )
-    loaded = _attempt(path, lambda: _intact(datasets.load_from_disk(path)), remedy)
+    loaded = _attempt(path, lambda: datasets.load_from_disk(path), remedy)
     # a single data set often has no name; the default split then means all of it
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if isinstance(loaded, datasets.Dataset) and split == DataConfig().split:
-        return _arrow_rows(loaded)
-    if split not in splits:
+        chosen = loaded
+    elif split in splits:
+        chosen = splits[split]
+    else:
         raise SdftError(f"{path}: there is no split {split!r}; set data.split to one of {', '.join(splits)}.")
-    return _arrow_rows(splits[split])
+    return _arrow_rows(_attempt(path, lambda: _intact(chosen), remedy))
 
 
-def _intact(loaded: Any) -> Any:
-    """Return data sets after a check of their tables: reading rows of a damaged one would end the process."""
-    for one in loaded.values() if isinstance(loaded, dict) else [loaded]:
-        one.data.validate(full=True)
-    return loaded
+def _intact(source: Any) -> Any:
+    """Return a data set after a check of its table: reading rows of a damaged one would end the process."""
+    source.data.validate(full=True)
+    return source
 
 
 @contextlib.contextmanager

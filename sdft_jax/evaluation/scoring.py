@@ -20,9 +20,9 @@ from sdft_jax.data.examples import Example
 from sdft_jax.errors import reason
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.evaluation.tasks import Scorer, get_scorer
+from sdft_jax.kernels.numerics import numerics
 from sdft_jax.models import Model
 from sdft_jax.models.speaker import Speaker
-from sdft_jax.numerics import numerics
 from sdft_jax.sampling import generate, make_key
 from sdft_jax.sharding import to_global, to_host
 from sdft_jax.types import Params, Sequences, TokenBatch

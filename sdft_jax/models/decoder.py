@@ -22,13 +22,13 @@ from sdft_jax.errors import SdftError
 from sdft_jax.kernels.attention import AttentionCall, attention, block_size, token_positions, visible_keys
 from sdft_jax.kernels.fused_attention import Kernel, choose_kernel, fused_attention
 from sdft_jax.kernels.matmul import einsum_float32
+from sdft_jax.kernels.numerics import numerics
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
 from sdft_jax.models.families import Tensor
 from sdft_jax.models.lora import has_adapters, is_adapter
 from sdft_jax.models.rope import rope_table
-from sdft_jax.numerics import numerics
 from sdft_jax.sharding import Sharding, constrain, release_axes, single_device
 from sdft_jax.types import Params, Sequences
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.config.settings import SamplingConfig
 from sdft_jax.kernels.matmul import einsum_float32
+from sdft_jax.kernels.numerics import numerics
 from sdft_jax.kernels.platforms import unrolls_layers
 from sdft_jax.models import KVCache, Model, grow, layer_by_layer
-from sdft_jax.numerics import numerics
 from sdft_jax.sampling.keys import row_keys
 from sdft_jax.sampling.layout import lay_out_for_decoding, prefill_model
 from sdft_jax.sampling.token_choice import choose_token, exclude_unknown
@@ -81,25 +82,29 @@ def sample(
 
     The arguments are those of `generate`, with one key per row.
     """
-    with model.numerics():
-        return _sample(model, params, prompt, keys, sampling, stop)
-
-
-def _sample(
-    model: Model,
-    params: Params,
-    prompt: Sequences,
-    keys: Key[Array, " B"],
-    sampling: SamplingConfig,
-    stop: StopTokens,
-) -> Rollout:
     (batch, width), length = prompt.tokens.shape, sampling.max_new_tokens
     sizes = cache_sizes(length)
-    with jax.named_scope("prefill"):
-        hidden, cache = prefill_model(model).prefill(params, prompt, width + sizes[0])
-    model, params = lay_out_for_decoding(model, params)
-    if unrolls_layers(model.platform, model.architecture.num_hidden_layers):
-        params, cache = layer_by_layer(params, cache)
+    with model.numerics():
+        with jax.named_scope("prefill"):
+            hidden, cache = prefill_model(model).prefill(params, prompt, width + sizes[0])
+        model, params = lay_out_for_decoding(model, params)
+        if unrolls_layers(model.platform, model.architecture.num_hidden_layers):
+            params, cache = layer_by_layer(params, cache)
+        emit, decode = _decoder(model, params, keys, sampling, stop)
+        start = _Loop(
+            jnp.zeros((), jnp.int32), cache, _empty_rollout(batch, length, stop), jnp.zeros((batch,), bool)
+        )
+        with jax.named_scope("decode"):
+            loop = decode(emit(start, hidden[:, -1]), sizes[0] - 1)
+            for size, next_size in itertools.pairwise(sizes):
+                loop = decode(loop._replace(cache=grow(loop.cache, width + next_size)), next_size - size)
+        return loop.rollout
+
+
+def _decoder(
+    model: Model, params: Params, keys: Key[Array, " B"], sampling: SamplingConfig, stop: StopTokens
+) -> tuple[Callable[[_Loop, Float[Array, "B D"]], _Loop], Callable[[_Loop, int], _Loop]]:
+    """Return functions that sample one token per row from its hidden state, and up to a number of tokens."""
     head, vocab_sharding = model.head(params), release_axes(model.sharding, "vocab", "batch")
     split = bool(vocab_sharding.split("vocab"))
 
@@ -139,14 +144,7 @@ def _sample(
             (jnp.int32(0), loop),
         )[1]
 
-    start = _Loop(
-        jnp.zeros((), jnp.int32), cache, _empty_rollout(batch, length, stop), jnp.zeros((batch,), bool)
-    )
-    with jax.named_scope("decode"):
-        loop = decode(emit(start, hidden[:, -1]), sizes[0] - 1)
-        for size, next_size in itertools.pairwise(sizes):
-            loop = decode(loop._replace(cache=grow(loop.cache, width + next_size)), next_size - size)
-    return loop.rollout
+    return emit, decode
 
 
 def _empty_rollout(batch: int, length: int, stop: StopTokens) -> Rollout:

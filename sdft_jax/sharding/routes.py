@@ -23,6 +23,11 @@ def positions(sharding: NamedSharding) -> dict[int, list[int]]:
     return found
 
 
+def devices_of(sharding: NamedSharding, process: int) -> list[jax.Device]:
+    """Return the devices of a process, in the order of `mesh.devices.flat`."""
+    return [device for device in sharding.mesh.devices.flat if device.process_index == process]
+
+
 def route(sharding: NamedSharding, receivers: Mapping[int, int]) -> Route:
     """Return the route from each process to its receiver, device by device in their order.
 

@@ -29,7 +29,7 @@ from sdft_jax.training.processes import agreed, gathered, together
 from sdft_jax.types import TrainState
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
-_ARRAYS, _DATA = "arrays", "data"
+ARRAYS, DATA = "arrays", "data"
 """Keys of the meta: the description of each array, and the position in the data."""
 _EVALUATION = "evaluation.json"
 """The file with the evaluation of a checkpoint, which is made after the state is safe."""
@@ -92,13 +92,20 @@ def save(
         SdftError: this save or the previous one failed for lack of space or permission; older checkpoints are
             intact.
     """
-    # the position in the global data is the same on all hosts
-    record = dict(meta) | {_ARRAYS: describe(state), _DATA: iterator.get_state()}
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(sealed(record)))
+    record = sealed(complete_meta(state, iterator, meta))
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(record))
     with _storage_errors(manager.directory):
         manager.wait_until_finished()
         _delete_partial(manager.directory)
         return manager.save(step, args=items)
+
+
+def complete_meta(state: TrainState, iterator: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the meta with the description of each array, and with the position in the data.
+
+    The position is that in the global data, the same on all hosts. Every process calls it.
+    """
+    return dict(meta) | {ARRAYS: describe(state), DATA: iterator.get_state()}
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
@@ -163,7 +170,7 @@ def restore_latest(
             raise _all_damaged(directory, skipped)
         return None
     try:
-        iterator.set_state(restored.meta[_DATA])
+        iterator.set_state(restored.meta[DATA])
     except (ValueError, KeyError, TypeError) as error:
         raise _unfit(directory / str(restored.step), reason(error)) from error
     _set_aside(manager, list(skipped))
@@ -259,13 +266,13 @@ def _read(checkpoint: epath.Path, abstract: Any, run: str | None) -> tuple[Any, 
     """Return (arrays, meta) of a checkpoint. Raises _Damaged, or SdftError if it has another structure."""
     # all processes decide by what process 0 has read
     meta = agreed(together(lambda: read_meta(checkpoint)))
-    if _ARRAYS not in meta:
+    if ARRAYS not in meta:
         raise _Damaged("its meta is damaged, or of an older version of sdft_jax")
     if meta.get("step", int(checkpoint.name)) != int(checkpoint.name):
         raise _Damaged(f"it holds step {meta['step']}")
     if run is not None and meta.get("run", run) != run:
         raise _Damaged("it belongs to another run")
-    saved = meta[_ARRAYS]
+    saved = meta[ARRAYS]
     wanted = specs(abstract)
     if isinstance(abstract, TrainState):  # all of it: nothing may be left over
         wanted |= {name: "nothing" for name in saved if name not in wanted}

@@ -25,14 +25,16 @@ import numpy as np
 from sdft_jax.errors import reason
 from sdft_jax.files import open_replacement, parse_sealed, sealed
 from sdft_jax.files.writing import TEMPORARY
-from sdft_jax.sharding.routes import assemble, positions, route, send, stacked
-from sdft_jax.training.checkpoint import Restored
-from sdft_jax.training.digests import describe, difference
+from sdft_jax.sharding.routes import assemble, devices_of, positions, route, send, stacked
+from sdft_jax.training.checkpoint import ARRAYS, DATA, Restored, complete_meta
+from sdft_jax.training.digests import difference
 from sdft_jax.training.processes import gathered
 from sdft_jax.types import TrainState
 
 OWN, COPY = "own", "copy"
 """The kinds of a file: a process's own shards, and a copy of the previous process's."""
+_LAYOUT = "layout"
+"""Key of a record: the digest of `_layout`."""
 _LONGEST = 1 << 26
 """Maximum length of a record, in bytes."""
 KEEP = 2
@@ -95,11 +97,7 @@ def save(tier: LocalTier, step: int, state: TrainState, iterator: Any, meta: Map
     """
     leaves = jax.tree.leaves(state)
     process, processes = jax.process_index(), jax.process_count()
-    record = dict(meta) | {
-        "arrays": describe(state),
-        "data": iterator.get_state(),
-        "layout": _layout(leaves),
-    }
+    record = complete_meta(state, iterator, meta) | {_LAYOUT: _layout(leaves)}
     files = {_name(step, process, OWN): [_distinct(x, x, process) for x in leaves]}
     if processes > 1:
         previous = (process - 1) % processes
@@ -138,9 +136,9 @@ def _restore_step(
         problem = problem or "see the other processes"
     else:
         state = jax.tree.unflatten(treedef, _assembled(contents, sources, leaves))
-        changed = difference(state, records[0]["arrays"])
+        changed = difference(state, records[0][ARRAYS])
         if changed is None:
-            iterator.set_state(records[0]["data"])
+            iterator.set_state(records[0][DATA])
             return Restored(state, records[0], step, ())
         problem = f"{changed} is not what was saved"
     _report(tier, f"the local checkpoint of step {step} in {tier.directory} is not used: {problem}")
@@ -217,11 +215,11 @@ def _distinct(shards: jax.Array, x: Any, owner: int) -> list[np.ndarray]:
         x: an array, or its shape, dtype and sharding.
         owner: the process whose devices have, or had, these shards.
     """
-    place = {device: position for position, device in enumerate(x.sharding.mesh.devices.flat)}
-    local = sorted(shards.addressable_shards, key=lambda shard: place[shard.device])
+    data = {shard.device: shard.data for shard in shards.addressable_shards}
+    local = [data[device] for device in devices_of(x.sharding, jax.process_index())]
     slots = _slots(x, owner)
     shape = x.sharding.shard_shape(x.shape)
-    return [np.asarray(local[slots.index(slot)].data).reshape(shape) for slot in range(max(slots) + 1)]
+    return [np.asarray(local[slots.index(slot)]).reshape(shape) for slot in range(max(slots) + 1)]
 
 
 def _slots(x: Any, owner: int) -> list[int]:
@@ -229,8 +227,8 @@ def _slots(x: Any, owner: int) -> list[int]:
 
     Example: of an array that is split in two on four devices, [0, 0, 1, 1].
     """
-    devices, indices = list(x.sharding.mesh.devices.flat), x.sharding.devices_indices_map(x.shape)
-    mine = [str(indices[devices[position]]) for position in positions(x.sharding)[owner]]
+    indices = x.sharding.devices_indices_map(x.shape)
+    mine = [str(indices[device]) for device in devices_of(x.sharding, owner)]
     different = list(dict.fromkeys(mine))
     return [different.index(index) for index in mine]
 
@@ -290,7 +288,7 @@ def _open(
     directory: Path, step: int, sources: Sources, leaves: Sequence[Any]
 ) -> tuple[dict[str, Any] | None, Contents, str]:
     """Return (record, contents, problem) of the files that this process reads; the problem is "" if none."""
-    held, process = _held(directory), jax.process_index()
+    held, process, layout = _held(directory), jax.process_index(), _layout(leaves)
     record: dict[str, Any] | None = None
     contents: dict[str, np.ndarray] = {}
     for kind, owners in sources.items():
@@ -305,9 +303,9 @@ def _open(
             contents[kind] = np.memmap(path, np.uint8, "r", start)
         except (OSError, ValueError) as error:
             return None, {}, f"{path} cannot be read ({reason(error)})"
-        if record.get("layout") != _layout(leaves):
+        if record.get(_LAYOUT) != layout:
             return None, {}, "the mesh or the number of processes has changed, or its record is damaged"
-        expected = sum((max(_slots(x, owner)) + 1) * _shard_bytes(x) for x in leaves)
+        expected = sum(_stored_bytes(x, owner) for x in leaves)
         if contents[kind].size != expected:
             return None, {}, f"{path} has {contents[kind].size} bytes of shards instead of {expected}"
     return record, contents, ""
@@ -317,33 +315,36 @@ def _shard_bytes(x: Any) -> int:
     return int(np.prod(x.sharding.shard_shape(x.shape), dtype=np.int64)) * np.dtype(x.dtype).itemsize
 
 
+def _stored_bytes(x: Any, owner: int) -> int:
+    """Return the number of bytes of a process's different shards."""
+    return (max(_slots(x, owner)) + 1) * _shard_bytes(x)
+
+
 def _assembled(contents: Contents, sources: Sources, leaves: Sequence[Any]) -> Iterator[jax.Array]:
     """Yield the arrays, one at a time, of the shards that all processes have read."""
     process, offsets = jax.process_index(), {OWN: 0, COPY: 0}
-    routes = {kind: dict(owners) for kind, owners in sources.items()}
     for x in leaves:
         stacks = {}
         for kind in (OWN, COPY):
             owner = sources[kind].get(process)
             stacks[kind] = _stack(x, contents.get(kind), offsets[kind], owner)
             if owner is not None:
-                offsets[kind] += (max(_slots(x, owner)) + 1) * _shard_bytes(x)
-        along = (route(x.sharding, routes[kind]) for kind in (OWN, COPY))
+                offsets[kind] += _stored_bytes(x, owner)
+        along = (route(x.sharding, sources[kind]) for kind in (OWN, COPY))
         yield jax.block_until_ready(assemble(stacks[OWN], stacks[COPY], x.sharding, *along))
 
 
 def _stack(x: Any, content: np.ndarray | None, offset: int, owner: int | None) -> jax.Array:
     """Return the stack of shards with this process's rows from a file, or zeros without one."""
     shape, size = x.sharding.shard_shape(x.shape), _shard_bytes(x)
-    devices = list(x.sharding.mesh.devices.flat)
-    mine = [devices[position] for position in positions(x.sharding)[jax.process_index()]]
+    mine = devices_of(x.sharding, jax.process_index())
     if content is None or owner is None:
         rows = [np.zeros((1, *shape), x.dtype)] * len(mine)
     else:
         starts = [offset + slot * size for slot in _slots(x, owner)]
         rows = [content[start : start + size].view(x.dtype).reshape(1, *shape) for start in starts]
     return jax.make_array_from_single_device_arrays(
-        (len(devices), *shape),
+        (x.sharding.mesh.size, *shape),
         stacked(x.sharding),
         [jax.device_put(row, device) for row, device in zip(rows, mine, strict=True)],
     )

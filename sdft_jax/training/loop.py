@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -33,13 +34,13 @@ from sdft_jax.config import Config, sharding_from, to_dict
 from sdft_jax.data.batches import HostSlice, make_batches
 from sdft_jax.data.encoding import Encoded
 from sdft_jax.errors import SdftError
+from sdft_jax.kernels.numerics import numerics
 from sdft_jax.models import Model, model_directory, read_architecture, save_pretrained
-from sdft_jax.numerics import numerics
 from sdft_jax.plan.footprint import answer_arrays, update_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.rollouts import RolloutRow, write_rollouts
 from sdft_jax.reporting.sinks import NO_SINKS, Sinks, open_sinks, read_jsonl, require_wandb
-from sdft_jax.sharding import Sharding, to_host, tree_shardings
+from sdft_jax.sharding import to_host, tree_shardings
 from sdft_jax.training import checkpoint, local_tier
 from sdft_jax.training.evaluations import evaluate_run
 from sdft_jax.training.inputs import Inputs, fingerprint, load_inputs
@@ -141,37 +142,34 @@ def train(
     base = model_directory(config.eval.base, "eval.base") if config.eval.base else inputs.directory
     model = make_model(config, read_architecture(inputs.directory), sharding, base)
     learner = make_learner(config, model, steps, inputs.stop)
-    _check(config, inputs, model, sharding)
-    _check_profile(config, steps)
+    _check(config, inputs, model, steps)
     directory = RunDirectory(config.output)
     update = make_update(learner) if config.method.trains else None
-    keep = config.checkpoint
     with directory.claimed(to_dict(config)) as resumed:
         directory.pull(resumed)
-        run = f"{directory.checkpoints} {identity(to_dict(config))}"  # an absolute path
-        with (
-            checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager,
-            open_local_tier(keep.local, keep.local_every, run, resumed, reporter.print) as local,
-        ):
+        with _open_tiers(config, directory, resumed, reporter) as tiers:
             loop = _Loop(
-                learner,
-                inputs,
-                prints,
-                directory,
-                steps,
-                base,
-                update,
-                batches,
-                manager,
-                local,
-                reporter,
-                watch,
+                learner, inputs, prints, directory, steps, base, update, batches, *tiers, reporter, watch
             )
             with _training_explained(loop), jax.debug_nans(config.debug.nans):
                 state = _run(loop, *_begin(loop))
-            checkpoint.wait(manager)
-            delete(local)
+            checkpoint.wait(loop.manager)
+            delete(loop.local)
         return _conclude(loop, state)
+
+
+@contextlib.contextmanager
+def _open_tiers(
+    config: Config, directory: RunDirectory, resumed: bool, reporter: Reporter
+) -> Iterator[tuple[Any, LocalTier | None]]:
+    """Yield the manager of the checkpoints in the output, and the local checkpoints."""
+    keep = config.checkpoint
+    run = f"{directory.checkpoints} {identity(to_dict(config))}"  # an absolute path
+    with (
+        checkpoint.open_manager(directory.checkpoints, keep.keep_last, keep.keep_best) as manager,
+        open_local_tier(keep.local, keep.local_every, run, resumed, reporter.print) as local,
+    ):
+        yield manager, local
 
 
 def _training_explained(loop: _Loop) -> contextlib.AbstractContextManager[None]:
@@ -261,20 +259,17 @@ def _general_phase(config: Config, inputs: Inputs, steps: int) -> tuple[Sequence
     return inputs.general, steps - round(config.train.reinvoke * steps)
 
 
-def _check(config: Config, inputs: Inputs, model: Model, sharding: Sharding) -> None:
-    """Raise SdftError, before the run directory is written, if the mesh does not divide the model or a batch
-    or if W&B is not installed.
+def _check(config: Config, inputs: Inputs, model: Model, steps: int) -> None:
+    """Raise SdftError, before the run directory is written, if the mesh does not divide the model or a batch,
+    if W&B is not installed, or for a profile of steps that the run does not have.
     """
+    sharding = model.sharding
     check_batch(config, sharding)
     tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
     if config.report.wandb:
         require_wandb(config.report.wandb)
     if inputs.new or inputs.prior:
         check_rows(config.eval.batch_size, "eval.batch_size", sharding)
-
-
-def _check_profile(config: Config, steps: int) -> None:
-    """Raise SdftError for a profile of steps that the run does not have."""
     if config.profile.bounds and config.profile.bounds[1] > steps:
         raise SdftError(
             f"profile.steps={config.profile.steps}: the run has {steps} steps: give a range of them, or null."
@@ -347,14 +342,22 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             pending.settle(saved)
             if step not in (0, saved):
                 _save(loop, step, state, meta["scores"], meta)
-            checkpoint.wait(loop.manager)
-            with loop.reporter.tolerating(loop.directory.output):
-                loop.directory.push()
-            message = (
-                f"stopped by {request.by.name} after step {step}: start the same command again to resume."
-            )
-            raise Interrupted(message, request.by) from None
+            _interrupt(loop, step, request.by)
     return state
+
+
+def _interrupt(loop: _Loop, step: int, by: signal.Signals) -> NoReturn:
+    """Wait for the last save, and raise Interrupted."""
+    checkpoint.wait(loop.manager)
+    _push(loop)
+    message = f"stopped by {by.name} after step {step}: start the same command again to resume."
+    raise Interrupted(message, by) from None
+
+
+def _push(loop: _Loop) -> None:
+    """Copy new files to the bucket, if there is one; what fails is copied with the next save."""
+    with loop.reporter.tolerating(loop.directory.output):
+        loop.directory.push()
 
 
 def _is_evaluated(loop: _Loop, step: int) -> bool:
@@ -457,16 +460,14 @@ def _save(
     checkpoint.save(loop.manager, step, stored, loop.batches, _meta(loop, step, scores))
     if evaluation and evaluation["step"] == step:
         checkpoint.record_evaluation(loop.manager, step, evaluation)
-    with loop.reporter.tolerating(loop.directory.output):  # the next save copies it
-        loop.directory.push()
+    _push(loop)
     return step
 
 
 def _save_locally(loop: _Loop, tier: LocalTier, step: int, state: TrainState, scores: Scores) -> None:
     stored = stored_part(loop.learner, state)
     local_tier.save(tier, step, stored, loop.batches, _meta(loop, step, scores))
-    with loop.reporter.tolerating(loop.directory.output):
-        loop.directory.push()
+    _push(loop)
 
 
 def _meta(loop: _Loop, step: int, scores: Scores) -> dict[str, Any]:

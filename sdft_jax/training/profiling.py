@@ -44,9 +44,8 @@ def open_profile(
         nonlocal running
         if options.bounds and step == first:
             with tolerating(directory):
-                directory.mkdir(
-                    parents=True, exist_ok=True
-                )  # after a failure at the end, JAX starts no trace
+                # before JAX, which starts no trace after a failure at the end of one
+                directory.mkdir(parents=True, exist_ok=True)
                 jax.profiler.start_trace(directory, profiler_options=quiet)
                 running = True
         elif running and step > last:

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import yaml
 from etils import epath
-from jax.experimental import multihost_utils
 
 from sdft_jax.config import Config, flatten, load_config, read_yaml, to_dict
 from sdft_jax.config.config import PATHS, expand_home, path_settings
@@ -25,6 +24,7 @@ from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
 from sdft_jax.training.bucket import download, is_remote, upload
 from sdft_jax.training.checkpoint import read_meta
 from sdft_jax.training.lock import locked
+from sdft_jax.training.processes import agreed
 
 CHECKPOINTS = "checkpoints"
 
@@ -175,13 +175,10 @@ class RunDirectory:
                     resumed = self._claim(config, resumable, stack)
                 except SdftError as error:
                     refusal = str(error)
-            if jax.process_count() > 1:
-                refused, resumed = multihost_utils.broadcast_one_to_all((bool(refusal), resumed))
-                if refused:
-                    refusal = refusal or "process 0 cannot use the run directory: see its message."
-            if refusal:
-                raise SdftError(refusal)
-            yield bool(resumed)
+            refused, resumed = agreed([bool(refusal), resumed])
+            if refused:
+                raise SdftError(refusal or "process 0 cannot use the run directory: see its message.")
+            yield resumed
 
     def load_config(self) -> Config:
         """Return the run's configuration. Raises SdftError if this is not a run directory."""

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import types
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,12 +110,13 @@ def measure(case: Case, repeats: int) -> list[dict[str, float]]:
             for number in range(case.processes)
         ]
         outputs = [member.communicate() for member in members]
-        timings = read_json(Path(directory, TIMINGS), "run the benchmark again", list)
-    for member, (_, errors) in zip(members, outputs, strict=True):
-        if member.returncode:
-            sys.stderr.write(errors)
-            raise SdftError(f"{case}: a process ended with exit code {member.returncode}: see its output.")
-    return timings[1:]
+        for member, (_, errors) in zip(members, outputs, strict=True):
+            if member.returncode:
+                sys.stderr.write(errors)
+                raise SdftError(
+                    f"{case}: a process ended with exit code {member.returncode}: see its output."
+                )
+        return read_json(Path(directory, TIMINGS), "run the benchmark again", list)[1:]
 
 
 def _environment(address: str, processes: int, number: int) -> dict[str, str]:
@@ -139,6 +139,7 @@ def _work(directory: str, mebibytes: int, saves: int) -> None:
     from etils import epath
 
     from sdft_jax.training import checkpoint
+    from sdft_jax.training.checksums import seal_directory
     from sdft_jax.training.digests import describe
 
     state = _state(mebibytes)
@@ -155,7 +156,7 @@ def _work(directory: str, mebibytes: int, saves: int) -> None:
             checkpoint.wait(manager)
             marks.append(time.perf_counter())
             if jax.process_index() == 0:
-                _sum_files(Path(directory) / "checkpoints" / str(step))
+                seal_directory(manager.directory / str(step))
             marks.append(time.perf_counter())
             checkpoint.restore_latest(manager, abstract, iterator)
             marks.append(time.perf_counter())
@@ -198,16 +199,6 @@ def _state(mebibytes: int) -> Any:
         opt_state=(),
         key=jax.device_put(jnp.zeros(2, jnp.uint32), sharding.replicated),
     )
-
-
-def _sum_files(directory: Path) -> None:
-    """Read every file in blocks and sum it, as a commit with checksums of files does."""
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            crc = 0
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    crc = zlib.crc32(block, crc)
 
 
 if __name__ == "__main__":

@@ -44,16 +44,7 @@ def run(
         SdftError: an experiment does not exist, a seed or the number of workers is wrong, a trial failed, or
             `publish` is not a directory with a valid page.
     """
-    for name in names:
-        if name != "all" and name not in EXPERIMENTS:
-            raise SdftError(
-                f"lab: there is no experiment {name}: choose all or some of {', '.join(EXPERIMENTS)}."
-            )
-    for seed in seeds:
-        if not 0 <= seed < 2**32 or list(seeds).count(seed) > 1:
-            raise SdftError(f"--seeds {seed}: give seeds from 0 to {2**32 - 1}, each of them once.")
-    if workers is not None and not 1 <= workers <= MOST_WORKERS:
-        raise SdftError(f"--workers {workers}: give a number from 1 to {MOST_WORKERS}.")
+    _check(names, seeds, workers)
     if publish:
         page(publish)  # raises before any experiment runs
     chosen = list(EXPERIMENTS) if "all" in names else list(dict.fromkeys(names))
@@ -82,6 +73,20 @@ def run(
     if publish:
         write_page(directory, publish)
     return reports
+
+
+def _check(names: Sequence[str], seeds: Sequence[int], workers: int | None) -> None:
+    """Raise SdftError for an experiment that does not exist, or a wrong seed or number of workers."""
+    for name in names:
+        if name != "all" and name not in EXPERIMENTS:
+            raise SdftError(
+                f"lab: there is no experiment {name}: choose all or some of {', '.join(EXPERIMENTS)}."
+            )
+    for seed in seeds:
+        if not 0 <= seed < 2**32 or list(seeds).count(seed) > 1:
+            raise SdftError(f"--seeds {seed}: give seeds from 0 to {2**32 - 1}, each of them once.")
+    if workers is not None and not 1 <= workers <= MOST_WORKERS:
+        raise SdftError(f"--workers {workers}: give a number from 1 to {MOST_WORKERS}.")
 
 
 def _overview(reports: Sequence[Report]) -> list[dict[str, str]]:
