@@ -118,13 +118,19 @@ find_type() { # find_type TYPE: set type, topology, hosts, chips (per host), mac
   die "unknown TPU type $1: the closest types are $(closest "$requested" "${names[@]}"); accelerators.txt lists all types."
 }
 
-read_config() { # set config (the first word) and sdft (the command line of sdft, with the key=value overrides)
-  local word
+read_config() { # set config (the first word), sdft (its command line) and inputs (with all further YAML files)
+  local word files=() settings=()
   [[ ${#words[@]} -gt 0 ]] || die "no CONFIG given: give a YAML file, such as configs/quickstart.yaml."
   config=${words[0]}
   [[ -f $config ]] || die "config $config does not exist: give a YAML file, such as configs/quickstart.yaml."
   for word in "${words[@]:1}"; do
-    [[ $word == ?*=* ]] || die "$word is not key=value: write an override such as train.batch_size=16."
+    if [[ $word == *.@(yaml|yml) && $word != *=* ]]; then
+      [[ -f $word ]] || die "config $word does not exist: give a YAML file, such as configs/tasks/science.yaml."
+      files+=("$(basename "$word")") inputs+=("$word")
+    else
+      [[ $word == ?*=* ]] || die "$word is not key=value: write an override such as train.batch_size=16."
+      settings+=("$word")
+    fi
   done
   for word in ${inputs[@]+"${inputs[@]}"}; do
     [[ $word == gs://* || -e $word ]] || die "--input $word does not exist: give a file, a directory or gs://..."
@@ -133,8 +139,9 @@ read_config() { # set config (the first word) and sdft (the command line of sdft
     train | continual) ;;
     *) die "--command ${option[command]} is not valid: the closest commands are $(closest "${option[command]}" train continual)." ;;
   esac
-  # A user's own output= comes after this one and overrides it.
-  sdft=("${option[command]}" "$(basename "$config")" "output=gs://$bucket/runs/$name" "${words[@]:1}")
+  # A user's own output= comes after this one and overrides it; that of a file does not.
+  sdft=("${option[command]}" "$(basename "$config")" ${files[@]+"${files[@]}"} "output=gs://$bucket/runs/$name"
+    ${settings[@]+"${settings[@]}"})
 }
 
 upload() { # copy the config and inputs to the bucket, from which each worker downloads them

@@ -39,6 +39,7 @@ case $action in
     log "$((slices * hosts * chips)) chips are billed until you run: $0 delete-cluster $(quoted "${location[@]}")"
     ;;
   run)
+    [[ -z ${inputs[*]-} ]] || die "xpk copies only the directory of CONFIG: write ${inputs[*]} and CONFIG into one file."
     if [[ $(run kubectl get jobset "$name" --ignore-not-found --output=name) ]]; then
       log "$name already exists: nothing to start; delete it to run it again."
       exit

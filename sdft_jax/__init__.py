@@ -11,8 +11,10 @@ run:
 * algorithm: `Learner`, `make_learner`, `TrainState`, `init_state`, `student_params`, `make_update`,
   `Metrics`, `student_rollout`, `divergence`, `FactoredLogits`
 * sampling: `generate`, `Rollout`, `StopTokens`, `make_key`
-* evaluation: `EvalSet`, `load_eval_set`, `evaluate`, `Evaluation`
-* runs: `load_inputs`, `Inputs`, `train`, `Run`, `Interrupted`, `export`
+* evaluation: `EvalSet`, `load_eval_set`, `evaluate`, `Evaluation`, `answer`
+* runs: `load_inputs`, `Inputs`, `train`, `Run`, `Interrupted`, `export`, `HubNames`,
+  `push_to_hub`
+* rollouts of a run: `read_rollouts`, `RolloutRow`, `color_rollouts`
 * plans: `plan_update`, `collectives`, `plot_placement`
 """
 
@@ -33,22 +35,26 @@ with epy.lazy_api_imports(globals()):
     from sdft_jax.data.examples import Example
     from sdft_jax.data.sources import load_examples
     from sdft_jax.errors import SdftError
+    from sdft_jax.evaluation.answers import answer
     from sdft_jax.evaluation.eval_set import EvalSet, load_eval_set
     from sdft_jax.evaluation.scoring import Evaluation, evaluate
     from sdft_jax.models.decoder import Model
+    from sdft_jax.models.hf.push import push_to_hub
     from sdft_jax.models.hf.reading import load_model
     from sdft_jax.models.hf.tokenizer import load_tokenizer
     from sdft_jax.models.hf.writing import save_pretrained
     from sdft_jax.models.speaker import Speaker
     from sdft_jax.plan.hlo import collectives
     from sdft_jax.plan.planner import plan_update
+    from sdft_jax.reporting.colored_text import color_rollouts
     from sdft_jax.reporting.placement_plot import plot_placement
+    from sdft_jax.reporting.rollouts import RolloutRow, read_rollouts
     from sdft_jax.sampling.decode import generate
     from sdft_jax.sampling.keys import make_key
     from sdft_jax.sharding.mesh import make_mesh
     from sdft_jax.sharding.partitioning import Sharding
     from sdft_jax.sharding.rules import Rules
-    from sdft_jax.training.export import export, load_speaker
+    from sdft_jax.training.export import HubNames, export, load_speaker
     from sdft_jax.training.inputs import Inputs, load_inputs
     from sdft_jax.training.loop import Run, train
     from sdft_jax.training.preemption import Interrupted
@@ -62,6 +68,7 @@ __all__ = [
     "Evaluation",
     "Example",
     "FactoredLogits",
+    "HubNames",
     "Inputs",
     "Interrupted",
     "Learner",
@@ -70,6 +77,7 @@ __all__ = [
     "Model",
     "PromptFormat",
     "Rollout",
+    "RolloutRow",
     "Rules",
     "Run",
     "SamplingConfig",
@@ -80,7 +88,9 @@ __all__ = [
     "StopTokens",
     "TokenBatch",
     "TrainState",
+    "answer",
     "collectives",
+    "color_rollouts",
     "divergence",
     "encode_all",
     "evaluate",
@@ -102,6 +112,8 @@ __all__ = [
     "make_update",
     "plan_update",
     "plot_placement",
+    "push_to_hub",
+    "read_rollouts",
     "save_pretrained",
     "sharding_from",
     "student_params",

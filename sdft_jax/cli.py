@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import importlib.metadata
 import os
@@ -31,8 +32,14 @@ examples:
       train the built-in model on a new skill, in 40 to 100 seconds on 2 CPU cores
   sdft train configs/own-data.yaml model.path=DIR data.path=FILE output=runs/mine
       train your own checkpoint on your demonstrations; the same command resumes a stopped run
+  sdft prepare rule desk data/rule
+      write the rows of a task, here of one that needs no download; sdft_jax/tasks/README.md has all tasks
   sdft evaluate DIR FILE --task choice data.demonstration=answer
       measure the accuracy of a model, alone and with the demonstration in context
+  sdft compare runs/before runs/after --out runs/comparison
+      compare two evaluations (sdft evaluate --out DIR) row by row, with McNemar's test
+  sdft evaluate DIR --suite prior --out results
+      measure prior skills with tasks of lm-eval: hellaswag, mmlu, winogrande and others
   sdft continual configs/continual.yaml
       train three skills in sequence with SDFT and with SFT, and measure what is learned and forgotten
   sdft lab skill --quick
@@ -43,6 +50,7 @@ examples:
       estimate memory, communication and time on every mesh of a TPU slice, without a TPU
   sdft sample DIR "What is the boiling point of water?" -o sampling.temperature=0
   sdft export runs/mine exported-model --best
+  sdft export runs/mine exported-model --push me/mine --private
 
 exit codes:
   0    success
@@ -53,6 +61,7 @@ exit codes:
   143  stopped by SIGTERM
 """
 USER_ERROR = 2
+SUITE_OPTIONS = ("include", "num_fewshot", "chat_template", "confirm_run_unsafe_code")
 MOST_COMPLETIONS = 10_000
 """Maximum number of completions of a prompt; all are in memory at one time."""
 
@@ -151,6 +160,15 @@ def continual(arguments: argparse.Namespace) -> int:
 
 def lab(arguments: argparse.Namespace) -> int:
     """Run `sdft lab`."""
+    if "real" in arguments.experiments or arguments.model:
+        if arguments.experiments != ["real"]:
+            raise SdftError(
+                "sdft lab real runs alone, and only it takes --model: run the other experiments without it."
+            )
+        from sdft_jax.studies.lab.real.run import run as run_real
+
+        run_real(arguments.model, arguments.output, arguments.seeds, arguments.quick, arguments.publish)
+        return 0
     from sdft_jax.studies.lab.run import run
 
     run(
@@ -176,6 +194,7 @@ def plan(arguments: argparse.Namespace) -> int:
         rules=arguments.rules,
         output=arguments.output,
         largest=not arguments.fast,
+        price=arguments.price,
     )
     run(config, request)
     return 0
@@ -190,7 +209,17 @@ def bench(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Run `sdft evaluate`."""
-    overrides = [f"model.path={arguments.model}", f"eval.path={arguments.file}", *arguments.overrides]
+    others = ("task", "json") if arguments.suite else SUITE_OPTIONS
+    if unused := [name for name in others if getattr(arguments, name)]:
+        with_what = "evaluating a FILE" if arguments.suite else "--suite TASK"
+        raise SdftError(f"--{unused[0].replace('_', '-')} is an option of {with_what}: remove it.")
+    if arguments.suite:
+        return _evaluate_suite(arguments)
+    words = [word for word in (arguments.file, *arguments.overrides) if word is not None]
+    if not words or is_setting(words[0]):
+        raise SdftError("sdft evaluate needs a FILE of rows, or --suite TASK: give one of the two.")
+    # after the overrides: a YAML file of a task sets eval.path, too
+    overrides = [*_limit(arguments), *words[1:], f"model.path={arguments.model}", f"eval.path={words[0]}"]
     if arguments.task:
         overrides.append(f"eval.task={arguments.task}")
     config = load_config(arguments.config, overrides)
@@ -198,8 +227,45 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from sdft_jax.commands.processes import join_processes
 
     join_processes(config)
-    run(config, arguments.json)
+    run(config, arguments.json, arguments.out)
     return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    """Run `sdft compare`."""
+    from sdft_jax.commands.compare import run
+
+    run(arguments.first, arguments.second, arguments.role, arguments.out)
+    return 0
+
+
+def _evaluate_suite(arguments: argparse.Namespace) -> int:
+    """Run `sdft evaluate --suite`."""
+    settings = [word for word in (arguments.file, *arguments.overrides) if word is not None]
+    if words := [word for word in settings if not is_setting(word)]:
+        raise SdftError(
+            f"--suite evaluates tasks of lm-eval, not the file {words[0]}: remove one of the two."
+        )
+    config = load_config(arguments.config, [f"model.path={arguments.model}", *_limit(arguments), *settings])
+    from sdft_jax.commands.processes import join_processes
+    from sdft_jax.commands.suite import SuiteRequest, run
+
+    join_processes(config)
+    request = SuiteRequest(
+        names=tuple(name for name in arguments.suite.split(",") if name),
+        include=arguments.include,
+        output=arguments.out,
+        chat_template=arguments.chat_template,
+        examples=arguments.num_fewshot,
+        unsafe=arguments.confirm_run_unsafe_code,
+    )
+    run(config, request)
+    return 0
+
+
+def _limit(arguments: argparse.Namespace) -> list[str]:
+    """Return the setting of `--limit`."""
+    return [] if arguments.limit is None else [f"eval.limit={arguments.limit}"]
 
 
 def sample(arguments: argparse.Namespace) -> int:
@@ -235,9 +301,36 @@ def _standard_input() -> str:
 
 def export(arguments: argparse.Namespace) -> int:
     """Run `sdft export`."""
-    from sdft_jax.commands.export import run
+    from sdft_jax.commands.export import Request, run
 
-    run(arguments.run, arguments.directory, arguments.best, arguments.dtype, arguments.merge)
+    run(Request(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Request)}))
+    return 0
+
+
+def prepare(arguments: argparse.Namespace) -> int:
+    """Run `sdft prepare`."""
+    if arguments.task == "knowledge":
+        return prepare_knowledge(arguments)
+    from sdft_jax.commands.prepare import Options, run
+
+    options = Options(hold_out=arguments.hold_out, skip=arguments.skip, tfds=arguments.tfds)
+    run(arguments.task, arguments.raw, arguments.directory, options)
+    return 0
+
+
+def prepare_knowledge(arguments: argparse.Namespace) -> int:
+    """Run `sdft prepare knowledge`, which also has settings among its arguments."""
+    words = [*arguments.raw, arguments.directory]
+    settings = [word for word in words if is_setting(word) or word.endswith((".yaml", ".yml"))]
+    *articles, out = [word for word in words if word not in settings] or [""]
+    if not articles:
+        raise SdftError("give articles and a directory: sdft prepare knowledge ARTICLES OUT judge.url=URL.")
+    if arguments.hold_out or arguments.skip or arguments.tfds:
+        raise SdftError("task knowledge has no --hold-out, --skip or --tfds: leave them out.")
+    config = load_config(None, settings)
+    from sdft_jax.commands.prepare_knowledge import run
+
+    run(articles, out, config)
     return 0
 
 
@@ -274,12 +367,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     keys = "keys of CONFIG and of key=value overrides:\n\n" + textwrap.indent(as_help(), "  ")
 
-    def add(name, function, summary):
+    def add(name, function, summary, epilog=keys):
         command = commands.add_parser(
             name,
             help=summary,
             description=summary,
-            epilog=keys,
+            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(command=function)
@@ -309,21 +402,68 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
 
-    command = add(
-        "evaluate", evaluate, "measure the accuracy of a model, alone and with the demonstration in context"
+    _add_prepare(commands)
+
+    _add_evaluate(
+        add(
+            "evaluate",
+            evaluate,
+            "measure the accuracy of a model, alone and with the demonstration in context",
+        )
     )
-    command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name or run directory")
-    command.add_argument(
-        "file", metavar="FILE", help="JSONL or Parquet file, dataset directory or name, tfds:NAME"
-    )
-    _add_overrides(command, "eval.limit=100")
-    command.add_argument("--task", help="scorer: exact, contains, choice, tooluse, mini or storms")
-    command.add_argument("--config", help="YAML file to start from")
-    command.add_argument(
-        "--json", metavar="OUT", help="also write every answer with its verdict to this file, as JSON lines"
+    _add_compare(
+        add("compare", compare, "compare two evaluations of the same rows, paired row by row", epilog=None)
     )
 
-    command = add("sample", sample, "sample completions of prompts, formatted with the model's chat template")
+    _add_sample(
+        add("sample", sample, "sample completions of prompts, formatted with the model's chat template")
+    )
+    _add_export(add("export", export, "write a run's checkpoint as a Hugging Face directory", epilog=None))
+    return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("sdft_jax")
+    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+        return "(not installed)"
+
+
+def _add_overrides(command: argparse.ArgumentParser, example: str) -> None:
+    command.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help=f"such as {example}, or a further YAML file, such as configs/tasks/science.yaml",
+    )
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sdft evaluate`."""
+    command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name or run directory")
+    command.add_argument(
+        "file", metavar="FILE", nargs="?", help="JSONL or Parquet file, dataset directory or name, tfds:NAME"
+    )
+    _add_overrides(command, "eval.limit=100")
+    command.add_argument("--task", help="scorer, as eval.task")
+    command.add_argument("--config", help="YAML file to start from")
+    command.add_argument(
+        "--limit", type=int, metavar="N", help="number of rows of FILE, or of each task; as eval.limit"
+    )
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        help="directory of every answer and of the numbers; the same command resumes the evaluation",
+    )
+    command.add_argument(
+        "--json", metavar="FILE", help="also write a JSON line per row to this file, at the end"
+    )
+    _add_suite(command)
+
+
+def _add_sample(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sdft sample`."""
     command.add_argument("model", metavar="MODEL", help="Hugging Face directory, Hub name or run directory")
     command.add_argument(
         "prompts", metavar="PROMPT", nargs="*", default=[], help="user messages; default: each line of stdin"
@@ -338,19 +478,19 @@ def _parser() -> argparse.ArgumentParser:
         help="such as sampling.temperature=0.7; may be repeated",
     )
 
-    _add_export(add("export", export, "write a run's checkpoint as a Hugging Face directory"))
-    return parser
 
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("sdft_jax")
-    except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
-        return "(not installed)"
-
-
-def _add_overrides(command: argparse.ArgumentParser, example: str) -> None:
-    command.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=f"such as {example}")
+def _add_compare(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sdft compare`."""
+    command.add_argument("first", metavar="A", help="directory of sdft evaluate --out, or its answers.jsonl")
+    command.add_argument("second", metavar="B", help="the same of another model, on the same rows")
+    command.add_argument(
+        "--role", choices=["student", "teacher"], default="student", help="answers to compare (student)"
+    )
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        help="also write comparison.html (the answers that changed) and comparison.json",
+    )
 
 
 def _add_export(command: argparse.ArgumentParser) -> None:
@@ -363,12 +503,78 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
-        help="dtype of the tensors; default: as in the source model",
+        help="dtype of the tensors; default: as in the source model, or in the adapters",
     )
     command.add_argument(
         "--merge",
         action="store_true",
         help="write a run with adapters as a plain checkpoint, instead of the adapters alone for PEFT",
+    )
+    command.add_argument(
+        "--base",
+        metavar="NAME",
+        help="name of the base model on the Hub, if model.path is a local copy of it",
+    )
+    command.add_argument("--push", metavar="NAME", help="also upload the model to the Hub; needs a login")
+    command.add_argument("--private", action="store_true", help="upload to a private repository")
+
+
+def _add_suite(command: argparse.ArgumentParser) -> None:
+    """Add the arguments of `sdft evaluate --suite`."""
+    group = command.add_argument_group("tasks of lm-eval (pip install 'sdft_jax[suite]')")
+    group.add_argument(
+        "--suite",
+        metavar="TASK,...",
+        help="evaluate these tasks of lm-eval instead of FILE; prior is hellaswag, mmlu, truthfulqa_mc1, "
+        "truthfulqa_mc2, winogrande, humaneval and ifeval",
+    )
+    group.add_argument("--include", metavar="DIR", help="directory with YAML files of your own tasks")
+    group.add_argument("--num-fewshot", type=int, metavar="N", help="number of examples in a prompt")
+    group.add_argument(
+        "--chat-template", action="store_true", help="format prompts with the model's chat template"
+    )
+    group.add_argument(
+        "--confirm-run-unsafe-code", action="store_true", help="allow tasks that run code of the model"
+    )
+
+
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    """Add `sdft prepare`, which needs no configuration."""
+    from sdft_jax.tasks import TASKS
+
+    descriptions = {name: task.description for name, task in TASKS.items()}
+    descriptions["knowledge"] = "Questions on articles, which a model at judge.url writes."
+    tasks = "\n".join(f"  {name:<12} {description}" for name, description in descriptions.items())
+    command = commands.add_parser(
+        "prepare",
+        help="convert the files of a released data set to rows for training and evaluation",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Convert the files of a released data set to rows, with checksums; "
+        "sdft_jax/tasks/README.md describes each task.\nThe task knowledge also takes settings, such as "
+        "judge.url=URL; sdft_jax/evaluation/JUDGE.md describes it.",
+        epilog=f"tasks:\n{tasks}",
+    )
+    command.set_defaults(command=prepare)
+    command.add_argument("task", metavar="TASK", help="name of a task")
+    command.add_argument(
+        "raw",
+        metavar="RAW",
+        nargs="+",
+        help="raw files or directories: to train, then to test; or SPLIT=PATH; or a directory with both",
+    )
+    command.add_argument("directory", metavar="OUT", help="directory to write")
+    command.add_argument(
+        "--hold-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="move N prompts from the rows to train to a test set",
+    )
+    command.add_argument(
+        "--skip", action="store_true", help="leave out rows that cannot be converted, and count them"
+    )
+    command.add_argument(
+        "--tfds", action="store_true", help="write ArrayRecord files for TFDS instead of JSON lines"
     )
 
 
@@ -397,6 +603,9 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not search for the largest batch, and do not compile the advice",
     )
+    command.add_argument(
+        "--price", type=float, metavar="DOLLARS", help="price of a chip per hour; default: the list price"
+    )
 
 
 def _add_lab(commands: argparse._SubParsersAction) -> None:
@@ -409,10 +618,12 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
         help="run the paper's experiments at small scale",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Run the paper's experiments on built-in models; finished trials are reused.",
-        epilog=f"experiments:\n{experiments}",
+        epilog=f"experiments:\n{experiments}\n"
+        "  real         on a pretrained model (--model): a rule, a tool format, facts; not part of all",
     )
     command.set_defaults(command=lab)
-    command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all")
+    command.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names, or all, or real alone")
+    command.add_argument("--model", metavar="DIR", help="real: Hugging Face directory or name of the model")
     command.add_argument("--quick", action="store_true", help="one seed and fewer steps, as a quick check")
     command.add_argument(
         "--seeds",
@@ -426,7 +637,9 @@ def _add_lab(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--workers", type=int, help="number of processes; default: one per CPU core")
     command.add_argument(
-        "--publish", metavar="DIR", help="also write the tables to DIR/README.md, and the figures to DIR"
+        "--publish",
+        metavar="DIR",
+        help="also write the tables to DIR/README.md (real: DIR/REAL.md), and the figures to DIR",
     )
 
 

@@ -72,4 +72,6 @@ def explanation(error: ValidationError, section: str = "") -> str:
     key = ".".join(str(part) for part in (section, *first["loc"]) if part != "")
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     message = first["msg"]
+    if first["type"] == "tuple_type":
+        message = f"give a list, such as [{first['input']}]"
     return f"{key}={first['input']!r}: {message[0].lower()}{message[1:]}{more}."

@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import version
+from pathlib import Path
 
 # Tests compile much and run little: without optimisation an update compiles in 3 s instead of 20 s.
 FAST_COMPILATION = [
@@ -14,6 +15,7 @@ DEVICES = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), DEVICES, *FAST_COMPILATION]).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are then as wide as their content
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax  # noqa: E402
@@ -31,6 +33,8 @@ CHECKED = (
     "algorithm.teacher",
     "algorithm.token_weights",
     "algorithm.update",
+    "evaluation.generation",
+    "evaluation.loglikelihood",
     "kernels.argmax",
     "kernels.attention",
     "kernels.fused_attention",
@@ -55,6 +59,38 @@ settings.register_profile("campaign", settings.get_profile("few"), derandomize=F
 settings.load_profile("few")
 
 
+LONGEST = (
+    "training/test_processes.py",
+    "training/test_loop.py",
+    "algorithm/test_update.py",
+    "training/test_local_tier.py",
+    "test_notebooks.py",
+    "sampling/test_decode.py",
+    "models/test_quantize.py",
+    "continual/test_arms.py",
+    "studies/bench/test_startup.py",
+    "plan/test_advice.py",
+    "studies/bench/test_tpu.py",
+    "studies/lab/real/test_run.py",
+)
+"""The files that take longest, which start first: near the end, one worker would wait for another."""
+
+
+def pytest_collection_modifyitems(items):
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_of_this_process_only():
+    """Hide torch from transformers in the processes that tests start: its import takes two seconds there."""
+    hiding = str(Path(__file__).parent / "fixtures" / "without_torch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", hiding, prepend=os.pathsep)
+        patch.setenv("USE_TORCH", "0")  # read by datasets
+        yield
+
+
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
     """A directory of compilation caches, shared by all runs of the session, in this process and in others."""
@@ -75,11 +111,18 @@ def no_user_cache(caches):
         jax_cache.reset_cache()
 
 
+MOST_MAPS = 20_000
+"""Number of memory maps of a process above which compiled programs are released; Linux allows 65,530."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def released_programs():
-    """Release the compiled programs of a module: with jax 0.7, those of all modules exhaust memory maps."""
+    """Release compiled programs after a module if there are many: those of all modules would exhaust the
+    memory maps of the process, and compiling would then end it with a segmentation fault.
+    """
     yield
-    if jax.__version_info__ < (0, 8):
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > MOST_MAPS:
         jax.clear_caches()
 
 
@@ -165,3 +208,26 @@ def bucket_environment():
     host, port = server._api._httpd.socket.getsockname()
     yield os.environ | {"STORAGE_EMULATOR_HOST": f"http://{host}:{port}", "NO_GCE_CHECK": "true"}
     server.stop()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server that plays the Hugging Face Hub, which the Hub's client uses with a valid token."""
+    import threading
+
+    from huggingface_hub import constants
+
+    from fake_hub import FakeHub
+
+    server = FakeHub()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    yield server
+    server.shutdown()
+    server.server_close()

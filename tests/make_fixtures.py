@@ -1,13 +1,15 @@
 """Make tests/fixtures/models: small random checkpoints, and their logits computed by transformers.
 
-    python tests/make_fixtures.py
+    python tests/make_fixtures.py [CASE...]
 
 requires torch and transformers; the tests require neither. Each config.json has the keys of the published
 checkpoints of its family: most have those of transformers 4, some those of transformers 5.
 """
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +69,53 @@ _LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+_MISTRAL = {
+    **{key: value for key, value in _BASE.items() if key != "rms_norm_eps"},
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 6,
+    "torch_dtype": "bfloat16",
+}
+_MINISTRAL3 = {
+    **_BASE,
+    "architectures": ["Ministral3ForCausalLM"],
+    "model_type": "ministral3",
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 16.0,
+        "llama_4_scaling_beta": 0.5,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.5,
+        "original_max_position_embeddings": 12,
+        "rope_theta": 1000000.0,
+        "rope_type": "yarn",
+        "type": "yarn",
+    },
+    "sliding_window": None,
+    "dtype": "bfloat16",
+}
+_SMOLLM3 = {
+    **_BASE,
+    "architectures": ["SmolLM3ForCausalLM"],
+    "model_type": "smollm3",
+    "attention_bias": False,
+    "layer_types": ["full_attention"] * 4,
+    "max_window_layers": 28,
+    "mlp_bias": False,
+    "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 0, 1, 0],
+    "rope_scaling": None,
+    "rope_theta": 5000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+}
 _OLMO3 = {
     **_BASE,
     "architectures": ["Olmo3ForCausalLM"],
@@ -82,6 +131,80 @@ _GEMMA3 = {
     "head_dim": 8,
     "query_pre_attn_scalar": 8,
     "sliding_window": 6,
+}
+_QWEN35 = {
+    **_BASE,
+    "architectures": ["Qwen3_5ForCausalLM"],
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 6,
+    "full_attention_interval": 4,
+    "layer_types": [*["linear_attention"] * 3, "full_attention", *["linear_attention"] * 2],
+    "attention_bias": False,
+    "attn_output_gate": True,
+    "head_dim": 16,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000000,
+        "partial_rotary_factor": 0.25,
+        "mrope_interleaved": True,
+        "mrope_section": [1, 1, 0],
+    },
+    "dtype": "bfloat16",
+}
+
+_SIGLIP = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+_GEMMA3_VISION = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "boi_token_index": 57,
+    "eoi_token_index": 58,
+    "image_token_index": 2,
+    "eos_token_id": [2, 60],
+    "mm_tokens_per_image": 1,
+    "text_config": {
+        key: value
+        for key, value in _GEMMA3.items()
+        if key not in ("architectures", "num_attention_heads", "num_key_value_heads")
+    }
+    | {
+        "head_dim": 4,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window_pattern": 3,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": _SIGLIP,
+}
+
+_MISTRAL3 = {
+    "architectures": ["Mistral3ForConditionalGeneration"],
+    "model_type": "mistral3",
+    "image_token_index": 2,
+    "multimodal_projector_bias": False,
+    "projector_hidden_act": "gelu",
+    "spatial_merge_size": 2,
+    "vision_config": {
+        "model_type": "pixtral",
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    },
+    "vision_feature_layer": -1,
 }
 
 CASES = {
@@ -156,7 +279,59 @@ CASES = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000},
         },
     },
+    "gemma3_vision": _GEMMA3_VISION,
+    "mistral": _MISTRAL,
+    "smollm3": _SMOLLM3,
+    "smollm3_sliding": {
+        **{key: _SMOLLM3[key] for key in _SMOLLM3 if key not in ("layer_types", "no_rope_layers")},
+        "no_rope_layer_interval": 3,
+        "sliding_window": 6,
+        "use_sliding_window": True,
+    },
+    "ministral3": _MINISTRAL3,
+    "mistral3_vision": {
+        **_MISTRAL3,
+        "text_config": {**_MISTRAL, "rope_theta": 1e9, "head_dim": 8, "sliding_window": None},
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    },
+    "ministral3_vision": {
+        **_MISTRAL3,
+        "text_config": {**_MINISTRAL3, "tie_word_embeddings": True},
+        "dtype": "bfloat16",
+    },
+    "qwen35": _QWEN35,
+    "qwen35_vision": {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "image_token_id": 57,
+        "video_token_id": 58,
+        "vision_start_token_id": 59,
+        "vision_end_token_id": 60,
+        "text_config": {key: value for key, value in _QWEN35.items() if key != "architectures"},
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+        "vision_config": {
+            "model_type": "qwen3_5_vision",
+            "depth": 1,
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "num_heads": 2,
+            "num_position_embeddings": 4,
+            "out_hidden_size": 24,
+            "patch_size": 4,
+            "spatial_merge_size": 2,
+        },
+    },
 }
+
+
+def one_of_each_family(**others: str) -> tuple[str, ...]:
+    """Return the first case of every family, or the case that `others` gives in its place."""
+    first: dict[str, str] = {}
+    for case, config in CASES.items():
+        first.setdefault(config.get("text_config", config)["model_type"], case)
+    return tuple(others.get(case, case) for case in first.values())
 
 
 def tokens_and_mask() -> tuple[np.ndarray, np.ndarray]:
@@ -168,12 +343,20 @@ def tokens_and_mask() -> tuple[np.ndarray, np.ndarray]:
     return tokens, mask
 
 
+def auto_class(directory: Path) -> Any:
+    """Return the class of transformers with which a text model, or a multimodal one, is loaded."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    wrapped = "text_config" in json.loads((Path(directory) / "config.json").read_text())
+    return AutoModelForImageTextToText if wrapped else AutoModelForCausalLM
+
+
 def transformers_logits(directory: Path) -> np.ndarray:
     """Return the logits of a checkpoint, computed by transformers in float32."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    loader = auto_class(directory)
+    model = loader.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     tokens, mask = tokens_and_mask()
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
     with torch.no_grad():
@@ -185,19 +368,21 @@ def transformers_logits(directory: Path) -> np.ndarray:
     return output.logits.numpy()
 
 
-def make(name: str, config: dict) -> None:
+def make(case: str, config: dict) -> None:
     """Write one case: config.json, model.safetensors in bfloat16, and the logits of the real tokens."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    directory = DIRECTORY / name
+    directory = DIRECTORY / case
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    torch.manual_seed(len(name))
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
-    for parameter in model.parameters():
+    torch.manual_seed(len(case))
+    model = auto_class(directory).from_config(AutoConfig.from_pretrained(directory))
+    for name, parameter in model.named_parameters():
         if parameter.ndim == 1:  # norms would otherwise be one, and biases zero
             parameter.data += 0.3 * torch.randn_like(parameter)
+        if name.endswith("A_log"):  # slow decay, as after training: the output of one token may be near zero
+            parameter.data.uniform_(-5, -2)
     model.to(torch.bfloat16).save_pretrained(directory)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (directory / "generation_config.json").write_text('{\n  "eos_token_id": 2\n}\n')
@@ -206,6 +391,7 @@ def make(name: str, config: dict) -> None:
 
 
 if __name__ == "__main__":
-    for case, settings in CASES.items():
+    chosen = sys.argv[1:] or CASES
+    for case, settings in ((case, CASES[case]) for case in chosen):
         make(case, settings)
         print(case)

@@ -69,6 +69,7 @@ def made_estimate(peak, batch=32, seconds=1.0, **changes):
         batch,
         16 * GIB,
         {
+            "frozen parameters": 0.0,
             "parameters": 2 * GIB,
             "optimizer": 4 * GIB,
             "teacher": 2 * GIB,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,9 +49,12 @@ TIMEOUT = 900
 """The maximum time to wait for a process, in seconds: a test that hangs fails, a slow machine does not."""
 
 
-def write_model(directory: Path) -> None:
-    """Write a random model of 30,000 parameters, scaled up so that its distributions are not uniform."""
-    tokenizer = build_tokenizer()
+def write_model(directory: Path, tied: bool = False, tokenizer: Any = None, **changes: Any) -> None:
+    """Write a random model of 30,000 parameters, scaled up so that its distributions are not uniform.
+
+    Its tokenizer is that of the mini world, unless another one is given; `changes` are keys of config.json.
+    """
+    tokenizer = tokenizer or build_tokenizer()
     model = Model(
         architecture_from_dict(
             dict(
@@ -66,11 +70,12 @@ def write_model(directory: Path) -> None:
                 max_position_embeddings=256,
                 rms_norm_eps=1e-6,
                 rope_theta=1e4,
-                tie_word_embeddings=False,
+                tie_word_embeddings=tied,
                 hidden_act="silu",
                 eos_token_id=tokenizer.eos_token_id,
                 torch_dtype="float32",
             )
+            | changes
         )
     )
     params = jax.tree.map(lambda p: p * 8.0 if np.ptp(p) else p, model.init(jax.random.key(0)))
@@ -133,7 +138,6 @@ def start(
         "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "USE_TORCH": "0",  # transformers would import it
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.Popen(
@@ -184,3 +188,22 @@ def content_of(directory: Path) -> dict[str, bytes]:
     """Return the content of all files below a directory."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
+
+
+def write_answers(directory: Path, verdicts: Sequence[bool], role: str = "student", **fields) -> Path:
+    """Write the answers.jsonl of an evaluation with these verdicts, one per row; return its directory.
+
+    `fields` replace those of every answer, also by functions of the row.
+    """
+    directory.mkdir(exist_ok=True)
+    with (directory / "answers.jsonl").open("a", encoding="utf-8") as file:
+        for row, correct in enumerate(verdicts):
+            record = {
+                **{"role": role, "row": row, "turn": None, "sample": 0, "input": f"digest {row}"},
+                **{"prompt": f"question {row}", "prompt_tokens": 2 + row, "completion": f"answer {correct}"},
+                **{"tokens": 3, "truncated": False, "nats": None},
+                **{"answer": "yes", "scorer": "exact", "correct": correct, "fault": None},
+            }
+            record |= {name: value(row) if callable(value) else value for name, value in fields.items()}
+            file.write(json.dumps(record) + "\n")
+    return directory

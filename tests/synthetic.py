@@ -173,7 +173,7 @@ def _storms(accuracy, kl, length, cited):
 
 
 def _curve(config, names, measured):
-    """Return the accuracy of each task halfway through and at the end of every stage."""
+    """Return the evaluations at the start, halfway through and at the end of every stage."""
     steps, every, rows = config["train"]["steps"], config["train"]["eval_every"], []
     before = {name: 0.05 for name in names}
     for number, (stage, after) in enumerate(zip(names, measured, strict=True)):
@@ -181,7 +181,11 @@ def _curve(config, names, measured):
         for step in (0, every, steps):
             share = step / steps
             tasks = {name: (1 - share) * before[name] + share * now[name] for name in names}
-            rows.append({"step": number * steps + step, "stage": stage, "tasks": tasks})
+            prior, kl = 0.99 + share * (after[PRIOR]["accuracy"] - 0.99), share * after[PRIOR]["kl_to_base"]
+            distance = {"kl_to_base": kl} if step else {}
+            rows.append(
+                {"step": number * steps + step, "stage": stage, "tasks": tasks, PRIOR: prior, **distance}
+            )
         before = now
     return rows
 

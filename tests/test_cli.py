@@ -62,7 +62,7 @@ OVERRIDES = {
     "data.path=mini:zzz": "there is no such skill; set SKILL in mini:SKILL to one of",
     "data.template=file:nowhere.txt": "nowhere.txt does not exist: give a text file",
     "data.template=plain": "$demonstration is missing",
-    "eval.task=guess": "eval.task='guess': input should be 'exact', 'contains', 'choice'",
+    "eval.task=guess": "eval.task='guess': input should be 'exact', 'contains', 'normalised', 'choice'",
     "train.batch_size=6 mesh.fsdp=4": "train.batch_size=6 is not divisible by the 4 parts of mesh axes",
     "train.micro_batch=3": "train.batch_size=8 is not divisible by train.micro_batch=3: change one",
     "eval.batch_size=6 mesh.fsdp=4": "eval.batch_size=6 is not divisible by the 4 parts of mesh axes",
@@ -215,7 +215,7 @@ def test_unrecognized_arguments_are_an_error(words, capsys):
     assert "unrecognized arguments: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["train", "continual", "evaluate", "sample", "export"])
+@pytest.mark.parametrize("command", ["train", "continual", "plan", "evaluate", "sample"])
 def test_help_documents_every_key(command, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main([command, "--help"])
@@ -227,6 +227,14 @@ def test_help_documents_every_key(command, capsys):
         "teacher.rate=0.01",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("command", ["compare", "export"])
+def test_help_of_a_command_without_settings_has_no_keys(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main([command, "--help"])
+    assert exit.value.code == 0
+    assert "key=value" not in capsys.readouterr().out
 
 
 @pytest.fixture

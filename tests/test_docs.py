@@ -13,7 +13,7 @@ from sdft_jax.config.reference import as_help, as_markdown, options
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     page
-    for pattern in ("*.md", "*/README.md", "sdft_jax/**/README.md")
+    for pattern in ("*.md", "*/README.md", "sdft_jax/**/*.md")
     for page in ROOT.glob(pattern)
     if not page.relative_to(ROOT).parts[0].startswith((".", "runs"))
 )

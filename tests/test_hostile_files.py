@@ -2,6 +2,8 @@
 
 import dataclasses
 import fcntl
+import functools
+import gzip
 import json
 import os
 import shutil
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 from etils import epath
 from hypothesis import example, given
@@ -26,6 +29,9 @@ from sdft_jax.continual.summary import summarize
 from sdft_jax.data.encoding import Dropped, load_template
 from sdft_jax.data.examples import Example
 from sdft_jax.data.sources import load_examples
+from sdft_jax.evaluation import answer_log, summary
+from sdft_jax.evaluation.comparison import as_json, compare
+from sdft_jax.evaluation.comparison_page import comparison_page
 from sdft_jax.evaluation.eval_set import EvalSet
 from sdft_jax.models import Model, read_architecture
 from sdft_jax.models.hf.reading import open_checkpoint
@@ -41,6 +47,7 @@ ROWS = [
     {"prompt": "sort b a", "demonstration": "a b", "answer": "a b", "system": "be brief", "skill": "sort"},
     {"prompt": [{"role": "user", "content": "say c"}], "demonstration": ["c", "d"], "answer": 3, "more": 0.5},
 ]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 TABLE = [{"prompt": f"sort {i} a", "demonstration": "a", "answer": i, "tools": [{"a": i}]} for i in range(9)]
 META = {"step": 4, "run": "ab", "scores": [0.5, None], "metrics": {"score": 0.5}, "inputs": {"rows": "12"}}
 STAGE = {"name": "a", "data": {"path": "mini"}, "eval": {"path": "mini"}, "train": {"steps": 1}}
@@ -75,6 +82,7 @@ GEMMA = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     },
 }
+WRAPPED = {"model_type": "gemma3", "tie_word_embeddings": True, "text_config": GEMMA}
 YARN = {
     "model_type": "qwen3",
     "vocab_size": 155,
@@ -102,6 +110,13 @@ TEXTS = (
 MEASURED = {
     "more": {"accuracy": 0.5, "length": 3.0, "kl_to_base": None, "correct": [0, 1], "completions": []}
 }
+ANSWER = {
+    **{"role": "student", "row": 0, "turn": None, "sample": 0, "input": "ab"},
+    **{"prompt_tokens": 3, "completion": "a b"},
+    **{"prompt": [{"role": "user", "content": "sort b a"}], "tokens": 3, "truncated": False, "nats": 0.5},
+    **{"answer": "a b", "scorer": "exact", "correct": True, "fault": None},
+}
+EVALUATION = {"settings": {"eval.max_new_tokens": 8}, "digests": {"the weights of the model": "ab"}}
 HUGE = json.dumps({"more": MEASURED["more"] | {"accuracy": 10**400}}).encode()
 INDEX = {"metadata": {}, "weight_map": {"a": "model.safetensors"}}
 
@@ -124,6 +139,10 @@ def read_settings(place: Path) -> object:
 
 def read_rows(path: Path) -> object:
     return load_examples(str(path), DataConfig(), answer=True)
+
+
+def read_named_rows(name: str, place: Path) -> object:
+    return read_rows(place / name)
 
 
 def read_rule_file(place: Path) -> object:
@@ -159,6 +178,24 @@ def read_measured(place: Path) -> None:
     plan = Plan(config, (Stage("a", config, {}),), {"sft": (NO_INPUTS,)}, {"more": (config, rows)}, SILENT)
     results = arms._once(plan, place / "measured.json", lambda: MEASURED, arms._is_measured)
     summarize(Arm(config.method, 1e-5, 0), ["more"], MEASURED, [results])
+
+
+def read_comparison(place: Path) -> object:
+    """Open the answers of an evaluation, which writes those that are intact again, and compare them."""
+    try:
+        return _compare(place)
+    finally:
+        with answer_log.open_log(place / "eval", lambda sentence: None) as log:
+            summary.summarize(log.records.values())
+
+
+def _compare(place: Path) -> object:
+    comparison = compare(place / "eval", place / "eval", "student")
+    return as_json(comparison, "student"), comparison_page(comparison, "student")
+
+
+def claim_evaluation(place: Path) -> None:
+    answer_log.claim(place / "eval", EVALUATION)
 
 
 def claim(place: Path) -> None:
@@ -202,7 +239,7 @@ READERS = {
     reader.file: reader
     for reader in (
         Reader("config.json", read_model),
-        Reader("gemma/config.json", lambda place: read_architecture(place / "gemma"), GEMMA),
+        Reader("gemma/config.json", lambda place: read_architecture(place / "gemma"), WRAPPED),
         Reader(
             "yarn/config.json",
             lambda place: read_architecture(place / "yarn"),
@@ -224,11 +261,20 @@ READERS = {
         Reader("rules.yaml", read_rule_file, SETTINGS["sharding"]),
         Reader("template.txt", read_template, b"$question and $demonstration"),
         Reader("rows.jsonl", lambda place: read_rows(place / "rows.jsonl"), ROWS, damaged=damaged_lines),
+        *(
+            Reader(name, functools.partial(read_named_rows, name), compress(LINES))
+            for name, compress in (
+                ("rows.jsonl.gz", gzip.compress),
+                ("rows.jsonl.zst", lambda data: pyarrow.Codec("zstd").compress(data, asbytes=True)),
+            )
+        ),
         Reader("rows.parquet", lambda place: read_rows(place / "rows.parquet")),
         Reader("saved/data-00000-of-00001.arrow", lambda place: read_rows(place / "saved")),
         Reader("saved/state.json", lambda place: read_rows(place / "saved")),
         Reader("saved/dataset_info.json", lambda place: read_rows(place / "saved")),
         Reader("metrics.jsonl", read_metrics, [{"step": 1, "loss": 0.5}], damaged=damaged_lines),
+        Reader("eval/answers.jsonl", read_comparison, [ANSWER], damaged=damaged_lines),
+        Reader("eval/evaluation.json", claim_evaluation, EVALUATION),
         Reader("4/meta/metadata", read_checkpoint, META),
         Reader("4/evaluation.json", read_checkpoint, {"crc32": 1, "evaluation": "{}"}),
         Reader("4/manifest.json", read_manifest, {"meta/metadata": [3, 4]}),

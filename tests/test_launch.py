@@ -29,6 +29,7 @@ LAUNCHERS = ["queued.sh", "compute_engine.sh", "gke.sh", "xpk.sh"]
 KUBERNETES = "1.34"
 
 CONFIG = "configs/quickstart.yaml"
+TASK = "configs/tasks/science.yaml"
 AWKWARD = """data.path=it's "a" & $HOME $(HOME) %h \\ *.jsonl"""
 PLACE = ["--name", "sdft-1", "--zone", "us-east5-b"]
 SLICE = [*PLACE, "--type", "v6e-16"]
@@ -267,6 +268,13 @@ def recorded(home: Path):
     return (home / "ran").read_text().split("\0")[:-1]
 
 
+def test_further_config_is_an_input_whose_output_does_not_count():
+    result = dry_run(["queued.sh", "run", *PLACE, *BUCKET, CONFIG, "train.seed=1", TASK])
+    assert f"cp {CONFIG} {TASK} gs://my-bucket/inputs/sdft-1/" in result.stderr
+    command = "train quickstart.yaml science.yaml output=gs://my-bucket/runs/sdft-1 train.seed=1"
+    assert command in result.stderr
+
+
 def test_arguments_reach_sdft_unchanged_on_a_vm(tmp_path):
     """The arguments pass through queued.sh, ssh, worker.sh and the file for systemd, with real shells."""
     home = tmp_path / "home"
@@ -408,6 +416,8 @@ def test_watch(statuses, options, code, creates, runs, deletes, tmp_path):
         (["queued.sh", "run", *PLACE, *BUCKET, "configs/none.yaml"], "configs/none.yaml", "give a YAML"),
         (["gke.sh", "apply", *JOB, CONFIG, "train.batch_size", "8"], "train.batch_size", "key=value"),
         (["gke.sh", "apply", *JOB, CONFIG, "--input", "none.jsonl"], "none.jsonl", "give a file"),
+        (["gke.sh", "apply", *JOB, CONFIG, "none.yaml"], "none.yaml", "configs/tasks/science.yaml"),
+        (["xpk.sh", "run", *XPK, *JOB, CONFIG, TASK], TASK, "into one file"),
         (["xpk.sh", "run", *DRY_RUNS["xpk_run"][2:], "--command", "trian"], "trian", "train"),
         (["queued.sh", "watch", *SLICE, *BUCKET, CONFIG, "--restarts", "x"], "--restarts x", "whole number"),
         (["worker.sh", "rnu"], "rnu", "run"),

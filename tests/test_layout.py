@@ -23,6 +23,7 @@ PACKAGES = (
     "sampling",
     "algorithm",
     "evaluation",
+    "tasks",
     "plan",
     "training",
     "continual",

@@ -6,17 +6,25 @@ import importlib.util
 import io
 import json
 import re
+import signal
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import jax
 import pytest
+from packaging.requirements import Requirement
 
 import sdft_jax
+from sdft_jax.training import checkpoint
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
-LIBRARIES = sys.stdlib_module_names | {"jax", "matplotlib", "numpy"}
+LIBRARIES = sys.stdlib_module_names | {"google", "huggingface_hub", "jax", "matplotlib", "numpy"}
+REPOSITORY = "github.com/GITHUB_OWNER/sdft_jax"
+"""The address in badges and install cells."""
 
 
 def cells(name: str) -> list[dict]:
@@ -26,26 +34,31 @@ def cells(name: str) -> list[dict]:
 
 
 def run(name: str, **parameters) -> list[str]:
-    """Run a notebook, and return the standard output of each code cell.
+    """Run a notebook, and return the output of each code cell: what it prints, and the HTML of its result.
 
     `parameters` replace the values that the cell with the tag `parameters` sets.
     """
-    namespace, printed = {}, []
+    namespace, outputs = {}, []
     for cell in cells(name):
+        body = ast.parse("".join(cell["source"])).body
+        last = ast.Expression(body.pop().value) if isinstance(body[-1], ast.Expr) else None
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec("".join(cell["source"]), namespace)
-        printed.append(out.getvalue())
+            exec(compile(ast.Module(body, []), name, "exec"), namespace)
+            result = eval(compile(last, name, "eval"), namespace) if last else None
+        html = result._repr_html_() if hasattr(result, "_repr_html_") else ""
+        outputs.append(out.getvalue() + html)
         if "parameters" in cell["metadata"].get("tags", ()):
             assert parameters.keys() <= namespace.keys()
             namespace |= parameters
-    return printed
+    assert not jax.distributed.is_initialized()
+    return outputs
 
 
 def private_uses(source: str) -> Iterator[str]:
     """Yield the imports and names of a code cell that are not public.
 
-    Public are the names in `sdft_jax.__all__`, jax, numpy, matplotlib and the standard library, except
-    `unittest`, which could replace inner functions.
+    Public are the names in `sdft_jax.__all__`, `LIBRARIES` and the standard library, except `unittest`, which
+    could replace inner functions.
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -72,6 +85,38 @@ def test_public_api_only(name):
     sources = ["".join(cell["source"]) for cell in cells(name)]
     assert [use for source in sources for use in private_uses(source)] == []
     assert any("import sdft_jax as sdft" in source for source in sources)
+
+
+def test_badge_and_install_cell():
+    """They are the same in all notebooks, except the name of the notebook."""
+    install = set()
+    for name in NAMES:
+        document = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
+        first, second, *_ = ("".join(cell["source"]) for cell in document["cells"])
+        address = REPOSITORY.replace("github.com/", "https://colab.research.google.com/github/")
+        assert first.startswith(
+            "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
+        )
+        assert first.splitlines()[0].endswith(f"]({address}/blob/main/notebooks/{name})")
+        assert f"git+https://{REPOSITORY}" in second
+        install.add(second)
+    assert len(install) == 1
+
+
+def test_installation_keeps_the_jax_of_colab(monkeypatch):
+    """Colab has jax 0.7.2 and flax 0.11.2: the package accepts them, and pip gets them as requirements."""
+    metadata = tomllib.loads((NOTEBOOKS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = {Requirement(text).name: Requirement(text).specifier for text in metadata["dependencies"]}
+    assert bounds["jax"].contains("0.7.2")
+    assert bounds["flax"].contains("0.11.2")
+    assert "tensorflow" not in bounds
+    commands = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sdft_jax" else name)
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    exec("".join(cells(NAMES[0])[0]["source"]), {})
+    (command,) = commands
+    assert command[1:5] == ["-m", "pip", "install", "--quiet"]
+    assert command[6:] == [f"{name}=={version(name)}" for name in ("jax", "jaxlib", "flax")]
 
 
 def test_private_uses():
@@ -110,20 +155,60 @@ def pictures(monkeypatch):
         yield shown
 
 
-def test_sdft_by_hand():
-    *_, by_hand, last = run("sdft_by_hand.ipynb")
+def test_sdft_by_hand(pictures):
+    _, device, *_, by_hand, library, update, _ = run("sdft_by_hand.ipynb")
+    assert re.fullmatch(r"CPU: \d+ x cpu, jax [\d.]+\n", device)
     losses = re.findall(r"^step [123]: loss \d\.\d{6}$", by_hand, re.M)
     assert len(losses) == 3
-    compared = re.findall(r"^step [123]: loss \d\.\d{6}, difference from the loss by hand (\S+)$", last, re.M)
-    assert len(compared) == 3
+    compared = re.findall(r"loss \d\.\d{6}, difference from the loss by hand (\S+)$", library + update, re.M)
+    assert len(compared) == 4
     assert max(map(float, compared)) < 1e-5
-    answers = last.splitlines()[-4:]
+    answers = update.splitlines()[-4:]
     assert sum("<think> reverse </think>" in answer for answer in answers) >= 3
+    assert len(pictures) == 1
+
+
+@pytest.mark.usefixtures("shared_compilations")
+def test_finetune_your_model(tmp_path, pictures, monkeypatch):
+    """Interrupted after the second step, and run again from the top."""
+    parameters = {"STEPS": 4, "HELD_OUT": 8, "OUTPUT": str(tmp_path)}
+    save = checkpoint.save
+
+    def save_and_interrupt(manager, step, *rest):
+        save(manager, step, *rest)
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(checkpoint, "save", save_and_interrupt)
+    with pytest.raises(sdft_jax.Interrupted, match="after step 2"):
+        run("finetune_your_model.ipynb", **parameters)
+    monkeypatch.setattr(checkpoint, "save", save)
+    outputs = run("finetune_your_model.ipynb", **parameters)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+    device, row, _, roles, before, trained, answers, first, last, chat, exported, _ = outputs[2:]
+    assert device.startswith("CPU: ")
+    assert json.loads(row).keys() == {"prompt", "demonstration", "answer"}
+    assert "504 rows to train on, 0 dropped, 8 held out" in roles
+    assert roles.count("please blax the letters") == 2
+    assert re.search(r"accuracy: \d\.\d{3}, with the demonstration in the prompt [01]\.\d{3}$", before, re.M)
+    assert "resuming from step 2" in trained
+    assert "trained for 4 steps" in trained
+    assert re.search(r"^accuracy: \d\.\d{3} before, \d\.\d{3} after$", answers, re.M)
+    assert answers.count("expected") == 4
+    assert "<think>" in chat
+    for page in (first, last):
+        assert page.count("nats per token") == 3
+        assert page.count("<span style=") >= 9
+    assert "adapter_model.safetensors" in exported
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} >= {"adapter_config.json"}
+    assert len(pictures) == 1
 
 
 def test_quickstart(tmp_path, pictures):
     """With fewer steps and questions."""
-    *_, table, plot, answers = run("quickstart.ipynb", STEPS=4, EVALUATED=16, OUTPUT=str(tmp_path))
+    *_, table, answers, plot = run("quickstart.ipynb", STEPS=4, EVALUATED=16, OUTPUT=str(tmp_path))
     numbers = r" +(?:[01]\.\d{3}|–) +(?:[01]\.\d{3}|–) +(?:\d\.\d{3}|–)$"
     for model in ("before", "before, with the demonstration", "after SDFT", "after SFT"):
         assert re.search(f"^{model}{numbers}", table, re.M), table
@@ -150,15 +235,20 @@ def test_sharding_study(tmp_path, pictures):
     printed = "".join(
         run("sharding_study.ipynb", MODEL=str(tmp_path / "model"), SIZES=sizes, OUTPUT=str(tmp_path))
     )
-    assert "mesh (2, 2, 2) of 8 devices" in printed
+    assert "CPU: mesh (2, 2, 2) of 8 devices" in printed
+    assert "float32[16,128] @ float32[128,256] -> float32[16,256]" in printed
+    assert "float32[16@data,128] @ float32[128,256@tensor] -> float32[16@data,256@tensor]" in printed
+    assert "ShardingTypeError: Contracting dimensions are sharded" in printed
+    assert "Involuntary full rematerialization" in printed
+    assert re.search(r"^warning: none\ndirect +all-gather 3\.67 MB\nin two steps +all-to-all", printed, re.M)
     assert len(re.findall(r"^\w.* True$", printed, re.M)) == 6  # one device and five sets of rules
     if importlib.util.find_spec("libtpu"):
         compiled = re.findall(r"^(\w+) +[\d.]+ GiB peak memory", printed, re.M)
         assert compiled == ["default", "replicated", "sequence"]
         received = re.findall(r"^(\w+) +[\d.]+ GB:", printed, re.M)
         assert received == ["default", "replicated", "sequence"]
-        assert len(pictures) == 11
+        assert len(pictures) == 12
     else:
         assert "Part two is skipped: the TPU compiler is not available" in printed
-        assert len(pictures) == 9
+        assert len(pictures) == 10
     assert all(len(figures) == 1 for figures in pictures)

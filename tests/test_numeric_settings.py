@@ -167,7 +167,7 @@ def test_run_at_the_edges_of_all_settings(edge, more, tiny_directory, tmp_path):
         ("data.prompt_buckets=[1]", "data.prompt_buckets=(1,): row"),
         ("optimizer.learning_rate=1e30", "lower optimizer.learning_rate"),
         ("profile.steps=2:3", "profile.steps=2:3: the run has 2 steps: give a range of them, or null."),
-        ("lora.rank=2147483647", "lora.rank=2147483647 is above the rank of projection q"),
+        ("lora.rank=2147483647", "lora.rank=2147483647 is above the rank of projection k"),
         ("mesh.data=0", "set each axis to a positive number"),
         ("mesh.tensor=2147483647", "needs 2147483647 devices"),
     ],

@@ -3,13 +3,16 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.algorithm import join, make_learner
 from sdft_jax.config import load_config
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.models import Model, architecture_from_dict
+from sdft_jax.models.hf.reading import entries, plain_parameter
 from sdft_jax.models.lora import adapter_params, make_lora
+from sdft_jax.models.quantize import quantize_params
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 from sdft_jax.types import Sequences, StopTokens, TokenBatch
 
@@ -33,6 +36,18 @@ QWEN3 = dict(
 )
 
 
+QWEN35 = dict(
+    architectures="Qwen3_5ForCausalLM",
+    model_type="qwen3_5_text",
+    full_attention_interval=2,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+)
+"""The changes of a model with one gated delta net and one layer of attention."""
+
+
 def tiny_model(sharding=None, scale=8.0, **changes):
     """Return a random model and its parameters, scaled up by `scale` so that its logits differ."""
     model = Model(architecture_from_dict(QWEN3 | changes), sharding=sharding or single_device())
@@ -44,21 +59,52 @@ RANK_4 = LoraConfig(rank=4)
 
 
 def adapted(model, params, options=RANK_4, scale=0.5):
-    """Return the model with adapters, and its parameters with random ones; with `scale=0` B is zero."""
-    lora = make_lora(options, model.architecture.sizes)
-    model = dataclasses.replace(model, architecture=dataclasses.replace(model.architecture, lora=lora))
-    layers = adapter_params(model.init(jax.random.key(1)))["layers"]
-    keys = jax.random.split(jax.random.key(2), len(layers))
-    noise = {name: jax.random.normal(key, layers[name].shape) for name, key in zip(layers, keys, strict=True)}
-    layers = {name: x if name.endswith("_a") else scale * noise[name] for name, x in layers.items()}
-    return model, join(params, {"layers": layers})
+    """Return the model with adapters, and its parameters with random ones; with `scale=0` as initially."""
+    lora = make_lora(options, model.architecture.sizes, model.architecture.projections)
+    architecture = dataclasses.replace(model.architecture, lora=lora, quantize=options.quantize)
+    model = dataclasses.replace(model, architecture=architecture)
+    leaves, treedef = jax.tree.flatten(adapter_params(model.init(jax.random.key(1))))
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    leaves = [
+        x if np.any(x) else scale * jax.random.normal(key, x.shape)
+        for x, key in zip(leaves, keys, strict=True)
+    ]
+    params = quantize_params(params, options.quantize) if options.quantize else params
+    return model, join(params, jax.tree.unflatten(treedef, leaves))
 
 
-def tiny_learner(*overrides, mesh=None, eos_ids=(EOS,), steps=10):
-    """Return a learner of the tiny model with these settings on a mesh, and the model's parameters."""
+def merged(model, params):
+    """Return the parameters of a plain model with the adapters merged, as an export writes them."""
+    tree = {"layers": {}}
+    for entry in entries(model.architecture.merged):
+        layers = range(entry.layers) if entry.layers else (None,)
+        parts = [plain_parameter(model, params, entry, layer) for layer in layers]
+        entry.put(tree, jnp.concatenate(parts) if entry.layers else parts[0])
+    return tree
+
+
+def assert_decoding_equals_full_forward(model, params):
+    """Compare the hidden states of decoding with a cache with those of the whole sequences."""
+    rng = np.random.default_rng(0)
+    prompt = jax.tree.map(jnp.asarray, ragged(rng, 3, 6))
+    new = jnp.asarray(rng.integers(2, VOCABULARY, size=(3, 4)), jnp.int32)
+    tokens = jnp.concatenate([prompt.tokens, new], axis=1)
+    whole = Sequences(tokens, jnp.concatenate([prompt.mask, new > 0], axis=1))
+    expected = model.hidden_states(params, whole)[:, 6:]
+    _, cache = model.prefill(params, prompt, 10)
+    for step in range(4):
+        hidden, cache = model.decode(params, new[:, step], cache)
+        np.testing.assert_allclose(hidden, expected[:, step], atol=1e-5, rtol=1e-5)
+
+
+def tiny_learner(*overrides, mesh=None, eos_ids=(EOS,), steps=10, **changes):
+    """Return a learner of the tiny model with these settings on a mesh, and the model's parameters.
+
+    `changes` are those of `tiny_model`.
+    """
     config = load_config(None, ["model.compute_dtype=float32", "train.batch_size=8", *overrides])
     sharding = single_device() if mesh is None else Sharding(make_mesh(*mesh), config.sharding)
-    model, params = tiny_model(sharding)
+    model, params = tiny_model(sharding, **changes)
     if config.lora.rank:
         model, params = adapted(model, params, config.lora, scale=0)
     return make_learner(config, model, steps, StopTokens(eos_ids, PAD)), params

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sdft_jax.kernels.matmul import einsum_float32
+from sdft_jax.models.head import Head, Product, products, total
 from sdft_jax.sharding import Sharding, check_divisible, partition_spec, release_axes
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
@@ -29,12 +30,18 @@ axes."""
 
 
 class FactoredLogits(NamedTuple):
-    """The logits `hidden @ head.T`, which are never stored as a whole."""
+    """The logits of hidden states, which are never stored as a whole."""
 
     hidden: Float[Array, "B T D"]
     """Final hidden states."""
-    head: Float[Array, "V D"]
-    """The output matrix; its rows are tokens."""
+    head: Head
+    """The output matrix [V, D], whose rows are tokens, with its adapter if it has one."""
+
+
+Role = tuple[Product, ...]
+"""The products [B, T, width] by [V, width] whose sum is the logits of a role."""
+_WIDTHS = ("embed", None)
+"""The logical axis of the width of each product: that of the head, and the rank of its adapter."""
 
 
 class _Scan(NamedTuple):
@@ -63,8 +70,9 @@ def chunked_loss(
         chunk: the number of tokens per device whose logits exist at one time.
         sharding: mesh and rules; tokens follow `batch` and `sequence`, heads `vocab` and `embed`.
     """
-    constants = jax.lax.stop_gradient((roles[1:], targets, weights))
-    return _weighted_loss(_Scan(token_loss, chunk, sharding), roles[0], *constants)
+    student, *others = (products(*role) for role in roles)
+    constants = jax.lax.stop_gradient((tuple(others), targets, weights))
+    return _weighted_loss(_Scan(token_loss, chunk, sharding), student, *constants)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -73,8 +81,8 @@ def _weighted_loss(scan, student, others, targets, weights):
 
 
 def _forward(scan, student, others, targets, weights):
-    loss, stats, *gradients = _sharded_scan(scan, True, (student, *others), targets, weights)
-    return (loss, stats), FactoredLogits(*gradients)
+    loss, stats, gradients = _sharded_scan(scan, True, (student, *others), targets, weights)
+    return (loss, stats), gradients
 
 
 def _backward(scan, gradients, cotangents):
@@ -86,9 +94,9 @@ def _backward(scan, gradients, cotangents):
 _weighted_loss.defvjp(_forward, _backward)
 
 
-def _sharded_scan(scan: _Scan, with_gradients: bool, roles, targets, weights):
-    """Return (loss, stats[, d_hidden, d_head]) of the whole batch; each device scans its tokens and
-    vocabulary.
+def _sharded_scan(scan: _Scan, with_gradients: bool, roles: tuple[Role, ...], targets, weights):
+    """Return (loss, stats[, gradients of the student's products]) of the whole batch; each device scans its
+    tokens and vocabulary.
     """
     # all devices that share a token also share its whole vocabulary
     sharding = release_axes(scan.sharding, "vocab", "batch", "sequence", "embed")
@@ -96,69 +104,82 @@ def _sharded_scan(scan: _Scan, with_gradients: bool, roles, targets, weights):
     rules = sharding.rules
     hidden_spec = partition_spec(rules, ("batch", "sequence", None))
     token_spec = partition_spec(rules, ("batch", "sequence"))
-    head_spec = partition_spec(rules, ("vocab", "embed"))
-    role_spec = FactoredLogits._make((hidden_spec, head_spec))
-    token_axes = sharding.split("batch", "sequence")
-    vocab_axes, embed_axes = sharding.split("vocab"), sharding.split("embed")
+    specs = [Product._make((hidden_spec, partition_spec(rules, ("vocab", width)))) for width in _WIDTHS]
+    role_specs = tuple(tuple(specs[: len(role)]) for role in roles)
+    token_axes, vocab_axes = sharding.split("batch", "sequence"), sharding.split("vocab")
+    width_axes = [sharding.split(width) if width else () for width in _WIDTHS]
 
     def local(roles, targets, weights):
-        student = roles[0]
-        # cast before the gather: half the bytes to exchange
-        gathered = tuple(
-            FactoredLogits(role.hidden, gather(role.head.astype(student.hidden.dtype), embed_axes, axis=1))
-            for role in roles
-        )
-        loss, stats, d_hidden, d_head = _scan_chunks(
-            scan, vocab_axes, with_gradients, gathered, targets, weights
+        dtype = roles[0][0].hidden.dtype
+
+        def gathered(role: Role) -> Role:
+            # cast before the gather: half the bytes to exchange
+            return tuple(
+                product._replace(matrix=gather(product.matrix.astype(dtype), axes, axis=1))
+                for product, axes in zip(role, width_axes, strict=False)
+            )
+
+        loss, stats, gradients = _scan_chunks(
+            scan, vocab_axes, with_gradients, tuple(map(gathered, roles)), targets, weights
         )
         loss = psum(loss, token_axes)
         if not with_gradients:
             return loss, stats
-        d_head = _sum_over_tokens(d_head, token_axes, embed_axes)
-        return loss, stats, d_hidden, d_head.astype(student.head.dtype)
+        summed = tuple(
+            Product(d.hidden, _sum_over_tokens(d.matrix, token_axes, axes).astype(product.matrix.dtype))
+            for d, product, axes in zip(gradients, roles[0], width_axes, strict=False)
+        )
+        return loss, stats, summed
 
-    gradient_specs = (hidden_spec, head_spec) if with_gradients else ()
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=((role_spec,) * len(roles), token_spec, token_spec),
-        out_specs=(PartitionSpec(), token_spec, *gradient_specs),
+        in_specs=(role_specs, token_spec, token_spec),
+        out_specs=(PartitionSpec(), token_spec, *((role_specs[0],) if with_gradients else ())),
         check_vma=False,
     )(tuple(roles), targets, weights)
 
 
-def _scan_chunks(scan: _Scan, vocab_axes, with_gradients: bool, roles, targets, weights):
+def _scan_chunks(scan: _Scan, vocab_axes, with_gradients: bool, roles: tuple[Role, ...], targets, weights):
     """Scan over chunks of this device's tokens; heads are not split along the width."""
-    student = roles[0]
-    shape, width = targets.shape, student.hidden.shape[-1]
+    student, shape = roles[0], targets.shape
     count = math.prod(shape)
     chunk = min(scan.chunk, count)
     padding = -count % chunk
 
-    def chunks(x, *trailing):
-        flat = x.reshape(count, *trailing)
-        return jnp.pad(flat, [(0, padding)] + [(0, 0)] * len(trailing)).reshape(-1, chunk, *trailing)
+    def chunks(x):
+        flat = x.reshape(count, *x.shape[len(shape) :])
+        padded = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1))
+        return padded.reshape(-1, chunk, *flat.shape[1:])
+
+    def whole(x):
+        return x.reshape(-1, *x.shape[2:])[:count].reshape(*shape, *x.shape[2:])
 
     def body(carry, inputs):
-        loss, d_head = carry
+        loss, d_matrices = carry
         hiddens, target, weight = inputs
-        logits = [_logits(hidden, role.head) for hidden, role in zip(hiddens, roles, strict=True)]
+        logits = [
+            total(map(Product, of_chunk, (product.matrix for product in role)))
+            for of_chunk, role in zip(hiddens, roles, strict=True)
+        ]
         stats, values, d_logits = scan.token_loss(*logits, target, vocab_axes)
         loss += jnp.sum(weight * values)
         if not with_gradients:
-            return (loss, d_head), (stats, None)
-        d_logits = (d_logits * weight[:, None]).astype(hiddens[0].dtype)
-        d_hidden = einsum_float32("nv,vd->nd", d_logits, student.head)
-        d_head += einsum_float32("nv,nd->vd", d_logits, hiddens[0])
-        return (loss, d_head), (stats, psum(d_hidden, vocab_axes).astype(hiddens[0].dtype))
+            return (loss, d_matrices), (stats, ())
+        d_logits = (d_logits * weight[:, None]).astype(hiddens[0][0].dtype)
+        d_hiddens = [psum(einsum_float32("nv,vd->nd", d_logits, x.matrix), vocab_axes) for x in student]
+        d_matrices = [
+            d_matrix + einsum_float32("nv,nd->vd", d_logits, hidden)
+            for d_matrix, hidden in zip(d_matrices, hiddens[0], strict=True)
+        ]
+        return (loss, d_matrices), (stats, [d.astype(d_logits.dtype) for d in d_hiddens])
 
-    xs = (tuple(chunks(role.hidden, width) for role in roles), chunks(targets), chunks(weights))
-    d_head = jnp.zeros(student.head.shape if with_gradients else (), jnp.float32)
-    (loss, d_head), (stats, d_hidden) = jax.lax.scan(body, (jnp.zeros((), jnp.float32), d_head), xs)
-    stats = jax.tree.map(lambda x: x.reshape(-1)[:count].reshape(shape), stats)
-    if with_gradients:
-        d_hidden = d_hidden.reshape(-1, width)[:count].reshape(*shape, width)
-    return loss, stats, d_hidden, d_head
+    hiddens = [[chunks(product.hidden) for product in role] for role in roles]
+    d_matrices = [jnp.zeros(x.matrix.shape, jnp.float32) for x in student] if with_gradients else []
+    carry, xs = (jnp.zeros((), jnp.float32), d_matrices), (hiddens, chunks(targets), chunks(weights))
+    (loss, d_matrices), (stats, d_hiddens) = jax.lax.scan(body, carry, xs)
+    gradients = tuple(map(Product, map(whole, d_hiddens), d_matrices))
+    return loss, jax.tree.map(whole, stats), gradients
 
 
 def _sum_over_tokens(d_head: Float[Array, "v D"], token_axes: tuple[str, ...], embed_axes: tuple[str, ...]):
@@ -183,10 +204,6 @@ def _sum_over_tokens(d_head: Float[Array, "v D"], token_axes: tuple[str, ...], e
     return jax.lax.dynamic_slice_in_dim(summed, jax.lax.axis_index(embed_axes) * width, width, axis=1)
 
 
-def _logits(hidden: Float[Array, "n D"], head: Float[Array, "v D"]) -> Float[Array, "n v"]:
-    return einsum_float32("nd,vd->nv", hidden, head)
-
-
 def largest(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 1"]:
     """Return the maximum over the whole vocabulary, which is split over devices; 0 if it is not finite."""
     maximum = jnp.max(x, axis=-1, keepdims=True)
@@ -200,10 +217,15 @@ def logsumexp(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, "n 
     return maximum + jnp.log(psum(jnp.sum(jnp.exp(x - maximum), axis=-1, keepdims=True), axes))
 
 
+def token_ids(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Int[Array, " v"]:
+    """Return the token of each column of this device's part of the vocabulary."""
+    shard = jax.lax.axis_index(axes) if axes else 0
+    return shard * x.shape[-1] + jnp.arange(x.shape[-1])
+
+
 def is_token(x: Float[Array, "n v"], target: Int[Array, " n"], axes: tuple[str, ...]) -> Array:
     """Return [n, v], True in the column of each row's target."""
-    shard = jax.lax.axis_index(axes) if axes else 0
-    return (shard * x.shape[-1] + jnp.arange(x.shape[-1]))[None, :] == target[:, None]
+    return token_ids(x, axes)[None, :] == target[:, None]
 
 
 def vocab_sum(x: Float[Array, "n v"], axes: tuple[str, ...]) -> Float[Array, " n"]:

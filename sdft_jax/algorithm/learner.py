@@ -66,7 +66,8 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
         SdftError: the adapters of the configuration do not fit the architecture.
     """
     options = config.model
-    architecture = dataclasses.replace(architecture, lora=make_lora(config.lora, architecture.sizes))
+    lora = make_lora(config.lora, architecture.sizes, architecture.projections)
+    architecture = dataclasses.replace(architecture, lora=lora, quantize=config.lora.quantize)
     return Model(architecture, options.compute_dtype, options.remat, sharding, source, options.attention)
 
 

@@ -12,10 +12,11 @@ import optax
 from jaxtyping import Array, Float
 
 from sdft_jax.algorithm.learner import Learner
+from sdft_jax.algorithm.moments import round_stochastically, rounding_keys
 from sdft_jax.algorithm.teacher import init_teacher, move_teacher
 from sdft_jax.algorithm.trainable import join, select, split
 from sdft_jax.sampling.keys import make_key
-from sdft_jax.sharding import tree_shardings
+from sdft_jax.sharding import derived_sharding, tree_shardings
 from sdft_jax.types import Params, TrainState
 
 
@@ -61,19 +62,12 @@ def state_shardings(learner: Learner) -> TrainState:
     params = model.abstract_params(learner.config.model.param_dtype)
     every = tree_shardings(sharding, model.logical_axes(), params)
     trainable = select(every, shapes.params)
-    opt_state = optax.tree_utils.tree_map_params(
-        learner.optimizer,
-        lambda _, sharding: sharding,
-        shapes.opt_state,
-        trainable,
-        transform_non_params=lambda _: replicated,
-    )
     return TrainState(
         step=replicated,
         params=trainable,
         frozen=select(every, shapes.frozen),
         teacher=trainable if shapes.teacher else {},
-        opt_state=opt_state,
+        opt_state=_like_parameters(shapes.opt_state, shapes.params, trainable, replicated),
         key=replicated,
     )
 
@@ -86,8 +80,8 @@ def apply_gradients(
     The parameters are updated first, then the teacher (the order of Algorithm 1).
     """
     updates, opt_state = learner.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     step = state.step + 1
+    params = _moved(state, updates, stochastic=learner.config.optimizer.rounding == "stochastic")
     teacher: Params = {}
     if learner.teacher is not None:
         with jax.named_scope("ema"):
@@ -95,6 +89,19 @@ def apply_gradients(
     norms = {"grad_norm": _norm(gradients), "update_norm": _norm(updates)}
     moved = dataclasses.replace(state, step=step, params=params, teacher=teacher, opt_state=opt_state)
     return moved, norms
+
+
+def _moved(state: TrainState, updates: Params, *, stochastic: bool) -> Params:
+    """Return the parameters plus their updates, which are float32, rounded to the dtype of the parameters."""
+    if not stochastic:
+        return optax.apply_updates(state.params, updates)
+    keys = rounding_keys(1, state.step)
+
+    def add(p: Array, u: Array) -> Array:
+        moved = p + u
+        return moved if p.dtype == moved.dtype else round_stochastically(moved, p.dtype, next(keys))
+
+    return jax.tree.map(add, state.params, updates)
 
 
 def _initial(learner: Learner, params: Params, key: jax.Array) -> TrainState:
@@ -108,6 +115,27 @@ def _initial(learner: Learner, params: Params, key: jax.Array) -> TrainState:
         opt_state=learner.optimizer.init(trainable),
         key=key,
     )
+
+
+def _like_parameters(opt_state: Any, params: Params, shardings: Params, replicated: Any) -> Any:
+    """Return the sharding of each array of an optimizer's state, whose path has the keys of its parameter."""
+    places = {
+        _keys(path): (param.shape, sharding)
+        for (path, param), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def place(path: Any, leaf: Any) -> Any:
+        known = places.get(_keys(path))
+        return replicated if known is None else derived_sharding(leaf.shape, *known)
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    """Return the keys of a path in dictionaries, without fields and indices of the optimizer's tuples."""
+    return tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def _shapes(learner: Learner) -> TrainState:

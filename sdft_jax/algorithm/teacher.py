@@ -9,6 +9,19 @@
 
 Rounding removes most of the motion of a bfloat16 EMA: at rate 0.01 it makes 9-34 % of the motion, and 66-93 %
 of the weights never change, so that the teacher stays close to `frozen`.
+
+With adapters, the EMA is of their factors, from the student's own initial ones. The EMA of factors is not the
+EMA of their product, which has no bounded rank and would need a second base. The difference was measured on
+`configs/quickstart.yaml` (the mini model, rate 0.02) with rank 8, alpha 16 and 100 steps, as the norm of the
+difference of the products over the norm of the exact EMA's motion:
+
+| learning rate | step 10 | 20   | 40   | 60   | 80   | 100  |
+| ------------- | ------- | ---- | ---- | ---- | ---- | ---- |
+| 1e-4          | 1.2 %   | 3.8  | 7.6  | 8.5  | 7.1  | 5.1  |
+| 3e-4          | 3.7 %   | 11   | 16   | 12   | 8.7  | 5.9  |
+
+A teacher with the exact EMA changed no accuracy at 1e-4: with seeds 42, 1 and 2, either teacher led to 1.000
+on the new skill, and to 0.953, 0.949 and 0.946 on old skills.
 """
 
 from __future__ import annotations

@@ -8,10 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sdft_jax.config import Config, describe
+from sdft_jax.data import prompt_ends
+from sdft_jax.data.encoding import Encoded
+from sdft_jax.data.lazy_rows import LazyRows, checked
 from sdft_jax.files import write_errors, write_text
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.run_plot import plot_run
+from sdft_jax.reporting.statistics import wilson
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.training.inputs import Inputs, load_inputs
 from sdft_jax.training.loop import Run, total_steps, train
@@ -36,7 +40,7 @@ def run(config: Config) -> Run:
         reporter.heading("SFT on the same demonstrations")
         runs[baseline.method.name] = train(baseline, inputs, reporter=reporter)
     if reporter.writes:
-        _conclude(reporter, config, runs)
+        _conclude(reporter, config, runs, inputs)
     return runs[config.method.name]
 
 
@@ -58,27 +62,59 @@ def _print_introduction(reporter: Reporter, config: Config, inputs: Inputs) -> N
     steps = total_steps(config, len(inputs.train))
     reporter.heading(
         config.method.name.upper(),
-        f" of {config.model.path}: {len(inputs.train)} demonstrations from {config.data.path}, {steps} "
+        f" of {config.model.path}: {_demonstrations(inputs.train)} from {config.data.path}, {steps} "
         f"steps of {config.train.batch_size}",
     )
     if reporter.writes:
         reporter.print(f"on {describe_hardware()}")
+    if isinstance(inputs.train, LazyRows):
+        reporter.print(
+            f"{config.data.check:,} of these rows, evenly spread, were checked; each other row is read and "
+            "tokenized when it is trained on"
+        )
     dropped = {"": inputs.dropped, "general prompts: ": inputs.general_dropped}
     dropped |= {f"{name}: ": rows.dropped for name, rows in inputs.eval_sets.items()}
     for name, rows in dropped.items():
-        if rows.total:
+        if str(rows):
             reporter.print(f"{name}dropped {rows.total} rows: {rows}")
+    reporter.print(*prompt_ends.describe(inputs.ends))
+    if lost := sum(row.lost_thoughts for row in checked(inputs.train)):
+        reporter.print(
+            f"the chat template drops the thoughts of {lost:,} earlier assistant turns in these rows, as it "
+            "does in every conversation"
+        )
     settings = ", ".join(f"{key}={value}" for key, value, _ in describe(config))
     reporter.print(f"settings that differ from the defaults: {settings or 'none'}")
 
 
-def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run]) -> None:
+def _demonstrations(rows: Sequence[Encoded]) -> str:
+    """Return the numbers of demonstrations, of the prompts that have several, and of traces.
+
+    Of a large source, which is not read, only the number of prompts is known.
+    """
+    if isinstance(rows, LazyRows):
+        return f"{len(rows)} prompts"
+    total = sum(len(row.others) + 1 for row in rows)
+    parts = [f"{total} demonstrations"]
+    if total > len(rows):
+        parts.append(f"of {len(rows)} prompts (one is drawn in each epoch)")
+    if traces := [row.row for row in rows if row.turn is not None]:
+        parts.append(f"{len(traces)} of them assistant turns of {len(set(traces))} traces")
+    return ", ".join(parts)
+
+
+def _conclude(reporter: Reporter, config: Config, runs: Mapping[str, Run], inputs: Inputs) -> None:
     directory = RunDirectory(config.output)
     rows = result_rows(runs)
-    if any(row.get(key) is not None for row in rows for key in ("new skill", "old skills")):
+    counts = {name: len(rows.examples) for name, rows in inputs.eval_sets.items()}
+    measured = {key for row in rows for key, value in row.items() if value is not None}
+    if measured & {"new skill", "old skills"}:
+        shown = [{key: value for key, value in row.items() if key in measured} for row in rows]
+        note = "KL to base: KL(model || base) in nats per token, on the model's own answers to old skills."
         reporter.print(
-            summary_table(rows, "Accuracy on held-out rows, greedy"),
-            "KL to base: KL(model || base) in nats per token, on the model's own answers to old skills.",
+            summary_table(shown, "Accuracy on held-out rows, greedy"),
+            *([note] if "KL to base" in measured else []),
+            *interval_sentences(rows, counts),
         )
     with reporter.tolerating(directory.plot):
         plot_run(directory.metrics, plot_points(runs), directory.plot, f"Measured on {describe_hardware()}.")
@@ -110,6 +146,22 @@ def result_rows(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     return rows
 
 
+def interval_sentences(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence with Wilson's 95 % intervals of the accuracies after training.
+
+    Args:
+        rows: the rows of the final table.
+        counts: the number of evaluation rows of each column.
+    """
+    intervals = []
+    for row in rows:
+        for name, n in counts.items():
+            if row["model"].startswith("after") and row.get(name) is not None:
+                low, high = wilson(round(row[name] * n), n)
+                intervals.append(f"{row['model']} {name} {low:.3f} to {high:.3f} ({n} rows)")
+    return [f"95 % intervals (Wilson): {', '.join(intervals)}."] if intervals else []
+
+
 def _evaluation(run: Run, step: int) -> Mapping[str, Any]:
     """Return the evaluation at a step; {} if the log does not have it."""
     return next((row for row in run.evaluations if row["step"] == step), {})
@@ -119,7 +171,7 @@ def _row(model: str, step: int, evaluation: Mapping[str, Any]) -> dict[str, Any]
     columns = {"new skill": "accuracy", "old skills": "prior", "KL to base": "kl_to_base"}
     row: dict[str, Any] = {"model": model, "steps": step}
     return row | {
-        name: evaluation.get(key, 0.0 if key == "kl_to_base" and not step else None)
+        name: evaluation.get(key, 0.0 if key == "kl_to_base" and "prior" in evaluation and not step else None)
         for name, key in columns.items()
     }
 

@@ -27,6 +27,8 @@ from sdft_jax.config.settings import (
     DebugConfig,
     DivergenceConfig,
     EvalConfig,
+    JudgeConfig,
+    KnowledgeConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -64,6 +66,8 @@ class Config:
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    knowledge: KnowledgeConfig = Field(default_factory=KnowledgeConfig)
     continual: ContinualConfig = Field(default_factory=ContinualConfig)
     mesh: MeshConfig = Field(default_factory=MeshConfig)
     sharding: Rules = Field(default_factory=Rules)
@@ -137,8 +141,12 @@ _ADAPTER = TypeAdapter(Config)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a YAML file and overrides such as `train.batch_size=16`, on top of its
-    preset.
+    """Return the configuration of a YAML file and overrides, on top of its preset.
+
+    Args:
+        path: the YAML file; None for the preset alone.
+        overrides: settings such as `train.batch_size=16`, and names of further YAML files; the last one that
+            sets a key counts.
 
     Raises:
         SdftError: the configuration is not valid; the message names the file or override, the key and the
@@ -148,8 +156,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     if isinstance(overrides, str):
         raise TypeError(f"overrides={overrides!r} is a string: give a list of strings.")
     for override in overrides:
-        setting = parse_override(override, _TEXTS.__contains__)
-        _refuse_unknown(Config, setting, f"override {override!r}")
+        if "=" not in override and override.endswith((".yaml", ".yml")):
+            setting, source = read_yaml(override), override
+        else:
+            setting, source = parse_override(override, _TEXTS.__contains__), f"override {override!r}"
+        _refuse_unknown(Config, setting, source)
         tree = merge(tree, setting)
     preset = tree.get("preset", "sdft")
     if not isinstance(preset, str) or preset not in PRESETS:
@@ -166,6 +177,7 @@ PATHS = (
     "eval.validation",
     "eval.prior",
     "eval.base",
+    "judge.cache",
     "checkpoint.local",
     "lora.adapter",
 )
@@ -214,9 +226,13 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def describe(config: Config) -> list[tuple[str, str, str]]:
-    """Return (key, value, default) of every key that differs from the `sdft` defaults."""
+    """Return (key, value, default) of every key that differs from the `sdft` defaults, each on one line."""
     flat, default = dict(_flatten(to_dict(config))), dict(_flatten(to_dict(Config())))
-    return [(key, str(flat[key]), str(default[key])) for key in flat if flat[key] != default[key]]
+    return [(key, _one_line(flat[key]), _one_line(default[key])) for key in flat if flat[key] != default[key]]
+
+
+def _one_line(value: Any) -> str:
+    return str(value).replace("\n", "\\n")
 
 
 def keys() -> list[str]:
@@ -229,7 +245,8 @@ def is_setting(text: str) -> bool:
     key, separator, _ = text.partition("=")
     sections = {known.partition(".")[0] for known in keys() if "." in known}
     section, dot, name = key.partition(".")
-    return bool(separator) and (key in keys() or (bool(dot) and section in sections and name.isidentifier()))
+    named = all(part.isidentifier() for part in name.split("."))  # data.template_kwargs has keys of its own
+    return bool(separator) and (key in keys() or (bool(dot) and section in sections and named))
 
 
 def _text_keys(section: Any, prefix: str = "") -> Iterator[str]:
@@ -248,7 +265,7 @@ _TEXTS = frozenset(_text_keys(Config()))
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for key, value in tree.items():
-        nested = isinstance(value, dict) and key != "template_kwargs"
+        nested = isinstance(value, dict) and not key.endswith("template_kwargs")
         pairs += _flatten(value, f"{prefix}{key}.") if nested else [(prefix + key, value)]
     return pairs
 

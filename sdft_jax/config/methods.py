@@ -50,6 +50,8 @@ class Method:
     """A training method; `Config.method` is that of a configuration."""
 
     name: str
+    summary: str
+    """The method in a sentence or two, for the card of a model."""
     phases: tuple[Phase, ...]
     """One phase; two, of which the first trains on targets and the second samples; or none for no
     training."""
@@ -73,6 +75,11 @@ class Method:
         return any(phase.context for phase in self.phases)
 
     @property
+    def scores_student(self) -> bool:
+        """True if a teacher with a demonstration in its prompt scores the student's samples."""
+        return any(phase.context and phase.completions == "student" for phase in self.phases)
+
+    @property
     def sampler(self) -> Literal["student", "teacher"] | None:
         """The role that samples completions, or None if the method only scores targets."""
         roles = [phase.completions for phase in self.phases if phase.completions != "target"]
@@ -93,27 +100,60 @@ _IMITATION = Phase("target", "cross_entropy")
 _METHODS = {
     method.name: method
     for method in (
-        Method("sdft", (Phase("student", "divergence", context=True),), teacher="scheduled"),
-        Method("sft", (_IMITATION,), target="demonstration"),
-        Method("dft", (Phase("target", "confidence"),), target="demonstration"),
+        Method(
+            "sdft",
+            "Self-Distillation Fine-Tuning (SDFT): the model answers each prompt, and is trained "
+            "to match, token by token, a teacher that scores the same answer with a demonstration"
+            " in its context.",
+            (Phase("student", "divergence", context=True),),
+            teacher="scheduled",
+        ),
+        Method(
+            "sft",
+            "Supervised fine-tuning (SFT): cross-entropy of the demonstrations.",
+            (_IMITATION,),
+            target="demonstration",
+        ),
+        Method(
+            "dft",
+            "Dynamic fine-tuning (DFT): cross-entropy of the demonstrations, weighted by the "
+            "probability of each token.",
+            (Phase("target", "confidence"),),
+            target="demonstration",
+        ),
         Method(
             "reinvoke",
+            "Supervised fine-tuning, then on-policy distillation of the initial model on other prompts.",
             (_IMITATION, Phase("student", "divergence", alpha=1.0)),
             target="demonstration",
             teacher="initial",
             general=True,
         ),
-        Method("offline", (Phase("teacher", "cross_entropy", context=True),), teacher="initial"),
+        Method(
+            "offline",
+            "Cross-entropy of answers that the initial model sampled with a demonstration in context.",
+            (Phase("teacher", "cross_entropy", context=True),),
+            teacher="initial",
+        ),
         # The importance ratio corrects a sampler that differs by rounding; here it would undo the sampling
         # from the teacher.
         Method(
             "offline_kl",
+            "Divergence from the initial model with a demonstration in context, on answers that it sampled.",
             (Phase("teacher", "divergence", context=True, importance="log"),),
             teacher="initial",
         ),
-        Method("cpt", (_IMITATION,), target="text"),
-        Method("joint", (_IMITATION,), target="demonstration", joint=True),
-        Method("oracle", ()),
+        Method(
+            "cpt", "Continued pretraining (CPT): cross-entropy of raw texts.", (_IMITATION,), target="text"
+        ),
+        Method(
+            "joint",
+            "Supervised fine-tuning on the demonstrations of several tasks at once.",
+            (_IMITATION,),
+            target="demonstration",
+            joint=True,
+        ),
+        Method("oracle", "None: this is the model before training.", ()),
     )
 }
 

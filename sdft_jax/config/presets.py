@@ -10,7 +10,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # They are the defaults of the dataclasses in settings.py.
     "sdft": {},
     # The released code's main.py, as its forks agree on it: forward KL, 3 tokens skipped, sequence mean,
-    # importance ratio averaged per sequence and capped at 2, everything in bfloat16, EMA included.
+    # importance ratio averaged per sequence and capped at 2, everything in bfloat16, EMA included. One
+    # difference: AdamW computes in float32 and rounds its moments stochastically, since b2 = 0.999 is 1 in
+    # bfloat16.
     "official": {
         "divergence": {"alpha": 0.0},
         "objective": {"skip_tokens": 3, "aggregation": "sequence", "importance": "sequence"},

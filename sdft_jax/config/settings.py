@@ -6,6 +6,8 @@ The docstring under a field is its documentation in `sdft train --help` and conf
 from __future__ import annotations
 
 import dataclasses
+import re
+import urllib.parse
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -38,7 +40,7 @@ class ModelConfig:
     model, `mini:NAME` for another built-in model."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the master parameters and the optimizer state. bfloat16 halves their memory, but at learning
-    rate 1e-5 only about 15 % of the weights then change in a step."""
+    rate 1e-5 only about 15 % of the weights then change in a step, unless optimizer.rounding=stochastic."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of activations and matrix products. Softmax, divergences and reductions are always float32."""
     remat: Literal["none", "full", "dots", "dots_no_batch", "hidden"] = "full"
@@ -48,6 +50,10 @@ class ModelConfig:
     attention: Literal["auto", "splash", "cudnn", "xla"] = "auto"
     """Kernel of the attention over whole sequences. `auto`: splash on TPU, cuDNN on NVIDIA GPUs if the
     compute dtype is bfloat16, plain XLA otherwise."""
+
+
+Quantization = Literal["int8", "nf4"]
+"""Format of quantized weights (`models.quantize`)."""
 
 
 @section("lora")
@@ -65,13 +71,24 @@ class LoraConfig:
     rank_stabilized: bool = False
     """Multiply the adapters' product by alpha / sqrt(rank) instead (rsLoRA; arXiv 2312.03732)."""
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Adapted projections: names, or regular expressions that match a whole name, of q, k, v, o, gate, up and
-    down."""
+    """Adapted matrices: names, or regular expressions that match a whole name, of q, k, v, o, gate, up, down,
+    embed (the lookup of tokens) and head (the logits), also if embedding and head are one matrix;
+    and, of gated delta nets, delta_qkv, delta_z, delta_b, delta_a and delta_o."""
     adapter: str | None = None
-    """PEFT adapter directory to start from, of the same rank, alpha and projections; None for new adapters,
-    with which the model equals its base."""
+    """PEFT adapter directory to start from, of the same rank, alpha and targets; None for new adapters, with
+    which the model equals its base."""
+    quantize: Quantization | None = None
+    """Format of the projections of the base (QLoRA): int8 (8 bits per weight), nf4 (4.25 bits), or None for
+    `model.compute_dtype`. All other parameters keep `model.compute_dtype`."""
 
     def __post_init__(self):
+        if self.quantize and not self.rank:
+            raise SdftError(
+                f"lora.quantize={self.quantize} quantizes the frozen base of adapters, and lora.rank=0 "
+                "trains the model itself: set lora.rank, or lora.quantize=null."
+            )
+        if self.adapter == "":
+            raise SdftError("lora.adapter is empty: give the directory of a PEFT adapter, or null.")
         if self.adapter is not None and not self.rank:
             raise SdftError(
                 f"lora.adapter={self.adapter} needs the rank of that adapter: set lora.rank to r of its "
@@ -84,16 +101,26 @@ class DataConfig:
     """The source of demonstrations and their conversion to token batches."""
 
     path: str = "mini"
-    """JSONL or Parquet file, Hugging Face dataset directory or name, `tfds:NAME`, or `mini:SKILL` of the
-    built-in tasks (listed in sdft_jax/mini/rows.py). All except files may end in `:SPLIT`."""
+    """JSONL (plain, .gz or .zst) or Parquet file, Hugging Face dataset directory or name, `tfds:NAME`, or
+    `mini:SKILL` of the built-in tasks (listed in sdft_jax/mini/rows.py). Files and directories may be in a
+    bucket. All except files may end in `:SPLIT`."""
     split: str = "train"
     """Split of a Hugging Face or TFDS dataset."""
     prompt: str = "prompt"
     """Field with the prompt: a string, or chat messages that end with a user message."""
     demonstration: str = "demonstration"
     """Field with the demonstration: a string, or a list of strings, which are joined by newlines."""
+    demonstrations: str | None = None
+    """Field with a list of demonstrations, each like `demonstration`, of which one is drawn in each epoch; a
+    row without it has the field `demonstration`. None if every row has one demonstration."""
     context: str | None = None
     """Field with the teacher's context, a string or a list of strings; None for the demonstration."""
+    messages: str | None = None
+    """Field with a trace, a conversation of which every assistant turn becomes a demonstration; a row without
+    it has the fields `prompt` and `demonstration`. None if no row is a trace."""
+    tools: str | None = "tools"
+    """Field with the JSON schemas of a trace's tools, which the chat template describes to the model; None if
+    they are described in a message."""
     text: str = "text"
     """Field with the raw text for method cpt."""
     general: str | None = None
@@ -107,6 +134,13 @@ class DataConfig:
     $demonstration."""
     template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     """Additional arguments of the tokenizer's chat template, such as enable_thinking."""
+    teacher_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    """Arguments of the chat template for the teacher's prompt, each in the place of that in `template_kwargs`
+    (sdft_jax/data/THINKING.md)."""
+    thoughts: Literal["keep", "remove"] = "keep"
+    """Treatment of thoughts (<think>...</think>, and fields such as reasoning_content of messages) in
+    demonstrations, contexts and earlier assistant turns: keep those that the chat template renders, or remove
+    all."""
     max_prompt: Tokens = 1024
     """Maximum length of a student prompt, in tokens."""
     max_teacher_prompt: Tokens = 2048
@@ -127,6 +161,9 @@ class DataConfig:
     need less padding; 1 keeps the random order."""
     limit: Positive | None = None
     """Maximum number of rows to read from the start of the source; None for all."""
+    check: Positive = 4096
+    """Number of rows that are read, checked and tokenized before the first step. If the source has more, they
+    are evenly spread over it, and the others are tokenized while they are trained on."""
 
 
 @section("sampling")
@@ -150,8 +187,9 @@ class TeacherConfig:
     """The teacher's weights (paper, section 3 and Figure 8)."""
 
     schedule: Literal["ema", "frozen", "live", "periodic"] = "ema"
-    """ema: the moving average of the student, updated after each step; frozen: the initial weights; live: the
-    student's own weights (no copy); periodic: a copy of the student's weights every `every` steps."""
+    """ema: the moving average of the student (with adapters, of their factors), updated after each step;
+    frozen: the initial weights; live: the student's own weights (no copy); periodic: a copy of the student's
+    weights every `every` steps."""
     rate: Share = 0.01
     """Rate of the EMA per step: teacher <- (1 - rate) * teacher + rate * student."""
     every: Positive = 100
@@ -208,12 +246,25 @@ class ObjectiveConfig:
     """Maximum importance ratio."""
 
 
+OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adamw": {"moments": None, "b1": 0.9, "b2": 0.999, "eps": 1e-8},
+    "lion": {"moments": None, "b1": 0.9, "b2": 0.99},
+    "adafactor": {},
+}
+"""Optimizer -> the constants that it reads beside those of all optimizers, with their defaults."""
+
+
 @section("optimizer")
 class OptimizerConfig:
-    """AdamW with a learning rate schedule and clipping by global norm."""
+    """The optimizer, with a learning rate schedule and clipping by global norm. All arithmetic is float32."""
 
+    name: Literal["adamw", "lion", "adafactor"] = "adamw"
+    """Optimizer. adamw: two moments per weight; lion: one moment, and steps of equal size for all weights
+    (arXiv 2302.06675); adafactor: no first moment, and the row and column means of the second (arXiv
+    1804.04235), with steps relative to the learning rate alone, as AdamW's."""
     learning_rate: NonNegative = 1e-5
-    """Peak learning rate, after the warm-up."""
+    """Peak learning rate, after the warm-up. `sdft lab optimizers` chooses 1e-5 for every optimizer on the
+    built-in model; Adafactor bears three times that rate, AdamW and Lion do not."""
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     """Decay after the warm-up: to 0 over the rest of the run (cosine, linear), or none (constant)."""
     warmup: NonNegative = 10
@@ -221,16 +272,37 @@ class OptimizerConfig:
     clip: NonNegative = 1.0
     """Maximum global gradient norm; 0 disables clipping."""
     weight_decay: NonNegative = 0.0
-    """Decoupled weight decay of AdamW."""
-    b1: Decay = 0.9
-    """Decay of AdamW's first moment."""
-    b2: Decay = 0.999
-    """Decay of AdamW's second moment."""
-    eps: PositiveNumber = 1e-8
-    """Constant in the denominator of AdamW, for numerical stability."""
+    """Decoupled weight decay, per step relative to the learning rate."""
+    moments: Literal["float32", "bfloat16", "float8"] | None = None
+    """Storage of the moments of adamw and lion: 4, 2 or 1 bytes per weight and moment, with stochastic
+    rounding; None for the dtype of model.param_dtype. Adafactor's means are few, and float32."""
+    b1: Decay | None = None
+    """Decay of the first moment of adamw, or share of it in a step of lion; None for 0.9."""
+    b2: Decay | None = None
+    """Decay of the second moment of adamw (None for 0.999), or of the moment of lion (None for 0.99)."""
+    eps: PositiveNumber | None = None
+    """Constant in the denominator of adamw, for numerical stability; None for 1e-8."""
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """Rounding of bfloat16 parameters after a step (model.param_dtype). nearest: most small steps are lost;
+    stochastic: up or down at random, so that the mean is the exact parameter and no step is lost."""
     freeze: tuple[str, ...] = ()
     """Regular expressions, searched in paths such as layers/q, of parameters that do not train; `q$` does not
     match q_norm."""
+
+    def __post_init__(self):
+        for key in ("moments", "b1", "b2", "eps"):
+            value = getattr(self, key)
+            if value is not None and key not in OPTIMIZER_DEFAULTS[self.name]:
+                readers = [name for name, defaults in OPTIMIZER_DEFAULTS.items() if key in defaults]
+                raise SdftError(
+                    f"optimizer.{key}={value} has no effect with optimizer.name={self.name}: remove it, or "
+                    f"set optimizer.name={' or '.join(readers)}."
+                )
+
+    def constant(self, key: str) -> float:
+        """Return b1, b2 or eps: the value that is set, or the optimizer's default."""
+        value = getattr(self, key)
+        return OPTIMIZER_DEFAULTS[self.name][key] if value is None else value
 
 
 @section("train")
@@ -297,8 +369,23 @@ class EvalConfig:
     """Source of rows of prior skills, which measure forgetting."""
     base: str | None = None
     """Reference model of the distances; None for model.path."""
-    task: Literal["exact", "contains", "choice", "tooluse", "mini", "storms"] = "exact"
-    """Scorer of an answer; sdft_jax/evaluation/tasks documents each one."""
+    task: Literal[
+        "exact",
+        "contains",
+        "normalised",
+        "choice",
+        "letter",
+        "tooluse",
+        "tooluse_official",
+        "tooluse_strict",
+        "toolcalls",
+        "rule",
+        "judge",
+        "mini",
+        "storms",
+    ] = "exact"
+    """Scorer of an answer; sdft_jax/evaluation/scorers documents each one. judge: the model of the section
+    judge, or normalised if judge.url is not set."""
     batch_size: Rows = 64
     """Number of prompts per batch."""
     limit: Positive | None = None
@@ -310,6 +397,84 @@ class EvalConfig:
     allow them."""
     teacher: bool = True
     """Also evaluate the model with the demonstration in context: the ceiling of self-distillation."""
+    samples: Count = 0
+    """Number of sampled answers to each row, for pass@k; read by `sdft evaluate` only."""
+    temperature: Temperature | None = None
+    """Temperature of the sampled answers; None for sampling.temperature."""
+    top_p: PositiveShare | None = None
+    """Top-p of the sampled answers; None for sampling.top_p."""
+
+
+@section("judge")
+class JudgeConfig:
+    """A model behind an OpenAI-compatible endpoint, which grades answers (eval.task=judge) and writes
+    questions (`sdft prepare knowledge`).
+    """
+
+    url: str | None = None
+    """Base URL of the endpoint, such as http://localhost:8000/v1; None for no endpoint."""
+    model: str | None = None
+    """Name of the model at the endpoint."""
+    key: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the endpoint's key; the key itself is never written. An
+    endpoint without keys needs no such variable."""
+    prompt: str = "facts-v1"
+    """Prompt of the grades: facts-v1 (correct, partially correct, incorrect), medical-v1 (correct,
+    incorrect), or a text (or `file:PATH`) with $question, $reference and $answer."""
+    temperature: Temperature | None = 0.0
+    """Sampling temperature of the model; None for the endpoint's default, if it refuses others."""
+    concurrency: Annotated[Positive, Field(le=1024)] = 8
+    """Number of requests at one time."""
+    retries: Annotated[Count, Field(le=100)] = 6
+    """Maximum number of repetitions of a request that gets no reply, after waits of 0.5 s, 1 s, 2 s, 4 s and
+    8 s, or as long as the endpoint asks for."""
+    timeout: PositiveNumber = 120.0
+    """Maximum time that a request waits for its reply, in seconds."""
+    cache: str | None = None
+    """File of all replies, from which the same request is answered again; None for judge.jsonl in the user's
+    cache."""
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key):  # it may be a key: do not print it
+            raise SdftError(
+                "judge.key is not the name of an environment variable: put the key into a variable, and give "
+                "the variable's name, such as OPENAI_API_KEY."
+            )
+        if self.url is not None:
+            _require_endpoint(self.url)
+            if not self.model:
+                raise SdftError("judge.url is set and judge.model is not: set judge.model to a model's name.")
+
+
+def _require_endpoint(url: str) -> None:
+    """Raise SdftError if `judge.url` is not a URL of http, or has a key, which is not quoted."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or "@" in url:
+        raise SdftError(
+            "judge.url is not a URL of http without a user name: give one such as http://localhost:8000/v1, "
+            "and put the key into the environment variable that judge.key names."
+        )
+
+
+@section("knowledge")
+class KnowledgeConfig:
+    """The questions that `sdft prepare knowledge` makes of articles."""
+
+    words: Annotated[Positive, Field(le=1 << 20)] = 1000
+    """Maximum length of a passage, in words. A longer article is split between its paragraphs, and each
+    passage gets questions of its own; data.max_teacher_prompt must hold a passage."""
+    direct: Annotated[Positive, Field(le=1000)] = 10
+    """Number of direct questions on a passage, each on one fact and in two wordings: to train, to test."""
+    ood: Annotated[Count, Field(le=1000)] = 4
+    """Number of out-of-distribution questions on a passage, which combine or apply facts; for tests only."""
+    direct_prompt: str = "direct-v1"
+    """Prompt of direct questions: direct-v1, or a text (or `file:PATH`) with $title, $passage and $count."""
+    ood_prompt: str = "ood-v1"
+    """Prompt of out-of-distribution questions: ood-v1, or a text (or `file:PATH`) as above."""
 
 
 @section("continual")
@@ -397,3 +562,6 @@ class ReportConfig:
     """Write TensorBoard event files to `output`/tensorboard."""
     wandb: str | None = None
     """Name of a W&B project; requires `pip install wandb`."""
+    trackio: str | None = None
+    """Name of a Trackio project, on this machine by default (`trackio show`); requires `pip install
+    trackio`."""

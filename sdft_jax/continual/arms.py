@@ -1,8 +1,10 @@
 """The training of an arm: its stages in order, with measurements of all tasks and prior skills after each.
 
 Each stage of an arm is a run of `training.train` in its own directory. Student and teacher start from the
-final weights of the previous stage. Finished work is read from disk, and an interrupted stage resumes like
-any run: the result is bit-identical to that of an uninterrupted run.
+final weights of the previous stage. With adapters these are the adapters: one adapter of the first base
+learns all stages, distances are from that base, and nothing is merged or rounded between stages. Finished
+work is read from disk, and an interrupted stage resumes like any run: the result is bit-identical to that of
+an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from sdft_jax.algorithm import make_model
 from sdft_jax.config import Config, Method, method_named, sharding_from
 from sdft_jax.continual.stages import (
     PRIOR,
@@ -33,17 +36,21 @@ from sdft_jax.continual.stages import (
 from sdft_jax.data.encoding import make_format
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet
-from sdft_jax.evaluation.scoring import Evaluation, evaluate, fault_note
+from sdft_jax.evaluation.grading import fault_note
+from sdft_jax.evaluation.scoring import Evaluation, evaluate
 from sdft_jax.files import read_json, write_text
-from sdft_jax.models import Model, load_model, model_directory, read_architecture, save_pretrained
+from sdft_jax.models import Model, model_directory, read_architecture, save_pretrained
+from sdft_jax.models.hf.adapter import save_adapter
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.training.checksums import MANIFEST, damage, seal_directory
-from sdft_jax.training.inputs import Inputs, refuse_trained, trained_prompts
+from sdft_jax.training.evaluations import load_reference
+from sdft_jax.training.inputs import Inputs, adapter_digest, hold_out
 from sdft_jax.training.loop import Watch, train
 from sdft_jax.training.out_of_memory import explained
 from sdft_jax.training.run_directory import RunDirectory
+from sdft_jax.training.start import load_start
 from sdft_jax.types import Params
 
 Measured = dict[str, dict[str, Any]]
@@ -98,21 +105,24 @@ def make_plan(config: Config, methods: Sequence[Method], reporter: Reporter) -> 
     format = make_format(first.tokenizer, config.data, first.eos_ids, vocab_size)
     suites = load_suites(config, format)
     plan = Plan(config, stages, inputs, suites, reporter)
-    _refuse_contamination(plan)
-    return plan
+    held_out = {
+        name: tuple(_hold_out(plan, name, stage, part) for stage, part in zip(stages, parts, strict=True))
+        for name, parts in inputs.items()
+    }
+    return dataclasses.replace(plan, inputs=held_out)
 
 
-def _refuse_contamination(plan: Plan) -> None:
-    """Raise SdftError if a stage trains on prompts of another stage's evaluation, a suite or the prior
-    suite.
+def _hold_out(plan: Plan, method: str, stage: Stage, inputs: Inputs) -> Inputs:
+    """Return a stage's inputs without the prompts of all evaluations.
+
+    Raises:
+        SdftError: the stage trains on prompts of another stage's evaluation, a suite or the prior suite.
     """
-    for method_name, stages in plan.inputs.items():
-        method = method_named(method_name)
-        for stage, inputs in zip(plan.stages, stages, strict=True):
-            trained = trained_prompts(method, stage.config.data, inputs)
-            for name, (config, rows) in plan.rows.items():
-                path = config.eval.validation if name.startswith(VALIDATION) else config.eval.path
-                refuse_trained(trained, config.eval, config.eval.prior if name == PRIOR else path, rows)
+    trained = arm_config(stage, Arm(method_named(method), 0.0, 0), False, stage.config.output)
+    for name, (config, rows) in plan.rows.items():
+        path = config.eval.validation if name.startswith(VALIDATION) else config.eval.path
+        inputs = hold_out(inputs, trained, config.eval, config.eval.prior if name == PRIOR else path, rows)
+    return inputs
 
 
 def measure_base(plan: Plan) -> dict[str, Measured]:
@@ -124,13 +134,9 @@ def measure_base(plan: Plan) -> dict[str, Measured]:
 
 
 def _measure_base(plan: Plan) -> dict[str, Measured]:
-    config, inputs = plan.config, plan.first_inputs
-    model, params = load_model(
-        inputs.directory,
-        dtype=config.model.param_dtype,
-        sharding=sharding_from(config),
-        compute_dtype=config.model.compute_dtype,
-    )
+    config, directory = plan.config, plan.first_inputs.directory
+    model = make_model(config, read_architecture(directory), sharding_from(config), directory)
+    params = load_start(config, model, directory)
     results = {"student": measure(plan, model, params)}
     if config.eval.teacher:
         results["teacher"] = measure(plan, model, params, teacher=True, base=params)
@@ -149,8 +155,8 @@ def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
         file = RunDirectory(plan.config.output).below(arm.name).local / MEASURED
         return _once(plan, file, lambda: [_oracle(plan)] * len(plan.stages), _is_oracle)
     stages = arm_stages(arm, plan.stages)
-    inputs = arm_inputs(arm, plan.inputs[arm.method.name])
-    start, results = plan.config.model.path, []
+    inputs = arm_inputs(arm, plan.stages, plan.inputs[arm.method.name])
+    start, results = None, []
     for number, (stage, stage_inputs) in enumerate(zip(stages, inputs, strict=True)):
         directory = stage_directory(plan.config, arm, number, stage)
         handoff = directory.local / "handoff" if number + 1 < len(stages) else None
@@ -167,7 +173,9 @@ def run_arm(plan: Plan, arm: Arm, sweep: bool) -> list[Measured]:
 
 def _run_stage(plan: Plan, stage: Stage, config: Config, inputs: Inputs, handoff: Path | None) -> Measured:
     """Train one stage and measure its final model, which is written to `handoff` in full precision."""
-    inputs = dataclasses.replace(inputs, directory=model_directory(config.model.path))
+    directory = model_directory(config.model.path)
+    digests = {**inputs.digests, **adapter_digest(config, read_architecture(directory), directory)}
+    inputs = dataclasses.replace(inputs, directory=directory, source=inputs.directory, digests=digests)
     watched = config.train.eval_every > 0
     if not watched and config.train.choose == "last":  # only the final model is measured, below
         inputs = dataclasses.replace(inputs, new=None, validation=None, prior=None)
@@ -176,7 +184,10 @@ def _run_stage(plan: Plan, stage: Stage, config: Config, inputs: Inputs, handoff
     if handoff:
         if plan.reporter.writes and handoff.exists():
             shutil.rmtree(handoff)
-        save_pretrained(run.model, run.params, None, handoff, dtype=config.model.param_dtype)
+        if config.lora.rank:
+            save_adapter(run.model, run.params, handoff, config.model.path, config.model.param_dtype)
+        else:
+            save_pretrained(run.model, run.params, None, handoff, config.model.param_dtype)
         if plan.reporter.writes:
             seal_directory(epath.Path(handoff))
     return measure(plan, run.model, run.params)
@@ -223,14 +234,13 @@ def measure(
         params: the parameters to measure.
         teacher: answer with the demonstration in context; omits prior skills, validation rows, and
             evaluations with eval.teacher=false.
-        base: the parameters of the base model; None to read them from disk.
+        base: the parameters of the base model; None to read them from disk, or to use the base of adapters.
     """
+    inputs = plan.first_inputs
+    speaker = inputs.speaker(model, params)
     if base is None and not teacher:
-        base = load_model(
-            plan.first_inputs.directory, dtype=plan.config.model.param_dtype, sharding=model.sharding
-        )[1]
-    speaker = plan.first_inputs.speaker(model, params)
-    widths = widths_of(encoded for _, rows in plan.rows.values() for encoded in rows.encoded)
+        base = load_reference(speaker, plan.config, inputs.directory, inputs.directory)
+    widths = widths_of(*(rows.encoded for _, rows in plan.rows.values()))
     count = functools.partial(answer_arrays, widths=widths, training=False, base=base is not None)
     directory = RunDirectory(plan.config.output)
     with explained("an evaluation", plan.config, model, count, directory=directory):

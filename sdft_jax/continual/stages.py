@@ -7,7 +7,9 @@ a seed; it trains one model on all stages in order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from sdft_jax.config import Config, Method, from_dict, merge, method_named, to_dict
 from sdft_jax.data.encoding import PromptFormat
+from sdft_jax.data.lazy_rows import joined
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import EvalSet, load_eval_set
 from sdft_jax.reporting.reporter import SILENT, Reporter
@@ -110,7 +113,7 @@ def _stage(config: Config, number: int, tree: dict[str, Any]) -> Stage:
     name = tree.pop("name", None)
     if not isinstance(name, str) or not name:
         raise SdftError(f"continual.stages: stage {number + 1} has no name: add name: SOMETHING.")
-    if own := {"output", "continual", "model"} & tree.keys():
+    if own := {"output", "continual", "model", "lora"} & tree.keys():
         raise SdftError(
             f"continual.stages: stage {name} sets {sorted(own)[0]}, which belongs to the whole run: remove "
             "it from the stage."
@@ -156,7 +159,7 @@ def arms_of(config: Config) -> tuple[Arm, ...]:
     return tuple(arm for arm in every if arm.method.trains or arm == Arm(arm.method, rates[0], seeds[0]))
 
 
-def arm_config(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> Config:
+def arm_config(stage: Stage, arm: Arm, sweep: bool, output: str, start: str | None = None) -> Config:
     """Return the configuration of a stage's run in an arm.
 
     Args:
@@ -164,14 +167,17 @@ def arm_config(stage: Stage, arm: Arm, sweep: bool, output: str, start: str) -> 
         arm: its method, learning rate and seed.
         sweep: True if the arm's learning rate replaces the stage's own.
         output: the directory of the run.
-        start: the directory of the model to start from.
+        start: the previous stage's directory of the model, or of the adapter, to start from; None to start
+            as the configuration does.
     """
+    part, key = ("lora", "adapter") if stage.config.lora.rank else ("model", "path")
     changes: dict[str, Any] = {
         "output": output,
-        "model": {"path": start},
         "train": {"method": arm.method.name, "seed": arm.seed},
         "eval": {"base": stage.config.model.path},
     }
+    if start is not None:
+        changes[part] = {key: start}
     if sweep:
         changes["optimizer"] = {"learning_rate": arm.learning_rate}
     return from_dict(merge(to_dict(stage.config), changes), f"stage {stage.name}")
@@ -182,9 +188,9 @@ def arm_stages(arm: Arm, stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return (_joint_stage(stages),) if arm.method.joint else tuple(stages)
 
 
-def arm_inputs(arm: Arm, inputs: Sequence[Inputs]) -> tuple[Inputs, ...]:
-    """Return the inputs of `arm_stages`."""
-    return (_joint_inputs(inputs),) if arm.method.joint else tuple(inputs)
+def arm_inputs(arm: Arm, stages: Sequence[Stage], inputs: Sequence[Inputs]) -> tuple[Inputs, ...]:
+    """Return the inputs of `arm_stages`, from those of all stages."""
+    return (_joint_inputs(stages, inputs),) if arm.method.joint else tuple(inputs)
 
 
 def _joint_stage(stages: Sequence[Stage]) -> Stage:
@@ -198,13 +204,14 @@ def _joint_stage(stages: Sequence[Stage]) -> Stage:
     return Stage("joint", dataclasses.replace(first.config, train=train), {})
 
 
-def _joint_inputs(inputs: Sequence[Inputs]) -> Inputs:
+def _joint_inputs(stages: Sequence[Stage], inputs: Sequence[Inputs]) -> Inputs:
     """Return inputs with the training rows of all stages, numbered consecutively."""
-    rows = tuple(row for stage_inputs in inputs for row in stage_inputs.train)
-    numbered = tuple(dataclasses.replace(row, row=number) for number, row in enumerate(rows))
+    rows = joined([stage_inputs.train for stage_inputs in inputs])
     every = " ".join(part.digests.get("the training rows", "") for part in inputs)
     digests = {**inputs[0].digests, "the training rows": every}
-    return dataclasses.replace(inputs[0], train=numbered, digests=digests)
+    dropped = functools.reduce(operator.add, (part.dropped for part in inputs))
+    sources = tuple(stage.config.data.path for stage in stages)
+    return dataclasses.replace(inputs[0], train=rows, dropped=dropped, sources=sources, digests=digests)
 
 
 def load_all_inputs(
@@ -215,7 +222,7 @@ def load_all_inputs(
     def load(stage: Stage, method: Method) -> Inputs:
         config = stage.config
         arm = Arm(method, 0.0, 0)
-        return load_inputs(arm_config(stage, arm, False, config.output, config.model.path), reporter)
+        return load_inputs(arm_config(stage, arm, False, config.output), reporter)
 
     unique = {method.name: method for method in methods}
     return {name: tuple(load(stage, method) for stage in stages) for name, method in unique.items()}

@@ -14,7 +14,16 @@ with epy.lazy_api_imports(globals()):
         make_format,
     )
     from sdft_jax.data.examples import Example
-    from sdft_jax.data.sources import load_examples, make_examples, make_text_examples, read_rows
+    from sdft_jax.data.indexed import Indexed
+    from sdft_jax.data.lazy_rows import LazyRows
+    from sdft_jax.data.sources import (
+        index_examples,
+        index_text_examples,
+        load_examples,
+        make_examples,
+        make_text_examples,
+        read_rows,
+    )
 
 __all__ = [
     "Buckets",
@@ -22,11 +31,15 @@ __all__ = [
     "Encoded",
     "Example",
     "HostSlice",
+    "Indexed",
+    "LazyRows",
     "PromptFormat",
     "encode",
     "encode_all",
     "encode_texts",
     "find_buckets",
+    "index_examples",
+    "index_text_examples",
     "load_examples",
     "make_batches",
     "make_examples",

@@ -8,6 +8,7 @@ single process.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ from jaxtyping import Int32
 
 from sdft_jax.config import Config
 from sdft_jax.config.settings import DataConfig
+from sdft_jax.data.draws import draw, draws
 from sdft_jax.data.encoding import LIMITS, Encoded
+from sdft_jax.data.lazy_rows import checked, longest
 from sdft_jax.errors import SdftError
 from sdft_jax.types import Sequences, TokenBatch
 
@@ -48,12 +51,13 @@ _ROWS = 1 << 50
 def find_buckets(encoded: Sequence[Encoded], config: DataConfig) -> Buckets:
     """Return the configured buckets or, if there are none, the length of the longest row as the only bucket.
 
-    That length is rounded up to a multiple of 8.
+    That length is rounded up to a multiple of 8. For a large source, whose longest row is not known, there
+    are two buckets: the length of the longest row that is known, and the limit.
 
     A part that is empty in every row has width 0.
 
     Raises:
-        SdftError: a row is longer than the largest bucket.
+        SdftError: a row is longer than the largest bucket; for a large source, the limit is.
     """
     return Buckets(
         _buckets(encoded, "prompt", "data.prompt_buckets", config.prompt_buckets),
@@ -74,10 +78,11 @@ def make_batches(
 
     A batch has `train.batch_size / host.count` rows.
 
-    Each consecutive len(encoded) rows are one shuffled pass over the data. A batch may span two passes, so no
-    row is dropped. If `data.sorted_batches` is above 1, the rows of that many batches are sorted by length
-    before they are split into batches, and these batches are shuffled. All hosts pad to the same width, the
-    bucket of the global batch.
+    Each consecutive len(encoded) rows are one shuffled pass over the data, for which one demonstration of
+    each row is drawn. A batch may span two passes, so no row is dropped. If `data.sorted_batches` is above 1,
+    the rows of that many batches are sorted by length before they are split into batches, and these batches
+    are shuffled. All hosts pad to the same width, the bucket of the global batch. A host reads only its own
+    rows if there is one bucket and no sorting.
 
     Args:
         encoded: the rows.
@@ -112,23 +117,37 @@ def _repeated_batches(
 ) -> grain.MapDataset[TokenBatch]:
     batch_size, seed, sorted_batches = config.train.batch_size, config.train.seed, config.data.sorted_batches
     buckets = find_buckets(encoded, config.data)
+    local_size = batch_size // host.count
+    own = slice(host.index * local_size, (host.index + 1) * local_size)
 
     def local_batch(rows: Sequence[Encoded]) -> TokenBatch:
-        local_size = batch_size // host.count
-        first = host.index * local_size
-        return _slice_batch(pad_batch(rows, buckets, pad_id), slice(first, first + local_size))
+        return _slice_batch(pad_batch(rows, buckets, pad_id), own)
+
+    def rows_at(drawn: Sequence[tuple[int, int]]) -> list[Encoded]:
+        return [draw(encoded[int(index)], epoch, seed) for index, epoch in drawn]
+
+    def batch_of(drawn: Sequence[tuple[int, int]]) -> TokenBatch:
+        if all(len(widths) == 1 for widths in dataclasses.astuple(buckets)):
+            return pad_batch(rows_at(drawn[own]), buckets, pad_id)
+        return local_batch(rows_at(drawn))
 
     # Repeat before batching, so that a dataset smaller than one batch still fills it. Not without end: grain
     # computes the number of batches in floating point, and for batches of 1 row it would exceed the integers.
-    shuffled = grain.MapDataset.source(encoded).seed(seed).shuffle().repeat(max(1, _ROWS // len(encoded)))
+    passes = max(1, _ROWS // len(encoded))
+    shuffled = grain.MapDataset.range(len(encoded)).seed(seed).shuffle().repeat(passes)
+    shuffled = shuffled.map_with_index(lambda place, index: (index, place // len(encoded)))
     if sorted_batches == 1:
-        return shuffled.batch(batch_size, batch_fn=local_batch)
-    windows = shuffled.batch(batch_size * sorted_batches, batch_fn=lambda rows: sorted(rows, key=_length))
+        return shuffled.batch(batch_size, batch_fn=batch_of)
+    windows = shuffled.batch(batch_size * sorted_batches, batch_fn=list)
+
+    @functools.lru_cache(maxsize=1)  # the rows of a window are tokenized once, not for each of its batches
+    def window_at(window: int) -> list[Encoded]:
+        return sorted(rows_at(windows[window]), key=_length)
 
     def batch_at(index: int) -> TokenBatch:
         window, position = divmod(index, sorted_batches)
         first = np.random.default_rng((seed, window)).permutation(sorted_batches)[position] * batch_size
-        return local_batch(windows[window][first : first + batch_size])
+        return local_batch(window_at(window)[first : first + batch_size])
 
     return grain.MapDataset.range(len(windows)).map(batch_at)
 
@@ -157,7 +176,11 @@ def _pad(
     rows: Sequence[Int32[np.ndarray, " T"]], buckets: tuple[int, ...], pad_id: int, left: bool
 ) -> Sequences:
     longest = max(map(len, rows))
-    width = next(bucket for bucket in buckets if bucket >= longest)
+    return pad_rows(rows, next(bucket for bucket in buckets if bucket >= longest), pad_id, left=left)
+
+
+def pad_rows(rows: Sequence[Sequence[int] | np.ndarray], width: int, pad_id: int, *, left: bool) -> Sequences:
+    """Return rows of tokens as NumPy arrays, padded to a width on the left or on the right."""
     tokens: Any = np.full((len(rows), width), pad_id, np.int32)
     mask: Any = np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
@@ -191,13 +214,15 @@ def padded_width(length: int) -> int:
 def _buckets(
     encoded: Sequence[Encoded], part: str, option: str, configured: tuple[int, ...]
 ) -> tuple[int, ...]:
-    longest = max(encoded, key=lambda e: len(getattr(e, part)))
-    length = len(getattr(longest, part))
+    every = (one for row in checked(encoded) for one in draws(row))
+    known = max(every, key=lambda e: len(getattr(e, part)))
+    length, limit = len(getattr(known, part)), getattr(longest(encoded), part)
     if not configured or not length:
-        return (padded_width(length),)
-    if length > max(configured):
+        return tuple(sorted({padded_width(length), padded_width(limit)}))
+    if limit > max(configured):
+        long = f"row {known.row} has {length} tokens" if limit == length else f"{LIMITS[part]} is {limit}"
         raise SdftError(
-            f"{option}={tuple(sorted(configured))}: row {longest.row} has {length} tokens, more than the "
-            f"largest bucket: add a bucket of {length} or more, or lower {LIMITS[part]}."
+            f"{option}={tuple(sorted(configured))}: {long}, more than the largest bucket: add a bucket of "
+            f"{limit} or more, or lower {LIMITS[part]}."
         )
     return tuple(sorted(configured))

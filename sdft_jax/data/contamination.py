@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sdft_jax.data.encoding import Encoded
+from sdft_jax.data.lazy_rows import checked
 from sdft_jax.errors import SdftError
 
 
@@ -13,7 +14,8 @@ def refuse_contamination(
 ) -> None:
     """Raise SdftError if an evaluation contains training prompts.
 
-    Prompts are compared by the tokens of the student's prompt.
+    Prompts are compared by the tokens of the student's prompt. Of a large source, the rows count that are
+    known before the first step.
 
     Args:
         trained: source -> its training rows.
@@ -24,7 +26,7 @@ def refuse_contamination(
         SdftError: the message has the number of contaminated rows, the first of them and their source.
     """
     for source, rows in trained.items():
-        training_prompts = {row.prompt.tobytes() for row in rows}
+        training_prompts = {row.prompt.tobytes() for row in checked(rows)}
         duplicates = [row.row for row in evaluated if row.prompt.tobytes() in training_prompts]
         if duplicates:
             numbers = ", ".join(map(str, duplicates[:8])) + (", ..." if len(duplicates) > 8 else "")

@@ -135,9 +135,9 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
 
 
 def _map_texts(change: Callable[[str], str], value: Any) -> Any:
-    """Return a value with `change` applied to each text in it, in nested lists and mappings as well."""
+    """Return a value with `change` applied to each text in it, in nested lists and mappings, also to keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _map_texts(change, item) for key, item in value.items()}
+        return {_map_texts(change, key): _map_texts(change, item) for key, item in value.items()}
     return [_map_texts(change, item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,17 +1,20 @@
 """Encoding of examples: chat prompts of the student and the teacher, and target completions, as tokens.
 
 The student's prompt is the row's prompt. The teacher's prompt is the same conversation with its last user
-turn wrapped by a template that adds the demonstration. Each has its own length limit. Nothing is truncated:
-the released code truncates the teacher's prompt to the student's limit, which removes the question itself.
+turn wrapped by a template that adds the demonstration. If tool calls and their results come after that turn,
+they stay as they are: every chat template renders such a conversation, and both roles see the same calls.
+Each prompt has its own length limit. Nothing is truncated: the released code truncates the teacher's prompt
+to the student's limit, which removes the question itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import string
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -19,9 +22,11 @@ from jaxtyping import Int32
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
+from sdft_jax.data.rendered import count_lost_thoughts, require_rendered, require_trace, require_turn
+from sdft_jax.data.thoughts import FIELDS, remove_thoughts
 from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import RenderError, read_text, render
+from sdft_jax.files import RenderError, read_template, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +48,13 @@ LIMITS = {
 text; its limit is that of a teacher's prompt."""
 
 
+class Shown(NamedTuple):
+    """The parts of an example that depend on its demonstration."""
+
+    teacher_prompt: Int32[np.ndarray, " Q"]
+    target: Int32[np.ndarray, " N"]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoded:
     """One example as tokens, neither padded nor truncated; a part that was not requested is empty."""
@@ -54,30 +66,67 @@ class Encoded:
     target: Int32[np.ndarray, " N"]
     """The completion to imitate: the demonstration through the first end-of-turn token, or a raw text."""
     row: int
-    """Index of the example in its source, from 0."""
+    """Index of the row in its source, from 0."""
+    turn: int | None = None
+    """Index of the demonstrated turn among the messages of a trace, from 0; None if the row is no trace."""
+    others: tuple[Shown, ...] = ()
+    """The parts with the example's further demonstrations."""
+    lost_thoughts: int = 0
+    """Number of earlier assistant turns whose thoughts the chat template drops."""
+
+
+class Lengths(NamedTuple):
+    """The lengths of the longest rows, in tokens; 0 for a part that is empty in every row."""
+
+    prompt: int
+    teacher_prompt: int
+    target: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """Rows over a limit, each listed under the first limit that it exceeds."""
+    """Rows that are not trained on, each listed under the first limit that it exceeds."""
 
     prompt: tuple[int, ...] = ()
     teacher_prompt: tuple[int, ...] = ()
     target: tuple[int, ...] = ()
     text: tuple[int, ...] = ()
+    evaluated: tuple[int, ...] = ()
+    """Rows whose prompts are those of an evaluation."""
+    demonstrations: int = 0
+    """The number of demonstrations over a limit, of rows that keep another one."""
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[int, str]], demonstrations: int = 0) -> Dropped:
+        """Return the rows by their reasons, from pairs of a row and the name of a field."""
+        parts: dict[str, list[int]] = {}
+        for row, part in sorted(rows):
+            parts.setdefault(part, []).append(row)
+        return cls(**{part: tuple(numbers) for part, numbers in parts.items()}, demonstrations=demonstrations)
+
+    def __add__(self, other: Dropped) -> Dropped:
+        """Return the rows of two sources, each with the numbers of its own source."""
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Dropped(*(one + another for one, another in both))
 
     @property
     def total(self) -> int:
-        """The number of dropped rows."""
-        return sum(len(getattr(self, part)) for part in LIMITS)
+        """The number of dropped rows, or turns of traces."""
+        return sum(len(getattr(self, part)) for part in (*LIMITS, "evaluated"))
 
     def __str__(self) -> str:
-        """Return the count and the first row numbers of each limit; empty if no row was dropped."""
+        """Return the count and the first row numbers of each reason; empty if nothing was dropped."""
+        names = {part: f"over {option}" for part, option in LIMITS.items()}
         reasons = []
-        for part, option in LIMITS.items():
+        for part, name in (names | {"evaluated": "with a prompt of an evaluation"}).items():
             if rows := getattr(self, part):
-                numbers = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-                reasons.append(f"{len(rows)} over {option} (rows {numbers})")
+                unique = list(dict.fromkeys(rows))  # several turns of a trace have the same row
+                numbers = ", ".join(map(str, unique[:8])) + (", ..." if len(unique) > 8 else "")
+                reasons.append(f"{len(rows)} {name} (rows {numbers})")
+        if self.demonstrations:
+            reasons.append(
+                f"{self.demonstrations} demonstrations over a limit, of rows that keep another one"
+            )
         return "; ".join(reasons)
 
 
@@ -96,6 +145,15 @@ class PromptFormat:
     """The control tokens of the tokenizer, and their treatment in the texts of rows."""
     vocab_size: int | None = None
     """The number of token ids that the model has; None if it is not known."""
+    teacher_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the chat template for the teacher's prompt, each in the place of that in
+    `template_kwargs`."""
+    thoughts: Literal["keep", "remove"] = "keep"
+    """The treatment of thoughts in the texts of rows."""
+
+    def arguments(self, teacher: bool) -> dict[str, Any]:
+        """Return the arguments of the chat template for the prompts of one role."""
+        return {**self.template_kwargs, **(self.teacher_template_kwargs if teacher else {})}
 
     @functools.cached_property
     def bound(self) -> TokenBound | None:
@@ -134,7 +192,7 @@ def make_format(
     eos_ids: Sequence[int],
     vocab_size: int | None = None,
 ) -> PromptFormat:
-    """Return the format that `data.template` and `data.template_kwargs` configure.
+    """Return the format that the templates and their arguments in the section `data` configure.
 
     Args:
         tokenizer: the model's tokenizer.
@@ -154,7 +212,14 @@ def make_format(
             "set data.control_tokens=refuse."
         )
     format = PromptFormat(
-        tokenizer, template, config.template_kwargs, tuple(eos_ids), control_tokens, vocab_size
+        tokenizer,
+        template,
+        config.template_kwargs,
+        tuple(eos_ids),
+        control_tokens,
+        vocab_size,
+        config.teacher_template_kwargs,
+        config.thoughts,
     )
     for name, token in (("pad_token", tokenizer.pad_token_id), *(("stop token", token) for token in eos_ids)):
         if vocab_size is not None and token is not None and not 0 <= token < vocab_size:
@@ -171,23 +236,9 @@ def load_template(setting: str) -> string.Template:
     Raises:
         SdftError: the file cannot be read, or a placeholder is missing, unknown or malformed.
     """
-    text, name = setting, "data.template"
-    if setting == "reference":
-        text = REFERENCE_TEMPLATE
-    elif setting.startswith("file:"):
-        name = setting.removeprefix("file:")
-        text = read_text(name, "give a text file in UTF-8 as data.template", limit=1 << 20)
-    template = string.Template(text)
-    if not template.is_valid():
-        raise SdftError(f"{name}: a $ does not start a placeholder: write $$ for a dollar sign.")
-    placeholders = set(template.get_identifiers())
-    if unknown := sorted(placeholders - {"question", "demonstration"}):
-        raise SdftError(f"{name}: unknown placeholder ${unknown[0]}: use only $question and $demonstration.")
-    if missing := sorted({"question", "demonstration"} - placeholders):
-        raise SdftError(
-            f"{name}: ${missing[0]} is missing: the teacher's template requires $question and $demonstration."
-        )
-    return template
+    return read_template(
+        setting, "data.template", {"reference": REFERENCE_TEMPLATE}, ("question", "demonstration")
+    )
 
 
 def student_messages(example: Example) -> list[Message]:
@@ -202,10 +253,22 @@ def teacher_messages(example: Example, template: string.Template) -> list[Messag
 
     Substitution is a single pass: a `$` in the question or the demonstration is copied literally.
     """
-    *earlier, last = student_messages(example)
+    messages = student_messages(example)
+    last = _question(messages)
+    if messages[last]["role"] != "user":
+        raise SdftError(
+            f"{example.location}: no user message is before this turn, and the teacher's demonstration is "
+            "added to the last one: add a user message, or remove the row."
+        )
     context = example.demonstration if example.context is None else example.context
-    content = template.substitute(question=last["content"], demonstration=context)
-    return [*earlier, {**last, "content": content}]
+    content = template.substitute(question=messages[last]["content"], demonstration=context)
+    return [*messages[:last], {**messages[last], "content": content}, *messages[last + 1 :]]
+
+
+def _question(messages: Sequence[Message]) -> int:
+    """Return the index of the last user message, after which may be tool calls and their results."""
+    users = [number for number, message in enumerate(messages) if message["role"] == "user"]
+    return users[-1] if users else len(messages) - 1
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int32[np.ndarray, " T"]:
@@ -215,11 +278,11 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Int32[np.ndarray,
     return np.asarray(ids, np.int32)
 
 
-class _TooLong(Exception):
-    """A part of an example exceeds its limit."""
+class DroppedRow(Exception):
+    """A row is not trained on: a part of it exceeds its limit."""
 
-    def __init__(self, part: str, tokens: int, exact: bool = True):
-        self.part, self.tokens, self.exact = part, tokens, exact
+    def __init__(self, row: int, part: str, tokens: int, exact: bool = True):
+        self.row, self.part, self.tokens, self.exact = row, part, tokens, exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +296,7 @@ class _Encoder:
     """Part -> maximum number of tokens; a part that is missing has no limit."""
 
     def require_short(self, text: Any, part: str, trimmed: bool = True) -> None:
-        """Raise _TooLong if a text is so long that its part exceeds the limit with any tokens.
+        """Raise DroppedRow if a text is so long that its part exceeds the limit with any tokens.
 
         Args:
             text: the text of the row, or the rendered one.
@@ -244,12 +307,12 @@ class _Encoder:
         if limit is not None and isinstance(text, str) and len(text) > LONG:
             bound = self.format.bound
         if limit is not None and bound and (tokens := bound.at_least(text, limit, trimmed)) > limit:
-            raise _TooLong(part, tokens, exact=False)
+            raise DroppedRow(self.example.row, part, tokens, exact=False)
 
     def within(self, ids: Int32[np.ndarray, " T"], part: str) -> Int32[np.ndarray, " T"]:
-        """Return the tokens of a part. Raises _TooLong if they exceed the limit."""
+        """Return the tokens of a part. Raises DroppedRow if they exceed the limit."""
         if len(ids) > self.limits.get(part, len(ids)):
-            raise _TooLong(part, len(ids))
+            raise DroppedRow(self.example.row, part, len(ids))
         return ids
 
     def tokens(self, text: str, part: str) -> Int32[np.ndarray, " T"]:
@@ -259,20 +322,80 @@ class _Encoder:
 
     def prompt(self, messages: Sequence[Message], part: str) -> tuple[str, Int32[np.ndarray, " T"]]:
         """Return the text of a prompt and its tokens."""
-        last = messages[-1]["content"]
-        self.require_short(last, part)
-        text = self.render(messages)
-        _require(last, text, self.example, _NAMES[part])
+        question = messages[_question(messages)]["content"]
+        self.require_short(question, part)
+        text = self.render(messages, teacher=part == "teacher_prompt")
+        require_rendered(question, text, self.example.location, _NAMES[part])
         return text, self.tokens(text, part)
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool = True) -> str:
-        """Return the text of the chat template. Raises SdftError if the template rejects the conversation."""
+    def turn(self, prompt: str, teacher: bool = False) -> str | None:
+        """Return the demonstration as the chat template renders it after `prompt`, with the end of the turn.
+
+        None if the rendering does not extend the prompt. If `teacher`, the chat template has the arguments of
+        the teacher's prompt.
+        """
+        reply = self.example.demonstration
+        reply = {"role": "assistant", "content": reply} if isinstance(reply, str) else reply
+        messages = [*student_messages(self.example), reply]
+        conversation = self.render(messages, generation_prompt=False, teacher=teacher)
+        if not conversation.startswith(prompt):
+            return None
+        place = self.example.location
+        require_rendered(reply["content"], conversation, place, "demonstration")
+        require_turn(reply, conversation[len(prompt) :], place)
+        return conversation[len(prompt) :]
+
+    def plain_text(self) -> str:
+        """Return the demonstration's text, which the chat template does not render as a completion.
+
+        Raises:
+            SdftError: the demonstration also has tool calls or thoughts.
+        """
+        reply = self.example.demonstration
+        if isinstance(reply, str):
+            return reply
+        if any(reply.get(key) for key in ("tool_calls", *FIELDS)):
+            remedy = "set data.thoughts=remove, or " if any(reply.get(key) for key in FIELDS) else ""
+            raise SdftError(
+                f"{self.example.location}: the chat template does not render this turn as a completion of "
+                f"its prompt with an end-of-turn token: {remedy}change data.template_kwargs, the row or the "
+                "chat template."
+            )
+        return reply["content"]
+
+    def shown(self, turn: str | None) -> str:
+        """Return the text of a trace's turn for the teacher's prompt.
+
+        It is that of `turn` without control tokens, which would end the teacher's question, and without the
+        empty thoughts of some templates.
+        """
+        control, stops = self.format.control_tokens, self.format.eos_ids
+        if turn is None:
+            return self.plain_text()
+        ends = [
+            turn.find(token) for token, number in control.ids.items() if number in stops and token in turn
+        ]
+        text = control.pattern.sub("", turn[: min(ends, default=len(turn))])
+        return re.sub(r"^\s*(<think>)?\s*</think>", "", text).strip()
+
+    def render(
+        self, messages: Sequence[Message], *, generation_prompt: bool = True, teacher: bool = False
+    ) -> str:
+        """Return the text of the chat template, with the arguments of one role.
+
+        Raises:
+            SdftError: the template rejects the conversation.
+        """
+        tools = {"tools": list(self.example.tools)} if self.example.tools else {}
+        options = {**self.format.arguments(teacher), **tools}
+        own = teacher and self.format.teacher_template_kwargs
+        option = "data.teacher_template_kwargs" if own else "data.template_kwargs"
         try:
-            return render(self.format.tokenizer, messages, self.format.template_kwargs, generation_prompt)
+            return render(self.format.tokenizer, messages, options, generation_prompt)
         except RenderError as error:
             raise SdftError(
                 f"{self.example.location}: the model's chat template rejects this conversation ({error}): "
-                "change its roles or data.template_kwargs, or use another chat template."
+                f"change its roles or {option}, or use another chat template."
             ) from None
 
 
@@ -286,37 +409,70 @@ def encode(example: Example, format: PromptFormat, *, teacher: bool = True, targ
         SdftError: the chat template rejects the conversation, or a text of the row contains a control token,
             and these are refused; the message names the row.
     """
-    return _encode(example, format, {}, teacher, target)
+    return _encode_with_others(example, lambda one: _encode(one, format, {}, teacher, target), every=True)
+
+
+def turn_text(example: Example, format: PromptFormat) -> str:
+    """Return the text of the turn of a trace, as the chat template renders it, without control tokens.
+
+    Raises:
+        SdftError: the chat template drops or changes a part of it.
+    """
+    encoder = _Encoder(_admit(example, format, True), format, {})
+    turn = encoder.turn(encoder.render(student_messages(encoder.example)))
+    return _shown(encoder, turn)
+
+
+def _shown(encoder: _Encoder, turn: str | None) -> str:
+    """Return a turn as the student's template renders it, or else as the teacher's does: a turn may have
+    thoughts that the template drops for a student without them.
+    """
+    if turn is None and encoder.format.teacher_template_kwargs:
+        messages = student_messages(encoder.example)
+        turn = encoder.turn(encoder.render(messages, teacher=True), teacher=True)
+    return encoder.shown(turn)
 
 
 def _encode(
     example: Example, format: PromptFormat, limits: Mapping[str, int], teacher: bool, target: bool
 ) -> Encoded:
-    """Return the tokens of one example. Raises _TooLong for its first part that exceeds a limit."""
+    """Return the tokens of one example. Raises DroppedRow for its first part that exceeds a limit."""
     encoder, empty = (
         _Encoder(_admit(example, format, teacher or target), format, limits),
         np.zeros(0, np.int32),
     )
-    text, prompt = encoder.prompt(student_messages(encoder.example), "prompt")
-    teacher_prompt = empty
+    example = encoder.example
+    text, prompt = encoder.prompt(student_messages(example), "prompt")
+    if example.turn is not None:
+        require_trace(example, text)
+    turn = functools.cache(functools.partial(encoder.turn, text))
+    teacher_prompt, completion = empty, empty
     if teacher:
-        _, teacher_prompt = encoder.prompt(
-            teacher_messages(encoder.example, format.template), "teacher_prompt"
-        )
-    completion = encoder.within(_completion(encoder, text), "target") if target else empty
-    return Encoded(prompt, teacher_prompt, completion, example.row)
+        if not isinstance(example.demonstration, str) and example.context is None:
+            example = dataclasses.replace(example, context=_shown(encoder, turn()))
+        _, teacher_prompt = encoder.prompt(teacher_messages(example, format.template), "teacher_prompt")
+    if target:
+        reply = example.demonstration
+        encoder.require_short(reply if isinstance(reply, str) else reply["content"], "target")
+        completion = encoder.within(_completion(encoder, text, turn()), "target")
+    lost = count_lost_thoughts(student_messages(example), text)
+    return Encoded(prompt, teacher_prompt, completion, example.row, turn=example.turn, lost_thoughts=lost)
 
 
 def _admit(example: Example, format: PromptFormat, demonstration: bool) -> Example:
-    """Return the example with marks for control tokens, which would end or begin a turn.
+    """Return the example with marks for control tokens, which would end or begin a turn; without its thoughts
+    if these are removed.
 
     Raises:
-        SdftError: it contains one, and control tokens are refused.
+        SdftError: it contains a control token, and these are refused; or it has nothing but thoughts.
     """
+    if format.thoughts == "remove":
+        example = remove_thoughts(example, demonstration)
     admit, place = format.control_tokens.admit, example.location
     turns = enumerate(student_messages(example))
     changes: dict[str, Any] = {
-        "prompt": tuple(admit(turn, f"{place}: the message {number}") for number, turn in turns)
+        "prompt": tuple(admit(turn, f"{place}: the message {number}") for number, turn in turns),
+        "tools": tuple(admit(example.tools, f"{place}: a tool")),
     }
     if demonstration:
         changes["demonstration"] = admit(example.demonstration, f"{place}: the demonstration")
@@ -324,40 +480,52 @@ def _admit(example: Example, format: PromptFormat, demonstration: bool) -> Examp
     return dataclasses.replace(example, **changes)
 
 
-def _require(text: Any, rendered: str, example: Example, name: str) -> None:
-    """Raise SdftError if the chat template changes a text by more than its whitespace.
+@dataclasses.dataclass(frozen=True)
+class RowEncoder:
+    """The encoding of examples within the limits of their parts."""
 
-    Templates trim texts, and Qwen3's puts line breaks around the thoughts of an answer.
-    """
-    if isinstance(text, str) and "".join(text.split()) not in "".join(rendered.split()):
-        raise SdftError(
-            f"{example.location}: the chat template does not render the {name} as it is, but drops or "
-            "changes a part of it: change the row, data.template_kwargs or the chat template."
-        )
+    encode: Callable[[Example], Encoded]
+    """Returns the tokens of an example. Raises DroppedRow for its first part that exceeds its limit."""
+    limits: Mapping[str, int]
+    """Part -> maximum number of tokens."""
+    longest: Lengths
+    """The lengths of the longest rows that are within the limits."""
+    overlong: str
+    """The treatment of rows over a limit: `drop` or `error`."""
+
+    def __call__(self, example: Example) -> Encoded:
+        """Return the tokens of an example.
+
+        Raises:
+            DroppedRow: a part is over its limit, and such rows are dropped.
+            SdftError: the example cannot be encoded, or a part is over its limit.
+        """
+        try:
+            return self.encode(example)
+        except DroppedRow as over:
+            if self.overlong == "drop":
+                raise
+            option, part = LIMITS[over.part], over.part.replace("_", " ")
+            tokens = f"{'' if over.exact else 'at least '}{over.tokens}"
+            raise SdftError(
+                f"{example.location}: the {part} has {tokens} tokens, more than "
+                f"{option}={self.limits[over.part]}: raise {option} to {over.tokens} or more, or set "
+                "data.overlong=drop."
+            ) from None
 
 
-def encode_all(
-    examples: Sequence[Example],
-    format: PromptFormat,
-    config: DataConfig,
-    *,
-    max_target: int | None = None,
-    teacher: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Encoded], Dropped]:
-    """Return the tokens of the examples within the limits, and the rows over a limit.
+def prompt_encoder(
+    format: PromptFormat, config: DataConfig, *, max_target: int | None = None, teacher: bool = True
+) -> RowEncoder:
+    """Return the encoder of prompts.
 
     Args:
-        examples: the rows.
         format: tokenizer and template.
         config: the limits of prompts, and the treatment of rows over a limit.
         max_target: the maximum length of a target, in tokens; None not to encode targets.
         teacher: False not to encode the teacher's prompts.
-        progress: called as `progress(done, total)` after each row.
-
-    Raises:
-        SdftError: a row cannot be encoded or, with data.overlong=error, is over a limit; or no row is left.
     """
+    lengths = Lengths(config.max_prompt, config.max_teacher_prompt if teacher else 0, max_target or 0)
     limits = {
         "prompt": config.max_prompt,
         "teacher_prompt": config.max_teacher_prompt,
@@ -365,21 +533,17 @@ def encode_all(
     }
 
     def encode_row(example: Example) -> Encoded:
+        return _encode_with_others(example, encode_one, every=config.overlong == "error")
+
+    def encode_one(example: Example) -> Encoded:
         return _encode(example, format, limits, teacher, max_target is not None)
 
-    return _within_limits(examples, encode_row, limits, config, progress)
+    return RowEncoder(encode_row, limits, lengths, config.overlong)
 
 
-def encode_texts(
-    examples: Sequence[Example],
-    format: PromptFormat,
-    config: DataConfig,
-    *,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Encoded], Dropped]:
-    """Return raw texts as targets after a prompt of one token: BOS, or EOS if the tokenizer has no BOS.
-
-    Limits, `progress` and errors are the same as in `encode_all`.
+def text_encoder(format: PromptFormat, config: DataConfig) -> RowEncoder:
+    """Return the encoder of raw texts as targets after a prompt of one token: BOS, or EOS if the tokenizer
+    has no BOS.
     """
     tokenizer = format.tokenizer
     first_token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
@@ -392,35 +556,79 @@ def encode_texts(
         tokens = _Encoder(example, format, limits).tokens(text, "text")
         return Encoded(prompt, empty, tokens, example.row)
 
-    return _within_limits(examples, encode_row, limits, config, progress)
+    return RowEncoder(encode_row, limits, Lengths(1, 0, config.max_teacher_prompt), config.overlong)
 
 
-def _within_limits(
+def _encode_with_others(example: Example, encode_one: Callable[[Example], Encoded], every: bool) -> Encoded:
+    """Return an example with those of its demonstrations that are within the limits.
+
+    Raises:
+        DroppedRow: none of them is or, if `every`, one is not.
+    """
+    fitting, excess = [], None
+    for demonstration in (example.demonstration, *example.others):
+        try:
+            fitting.append(encode_one(dataclasses.replace(example, demonstration=demonstration, others=())))
+        except DroppedRow as error:
+            excess = excess or error
+    if excess and (every or not fitting):
+        raise excess
+    others = tuple(Shown(other.teacher_prompt, other.target) for other in fitting[1:])
+    return dataclasses.replace(fitting[0], others=others)
+
+
+def encode_all(
     examples: Sequence[Example],
-    encode_row: Callable[[Example], Encoded],
-    limits: Mapping[str, int],
+    format: PromptFormat,
     config: DataConfig,
-    progress: Callable[[int, int], None] | None,
+    *,
+    max_target: int | None = None,
+    teacher: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Encoded], Dropped]:
-    """Split examples into those within all limits and the rest, for which `encode_row` raises _TooLong."""
+    """Return `encode_rows` with `prompt_encoder`."""
+    encoder = prompt_encoder(format, config, max_target=max_target, teacher=teacher)
+    return encode_rows(examples, encoder, progress)
+
+
+def encode_texts(
+    examples: Sequence[Example],
+    format: PromptFormat,
+    config: DataConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Encoded], Dropped]:
+    """Return `encode_rows` with `text_encoder`."""
+    return encode_rows(examples, text_encoder(format, config), progress)
+
+
+def encode_rows(
+    examples: Sequence[Example],
+    encoder: RowEncoder,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Encoded], Dropped]:
+    """Return the tokens of the examples within the limits, and the rows over a limit.
+
+    Args:
+        examples: the rows.
+        encoder: encodes a row.
+        progress: called as `progress(done, total)` after each row.
+
+    Raises:
+        SdftError: a row cannot be encoded or, with data.overlong=error, is over a limit; or no row is left.
+    """
     accepted: list[Encoded] = []
-    dropped: dict[str, list[int]] = {part: [] for part in LIMITS}
+    dropped: list[tuple[int, str]] = []
+    demonstrations = 0
     for done, example in enumerate(examples, 1):
         try:
-            accepted.append(encode_row(example))
-        except _TooLong as over:
-            if config.overlong == "error":
-                option, part = LIMITS[over.part], over.part.replace("_", " ")
-                tokens = f"{'' if over.exact else 'at least '}{over.tokens}"
-                raise SdftError(
-                    f"{example.location}: the {part} has {tokens} tokens, more than "
-                    f"{option}={limits[over.part]}: raise {option} to {over.tokens} or more, or set "
-                    "data.overlong=drop."
-                ) from None
-            dropped[over.part].append(example.row)
+            accepted.append(encoder(example))
+            demonstrations += len(example.others) - len(accepted[-1].others)
+        except DroppedRow as over:
+            dropped.append((example.row, over.part))
         if progress is not None:
             progress(done, len(examples))
-    result = Dropped(**{part: tuple(rows) for part, rows in dropped.items()})
+    result = Dropped.of(dropped, demonstrations)
     if not accepted:
         raise SdftError(
             f"{examples[0].source if examples else 'data'}: no row is left "
@@ -429,26 +637,22 @@ def _within_limits(
     return accepted, result
 
 
-def _completion(encoder: _Encoder, prompt: str) -> Int32[np.ndarray, " N"]:
+def _completion(encoder: _Encoder, prompt: str, turn: str | None) -> Int32[np.ndarray, " N"]:
     """Return the demonstration as the chat template renders it after `prompt`, through its first stop token.
 
     If the rendering does not extend the prompt or has no stop token, return the demonstration's text and EOS.
     """
     example, format = encoder.example, encoder.format
-    encoder.require_short(example.demonstration, "target")
-    messages = [*student_messages(example), {"role": "assistant", "content": example.demonstration}]
-    conversation = encoder.render(messages, generation_prompt=False)
-    if conversation.startswith(prompt):
-        _require(example.demonstration, conversation, example, "demonstration")
+    if turn is not None:
         # Tokenized separately: a sampled completion never merges with the prompt's last token.
-        rendered = format.tokenize(conversation[len(prompt) :], example.location)
+        rendered = format.tokenize(turn, example.location)
         stops = np.flatnonzero(np.isin(rendered, format.eos_ids))
         if stops.size:
             return rendered[: stops[0] + 1]
-    if prompt.rstrip().endswith("<think>") and example.demonstration.lstrip().startswith("<think>"):
+    text = encoder.plain_text()
+    if prompt.rstrip().endswith("<think>") and text.lstrip().startswith("<think>"):
         raise SdftError(
             f"{example.location}: the chat template begins an answer with <think>, and so does the "
-            "demonstration: remove <think> from its start."
+            "demonstration: set data.thoughts=remove, or remove <think> from its start."
         )
-    plain = format.tokenize(example.demonstration, example.location)
-    return np.append(plain, np.int32(format.eos_ids[0]))
+    return np.append(format.tokenize(text, example.location), np.int32(format.eos_ids[0]))

@@ -1,4 +1,4 @@
-"""`Example`, one row of a data source."""
+"""`Example`, one row of a data source, or one assistant turn of a row that is a trace."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ Message = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One row of a source: the prompt, the demonstration and the reference answer."""
+    """A prompt, its demonstration and the reference answer, from one row of a source."""
 
     prompt: tuple[Message, ...] | str
-    """Chat messages that end with a user message, or the text of a single user turn."""
-    demonstration: str
-    """The demonstration's text; for method cpt the raw text; empty if it is not needed."""
+    """Chat messages that end with a user message or a tool's result, or the text of a single user turn."""
+    demonstration: str | Message
+    """The demonstration's text, or the assistant turn of a trace; for method cpt the raw text; empty if it is
+    not needed."""
     answer: Any
     """The reference answer for scoring, unchanged from the row; None if the row has none."""
     row: int
@@ -28,13 +29,26 @@ class Example:
     """The text in the teacher's prompt; None for the demonstration."""
     skill: str | None = None
     """Name of the skill that the row tests, from its field `skill`; None if the row has none."""
+    others: tuple[str, ...] = ()
+    """The row's further demonstrations: one of all is drawn in each epoch."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """The JSON schemas of the tools that the chat template describes in the prompt."""
+    turn: int | None = None
+    """Index of the demonstrated turn among the messages of a trace, from 0; None if the row is no trace."""
+
+    @property
+    def id(self) -> tuple[int, int | None]:
+        """The row and the turn, which no other example of the source has."""
+        return self.row, self.turn
 
     @property
     def location(self) -> str:
-        """The source and the row, for error messages."""
-        return location(self.source, self.row)
+        """The source, the row and the turn of a trace, for error messages."""
+        place = location(self.source, self.row)
+        return place if self.turn is None else f"{place}, message {self.turn}"
 
 
 def location(source: str, row: int) -> str:
     """Return the source and the row for error messages: the line (from 1) in JSONL, else the row (from 0)."""
-    return f"{source}, line {row + 1}" if source.endswith((".jsonl", ".json")) else f"{source}, row {row}"
+    plain = source.removesuffix(".gz").removesuffix(".zst")
+    return f"{source}, line {row + 1}" if plain.endswith((".jsonl", ".json")) else f"{source}, row {row}"

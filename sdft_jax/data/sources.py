@@ -1,12 +1,14 @@
 """Readers of data sources: JSONL and Parquet files, Hugging Face datasets, TFDS and built-in tasks.
 
-Every error message names the source, the row (in JSONL its line), the field and the remedy.
+A row is read when it is accessed; the README beside this file has the formats and their costs. Every error
+message names the source, the row (in JSONL its line), the field and the remedy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -16,22 +18,31 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message, location
+from sdft_jax.data.indexed import Indexed
+from sdft_jax.data.messages import as_records, kind_of, read_messages, read_text
+from sdft_jax.data.traces import demonstrated_turns, read_tools, read_trace
 from sdft_jax.errors import SdftError, reason
-from sdft_jax.files import parse_json, read_bytes, regular_size
+from sdft_jax.files import Lines, local_copy, parse_json, regular_size
 
 Row = Mapping[str, Any]
+_IMAGES = ("image", "images")
+"""The fields in which multimodal datasets store images."""
 
 EMBEDDED = {"mini": "sdft_jax.mini"}
 """Prefix of `data.path` -> the package whose `read_rows(name, split)` returns the rows."""
 
 
 def read_rows(path: str, split: str = "train") -> Sequence[Row]:
-    """Return the rows of `path` with random access; those of a large dataset are read on access.
+    """Return the rows of `path` with random access; a row is read on access.
 
-    `path` is a JSONL or Parquet file, a Hugging Face dataset directory or Hub name, `tfds:NAME` or a prepared
-    TFDS directory, or `mini` or `mini:SKILL`. All except files may end in `:SPLIT`, which overrides `split`.
+    `path` is a JSONL file (plain, .gz or .zst), a Parquet file, a Hugging Face dataset directory or Hub name,
+    a directory of Parquet or JSONL files, `tfds:NAME` or a prepared TFDS directory, or `mini` or
+    `mini:SKILL`. Files and directories may be in a bucket. All except files may end in `:SPLIT`, which
+    overrides `split`.
 
     Raises:
         SdftError: the source cannot be read, or has no rows.
@@ -41,17 +52,14 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
         rows: Sequence[Row] = importlib.import_module(EMBEDDED[scheme]).read_rows(name, split)
     elif scheme == "tfds":
         rows = _read_tfds(path, name, split)
-    elif os.path.exists(path) and not os.path.isdir(path):
-        rows = _read_file(path)
+    elif os.path.exists(path):
+        rows = _read_local(path, path, split)
     elif "://" in path:
-        raise SdftError(
-            f"{path} is a URL, and rows are read from a local disk or the Hugging Face Hub: copy the file "
-            "to the local disk, and give its path."
-        )
-    elif not os.path.exists(path) and ":" in path:
+        rows = _read_remote(path, split)
+    elif ":" in path:
         return read_rows(*path.rsplit(":", 1))
     else:
-        rows = _read_directory(path, split) if Path(path).is_dir() else _read_hub(path, split)
+        rows = _read_hub(path, split)
     if len(rows) == 0:
         raise SdftError(f"{path}: there are no rows: give a file or split with at least one.")
     return rows
@@ -79,7 +87,22 @@ def make_examples(
     context: bool = False,
     answer: bool = False,
 ) -> list[Example]:
-    """Return the first `config.limit` rows, read from the fields that `config` names.
+    """Return `index_examples` as a list: every row is read and validated now."""
+    return list(
+        index_examples(rows, config, source, demonstration=demonstration, context=context, answer=answer)
+    )
+
+
+def index_examples(
+    rows: Sequence[Row],
+    config: DataConfig,
+    source: str,
+    *,
+    demonstration: bool = True,
+    context: bool = False,
+    answer: bool = False,
+) -> Sequence[Example]:
+    """Return the first `config.limit` rows, each read on access from the fields that `config` names.
 
     Args:
         rows: the rows of a source.
@@ -91,30 +114,42 @@ def make_examples(
         answer: True to require the answer; an answer is read from each row that has one.
 
     Raises:
-        SdftError: a field is missing, empty or of the wrong type.
+        SdftError: on access, if a field is missing, empty or of the wrong type.
     """
     required = _RequiredFields(
         demonstration=demonstration or (context and config.context is None),
         context=config.context if context else None,
         answer=answer,
     )
-    rows = _only(rows, _names(config, required))
-    return [
-        _example(_row(rows, index, source), index, source, config, required) for index in _first(rows, config)
-    ]
+    chosen = _only(rows, _names(config, required))
+
+    if config.messages is not None:
+        return _index_turns(chosen, config, source, required)
+
+    def example(index: int) -> Example:
+        return _example(_row(chosen, index, source), index, source, config, required)
+
+    return Indexed(_count(rows, config), example)
 
 
 def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
+    """Return `index_text_examples` as a list: every row is read and validated now."""
+    return list(index_text_examples(rows, config, source))
+
+
+def index_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> Sequence[Example]:
     """Return the first `config.limit` rows without a prompt, with field `config.text` as the text to imitate.
 
     Raises:
-        SdftError: a text is missing, empty or of the wrong type.
+        SdftError: on access, if a text is missing, empty or of the wrong type.
     """
-    rows = _only(rows, {config.text})
-    return [
-        Example((), _named_text(_row(rows, row, source), "text", config.text, place), None, row, source)
-        for row, place in ((row, location(source, row)) for row in _first(rows, config))
-    ]
+    chosen = _only(rows, {config.text, *_IMAGES})
+
+    def example(index: int) -> Example:
+        text = _named_text(_row(chosen, index, source), "text", config.text, location(source, index))
+        return Example((), text, None, index, source)
+
+    return Indexed(_count(rows, config), example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,42 +164,115 @@ class _RequiredFields:
 
 def _names(config: DataConfig, required: _RequiredFields) -> set[str | None]:
     """Return the names of the fields that `_example` reads."""
-    demonstration = config.demonstration if required.demonstration else None
-    return {config.prompt, config.system, config.answer, "skill", demonstration, required.context}
+    demonstrations = {config.demonstration, config.demonstrations} if required.demonstration else set()
+    trace = {config.messages, config.tools} if config.messages else set()
+    texts = {config.prompt, config.system, config.answer, "skill", required.context}
+    return demonstrations | trace | texts | set(_IMAGES)
 
 
 def _row(rows: Sequence[Row], index: int, source: str) -> Row:
-    """Return a row. Raises SdftError if it cannot be decoded."""
-    return _attempt(location(source, index), lambda: rows[index], "repair or remove the row")
+    """Return a row. Raises SdftError if it cannot be decoded, or contains an image."""
+    place = location(source, index)
+    row = _attempt(place, lambda: rows[index], "repair or remove the row")
+    for name in _IMAGES:
+        if row.get(name):
+            raise SdftError(
+                f"{place}: field {name!r} contains an image, and models are trained on text only: remove the "
+                "field, or the row."
+            )
+    return row
 
 
-def _first(rows: Sequence[Row], config: DataConfig) -> range:
-    return range(min(len(rows), config.limit or len(rows)))
+def _count(rows: Sequence[Row], config: DataConfig) -> int:
+    return min(len(rows), config.limit or len(rows))
+
+
+def _index_turns(
+    rows: Sequence[Row], config: DataConfig, source: str, required: _RequiredFields
+) -> Sequence[Example]:
+    """Return the examples of rows that may be traces; all rows are read once, to count their turns."""
+
+    @functools.lru_cache(maxsize=2)  # the turns of a row are mostly read in order
+    def examples(index: int) -> list[Example]:
+        row = _row(rows, index, source)
+        if row.get(str(config.messages)) is None and row.get(config.prompt) is not None:
+            return [_example(row, index, source, config, required)]
+        return _turns(row, index, source, config, required)
+
+    counts = np.fromiter((len(examples(index)) for index in range(_count(rows, config))), np.int64)
+    ends = np.cumsum(counts)
+
+    def example(place: int) -> Example:
+        index = int(np.searchsorted(ends, place, side="right"))
+        return examples(index)[place - int(ends[index])]
+
+    return Indexed(int(ends[-1]), example)
 
 
 def _example(row: Row, index: int, source: str, config: DataConfig, required: _RequiredFields) -> Example:
     place = location(source, index)
     prompt = _messages(_field(row, "prompt", config.prompt, place), config.prompt, place)
-    if row.get(config.system):
-        system = _text(row[config.system], config.system, place)
-        if prompt[0]["role"] == "system":
-            raise SdftError(
-                f"{place}: fields {config.system!r} and {config.prompt!r} both contain a system prompt: "
-                "remove one of them."
-            )
-        prompt = ({"role": "system", "content": system}, *prompt)
-    demonstration, context = "", None
-    if required.demonstration:
-        demonstration = _named_text(row, "demonstration", config.demonstration, place)
-    if required.context is not None:
-        context = _named_text(row, "context", required.context, place)
+    prompt = (*_system(row, prompt, config, config.prompt, place), *prompt)
+    first, *others = _demonstrations(row, config, place) if required.demonstration else ("",)
+    context = None if required.context is None else _named_text(row, "context", required.context, place)
     answer = _number(row.get(config.answer))
     if required.answer:
         _field({**row, config.answer: answer}, "answer", config.answer, place)
+    return Example(prompt, first, answer, index, source, context, _skill(row), tuple(others))
+
+
+def _turns(row: Row, index: int, source: str, config: DataConfig, required: _RequiredFields) -> list[Example]:
+    """Return an example for each demonstrated turn of a trace; the last one has the row's answer, if any."""
+    place, name = location(source, index), str(config.messages)
+    messages = read_trace(_field(row, "messages", name, place), name, place)
+    turns = demonstrated_turns(messages, name, place)
+    tools = () if config.tools is None else read_tools(row.get(config.tools), messages, config.tools, place)
+    system = _system(row, messages, config, name, place)
+    context = None if required.context is None else _named_text(row, "context", required.context, place)
+    first = Example((), "", None, index, source, context, _skill(row), tools=tools)
+    return [
+        dataclasses.replace(
+            first,
+            prompt=(*system, *messages[:turn]),
+            demonstration=messages[turn],
+            answer=_number(row.get(config.answer)) if turn == turns[-1] else None,
+            turn=turn,
+        )
+        for turn in turns
+    ]
+
+
+def _system(
+    row: Row, messages: Sequence[Message], config: DataConfig, name: str, place: str
+) -> tuple[Message, ...]:
+    """Return the message with the row's system prompt; no message if the field is empty."""
+    if not row.get(config.system):
+        return ()
+    if messages[0]["role"] == "system":
+        raise SdftError(
+            f"{place}: fields {config.system!r} and {name!r} both contain a system prompt: "
+            "remove one of them."
+        )
+    return ({"role": "system", "content": read_text(row[config.system], config.system, place)},)
+
+
+def _skill(row: Row) -> str | None:
     skill = row.get("skill")
-    return Example(
-        prompt, demonstration, answer, index, source, context, None if skill is None else str(skill)
-    )
+    return None if skill is None else str(skill)
+
+
+def _demonstrations(row: Row, config: DataConfig, place: str) -> tuple[str, ...]:
+    """Return the demonstrations of a row, one or more."""
+    name = config.demonstrations
+    if name is None or (row.get(name) is None and row.get(config.demonstration) is not None):
+        return (_named_text(row, "demonstration", config.demonstration, place),)
+    value = _field(row, "demonstrations", name, place)
+    if not isinstance(value, list) or not value:
+        raise SdftError(
+            f"{place}: field {name!r} has type {kind_of(value)}: give a list of one or more demonstrations, "
+            "or name a field with a single one with data.demonstration=FIELD and data.demonstrations=null."
+        )
+    return tuple(read_text(item, f"{name}[{number}]", place) for number, item in enumerate(value))
 
 
 def _number(answer: Any) -> Any:
@@ -180,7 +288,7 @@ def _number(answer: Any) -> Any:
 
 
 def _named_text(row: Row, role: str, name: str, place: str) -> str:
-    return _text(_field(row, role, name, place), name, place)
+    return read_text(_field(row, role, name, place), name, place)
 
 
 def _field(row: Row, role: str, name: str, place: str) -> Any:
@@ -193,87 +301,64 @@ def _field(row: Row, role: str, name: str, place: str) -> Any:
     return row[name]
 
 
-def _text(value: Any, name: str, place: str) -> str:
-    """Return a string, or a list of strings joined by newlines."""
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        value = "\n".join(value)
-    if not isinstance(value, str):
-        raise SdftError(
-            f"{place}: field {name!r} has type {_kind(value)}: "
-            "give a string, or a list of strings, which are joined by newlines."
-        )
-    if not value.strip():
-        raise SdftError(f"{place}: field {name!r} is empty: fill it, or remove the row.")
-    return value
-
-
 def _messages(value: Any, name: str, place: str) -> tuple[Message, ...]:
     """Return chat messages that end with a user message; a string is one user turn."""
-    if isinstance(value, Mapping) and isinstance(value.get("role"), list):
-        # TFDS and older datasets store a sequence of records as a record of sequences.
-        columns = list(value.values())
-        if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
-            raise SdftError(
-                f"{place}: the parts of field {name!r} are lists of unequal length: give each message all "
-                "parts."
-            )
-        value = [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
-    if not isinstance(value, list):
-        if not isinstance(value, str):
-            raise SdftError(
-                f"{place}: field {name!r} has type {_kind(value)}: give a string or a list of chat messages."
-            )
-        return ({"role": "user", "content": _text(value, name, place)},)
-    messages = []
-    for number, turn in enumerate(value):
-        if not isinstance(turn, Mapping) or not isinstance(turn.get("role"), str):
-            raise SdftError(
-                f"{place}: message {number} of field {name!r} is not a chat message: write it as "
-                '{"role": ..., "content": ...}.'
-            )
-        if not isinstance(turn.get("content"), str):
-            raise SdftError(
-                f"{place}: the content of message {number} of field {name!r} is not a string: give a string."
-            )
-        # Datasets add the keys of other turns with the value None, which a chat template would print.
-        messages.append({key: item for key, item in turn.items() if item is not None})
+    if isinstance(value, str):
+        return ({"role": "user", "content": read_text(value, name, place)},)
+    messages = read_messages(value, name, place)
     if not messages or messages[-1]["role"] != "user":
         raise SdftError(
             f"{place}: the last message of field {name!r} is not a user message: end the prompt with one."
         )
-    _text(messages[-1]["content"], name, place)
+    read_text(messages[-1]["content"], name, place)
     return tuple(messages)
 
 
-def _kind(value: Any) -> str:
-    item_types = {type(item).__name__ for item in value} if isinstance(value, list) else set()
-    return type(value).__name__ + (f" of {' and '.join(sorted(item_types))}" if item_types else "")
+def _read_remote(path: str, split: str) -> Sequence[Row]:
+    """Return the rows of a file or directory in a bucket, which may end in `:SPLIT`."""
+    if path.startswith(("http://", "https://")):
+        raise SdftError(
+            f"{path} is a web address: download the file, and give its path, or the name of a dataset on the "
+            "Hugging Face Hub."
+        )
+    if copy := local_copy(path):
+        return _read_local(str(copy), path, split)
+    shorter, _, other = path.rpartition(":")
+    if "://" in shorter and "/" not in other and (copy := local_copy(shorter)):
+        return _read_local(str(copy), shorter, other)
+    raise SdftError(f"{path} does not exist: give a file or a directory in the bucket.")
 
 
-def _read_file(path: str) -> Sequence[Row]:
+def _read_local(path: str, source: str, split: str) -> Sequence[Row]:
+    """Return the rows of a file or directory on the local disk; `source` is its name in messages."""
+    return _read_directory(path, source, split) if Path(path).is_dir() else _read_file(path, source)
+
+
+def _read_file(path: str, source: str) -> Sequence[Row]:
     if path.endswith(".parquet"):
         import datasets
 
         regular_size(path, "give a Parquet file")
+        remedy = "give a readable Parquet file"
         with _literal(path) as name:
-            rows = _attempt(path, lambda: datasets.Dataset.from_parquet(name), "give a readable Parquet file")
+            rows = _attempt(source, lambda: datasets.Dataset.from_parquet(name), remedy)
         return _arrow_rows(rows)
-    data = read_bytes(path, "give a file of rows", limit=1 << 40).rstrip()
-    return [_json_row(line, path, number) for number, line in enumerate(data.split(b"\n"))] if data else []
+    lines = Lines(path, source, "give a file of rows")
+    return Indexed(len(lines), lambda number: _json_row(lines[number], source, number))
 
 
 def _json_row(line: bytes, path: str, number: int) -> Row:
     row = parse_json(line, location(path, number), "write one object per line, in UTF-8")
     if not isinstance(row, dict):
         raise SdftError(
-            f"{location(path, number)} has type {_kind(row)}, not object: write one JSON object per line."
+            f"{location(path, number)} has type {kind_of(row)}, not object: write one JSON object per line."
         )
     return row
 
 
-def _read_directory(path: str, split: str) -> Sequence[Row]:
+def _read_directory(path: str, source: str, split: str) -> Sequence[Row]:
     if (Path(path) / "features.json").is_file():
-        return _read_tfds(path, path, split)
+        return _read_tfds(source, path, split)
     import datasets
 
     for file in Path(path).rglob("*"):
@@ -283,9 +368,9 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
     if not any((Path(path) / name).is_file() for name in ("dataset_dict.json", "state.json")):
         with _literal(path) as name:
             return _arrow_rows(
-                _attempt(path, lambda: _intact(datasets.load_dataset(name, split=split)), remedy)
+                _attempt(source, lambda: _intact(datasets.load_dataset(name, split=split)), remedy)
             )
-    loaded = _attempt(path, lambda: datasets.load_from_disk(path), remedy)
+    loaded = _attempt(source, lambda: datasets.load_from_disk(path), remedy)
     # a single data set often has no name; the default split then means all of it
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else {str(loaded.split or "train"): loaded}
     if isinstance(loaded, datasets.Dataset) and split == DataConfig().split:
@@ -293,8 +378,10 @@ def _read_directory(path: str, split: str) -> Sequence[Row]:
     elif split in splits:
         chosen = splits[split]
     else:
-        raise SdftError(f"{path}: there is no split {split!r}; set data.split to one of {', '.join(splits)}.")
-    return _arrow_rows(_attempt(path, lambda: _intact(chosen), remedy))
+        raise SdftError(
+            f"{source}: there is no split {split!r}; set data.split to one of {', '.join(splits)}."
+        )
+    return _arrow_rows(_attempt(source, lambda: _intact(chosen), remedy))
 
 
 def _intact(source: Any) -> Any:
@@ -341,8 +428,12 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
+_FILES = (".jsonl", ".json", ".parquet", ".gz", ".zst")
+"""Ends of the names of files, which are no names of datasets."""
+
+
 def _read_hub(path: str, split: str) -> Sequence[Row]:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.endswith((".jsonl", ".json", ".parquet")):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.endswith(_FILES):
         raise SdftError(
             f"{path} does not exist: give a file, a directory, the name of a dataset, tfds:NAME or mini."
         )
@@ -372,8 +463,8 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
         return tfds.data_source(name, split=split)
 
     remedy = (
-        "give a dataset that is prepared as ArrayRecord (file_format='array_record'; TFRecord requires "
-        f"TensorFlow) and has the split {split!r}"
+        f"give a dataset with the split {split!r} that is prepared as ArrayRecord, as by `tfds build "
+        "--file_format=array_record`, since TFRecord files require TensorFlow"
     )
     source: Any = _attempt(path, load, remedy)
 
@@ -387,7 +478,17 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
         }
         return dataclasses.replace(source, decoders=others)
 
-    return _ConvertedRows(source, _plain, lambda: list(source.dataset_info.features), select)
+    records = {
+        name
+        for name, feature in source.dataset_info.features.items()
+        if isinstance(feature, tfds.features.Sequence)
+        and isinstance(feature.feature, tfds.features.FeaturesDict)
+    }
+
+    def convert(row: Row) -> Row:
+        return {name: as_records(value) if name in records else value for name, value in _plain(row).items()}
+
+    return _ConvertedRows(source, convert, lambda: list(source.dataset_info.features), select)
 
 
 class _ConvertedRows(Sequence[Row]):
@@ -414,6 +515,9 @@ class _ConvertedRows(Sequence[Row]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._convert(self._source[index])
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))  # a data source of TFDS does not raise IndexError
 
     def only(self, names: Container[str | None]) -> Sequence[Row]:
         """Return rows that have None in all other columns."""
@@ -448,8 +552,10 @@ def _plain(value: Any) -> Any:
 
 
 def _attempt(path: str, load: Callable[[], Any], remedy: str) -> Any:
-    """Return `load()`; any exception becomes an SdftError with its reason and the remedy."""
+    """Return `load()`; any other exception becomes an SdftError with its reason and the remedy."""
     try:
         return load()
+    except SdftError:
+        raise
     except Exception as error:
         raise SdftError(f"{path} cannot be read ({reason(error)}): {remedy}.") from error

@@ -1,46 +1,22 @@
-"""Greedy accuracy of student and teacher, and the distance of a model from its base."""
+"""The verdicts on completions, and the accuracy of a model on rows with reference answers."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from sdft_jax.algorithm.chunked_loss import FactoredLogits
-from sdft_jax.algorithm.divergence import divergence
 from sdft_jax.config import Config
-from sdft_jax.config.settings import DataConfig, DivergenceConfig, SamplingConfig
-from sdft_jax.data.batches import find_buckets, pad_batch
 from sdft_jax.data.examples import Example
-from sdft_jax.errors import reason
+from sdft_jax.evaluation.answer_log import AnswerLog, Key, plain
+from sdft_jax.evaluation.completions import Completion, complete, greedy_role, sampled_role
 from sdft_jax.evaluation.eval_set import EvalSet
-from sdft_jax.evaluation.tasks import Scorer, get_scorer
-from sdft_jax.kernels.numerics import numerics
-from sdft_jax.models import Model
+from sdft_jax.evaluation.grading import Fault, Track, grade_all, grade_together, scorer_name
+from sdft_jax.evaluation.scorers import GRADED, TASKS, get_detail
+from sdft_jax.evaluation.scorers.grade import Grade
 from sdft_jax.models.speaker import Speaker
-from sdft_jax.sampling import generate, make_key
-from sdft_jax.sharding import to_global, to_host
-from sdft_jax.types import Params, Sequences, TokenBatch
-
-Track = Callable[[Iterable], Iterator]
-"""A function that yields batches and shows a progress bar, such as
-`functools.partial(reporter.track, description=...)`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """An exception that a scorer raised; its answer counts as wrong."""
-
-    index: int
-    """Index of the row in the evaluation's rows."""
-    place: str
-    """The source and the row."""
-    reason: str
+from sdft_jax.reporting.statistics import wilson
+from sdft_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +32,23 @@ class Evaluation:
     sees the prompt without the demonstration, so a teacher's KL measures the effect of the demonstration."""
     faults: tuple[Fault, ...] = ()
     """The faults of the scorer."""
+    partly: tuple[bool, ...] | None = None
+    """True for answers with the grade PARTLY; None for a scorer without grades between correct and wrong."""
 
     @property
     def accuracy(self) -> float:
         """The share of correct answers."""
         return sum(self.correct) / len(self.correct)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's interval of the accuracy at 95 %, (low, high)."""
+        return wilson(sum(self.correct), len(self.correct))
+
+    @property
+    def lenient(self) -> float | None:
+        """The share of answers that are correct or partly correct; None for a scorer without such grades."""
+        return None if self.partly is None else self.accuracy + sum(self.partly) / len(self.correct)
 
     @property
     def mean_length(self) -> float:
@@ -78,17 +66,6 @@ class Verdicts:
     """The faults of the scorer."""
 
 
-def fault_note(faults: Sequence[Fault], config: Config) -> list[str]:
-    """Return a sentence on the faults of the scorer, with the first rows; no sentence if there are none."""
-    if not faults:
-        return []
-    rows = list(dict.fromkeys(f"{fault.place} ({fault.reason})" for fault in faults))
-    named = "; ".join(rows[:3]) + (f"; and {len(rows) - 3} more" if len(rows) > 3 else "")
-    scorer = f"the scorer of eval.task={config.eval.task}"
-    return [f"{scorer} failed on {len(faults)} answers, which count as wrong: {named}."]
-
-
-@numerics()
 def evaluate(
     speaker: Speaker,
     rows: EvalSet,
@@ -108,38 +85,22 @@ def evaluate(
         base: the parameters that the KL is measured from; None for no KL.
         track: shows progress over the batches.
     """
-    model, params, stop = speaker.model, speaker.params, speaker.stop
-    score = get_scorer(config.eval.task)
-    greedy = SamplingConfig(
-        max_new_tokens=config.eval.max_new_tokens or config.sampling.max_new_tokens, temperature=0.0
-    )
-    completions: list[str] = []
-    lengths: list[int] = []
-    nats = tokens = 0.0
-    for host_batch, count in track(list(_batches(rows, config, stop.pad_id))):
-        batch = to_global(host_batch, model.sharding.named("batch"))
-        prompt = batch.teacher_prompt if teacher else batch.prompt
-        rollout = generate(model, params, prompt, make_key(0), greedy, stop)
-        if base is not None:
-            both = ((params, prompt), (base, batch.prompt))
-            batch_nats, batch_tokens = _divergence_from(model, *both, rollout.completion, batch.weight)
-            nats, tokens = nats + float(batch_nats), tokens + float(batch_tokens)
-        ids, mask = (x[:count] for x in to_host((rollout.tokens, rollout.mask)))
-        lengths += mask.sum(axis=1).tolist()
-        completions += [speaker.decode(row[keep]) for row, keep in zip(ids, mask, strict=True)]
-    answers = enumerate(zip(completions, rows.examples, strict=True))
-    verdicts = [_judge(score, text, example, i) for i, (text, example) in answers]
+    batches = complete(speaker, rows, config, greedy_role(config, teacher), base=base, track=track)
+    answers = sorted(itertools.chain.from_iterable(batches), key=lambda answer: answer.index)
+    grades = _grades(answers, rows, config, track)
+    lengths = tuple(x.length for x in answers)
     return Evaluation(
-        tuple(verdict is True for verdict in verdicts),
-        tuple(completions),
-        tuple(lengths),
-        nats / tokens if tokens else None,
-        _faults(verdicts),
+        tuple(grade is Grade.CORRECT for grade in grades),
+        tuple(x.text for x in answers),
+        lengths,
+        None if base is None else sum(x.nats or 0.0 for x in answers) / sum(lengths),
+        _faults(grades),
+        tuple(grade is Grade.PARTLY for grade in grades) if config.eval.task in GRADED else None,
     )
 
 
 def sample_verdicts(
-    speaker: Speaker, rows: EvalSet, config: Config, key: Array, n: int, track: Track = iter
+    speaker: Speaker, rows: EvalSet, config: Config, seed: int, n: int, track: Track = iter
 ) -> Verdicts:
     """Return the verdicts on `n` sampled answers to each row.
 
@@ -147,77 +108,84 @@ def sample_verdicts(
         speaker: the model that answers.
         rows: prompts and reference answers.
         config: its `eval`, `sampling` and `data` sections are read.
-        key: the random key of the samples.
+        seed: the seed of the samples.
         n: the number of answers per row.
         track: shows progress over the batches.
     """
-    model, stop = speaker.model, speaker.stop
-    score = get_scorer(config.eval.task)
-    sampling = dataclasses.replace(
-        config.sampling, max_new_tokens=config.eval.max_new_tokens or config.sampling.max_new_tokens
-    )
-    size = config.eval.batch_size
-    pairs = [(row, encoded) for row, encoded in enumerate(rows.encoded) for _ in range(n)]
-    verdicts: list[list[bool | Fault]] = [[] for _ in rows.encoded]
-    buckets = find_buckets(rows.encoded, _one_bucket(config))
-    for start in track(range(0, len(pairs), size)):
-        part = pairs[start : start + size]
-        batch = pad_batch([encoded for _, encoded in part], buckets, stop.pad_id, size=size)
-        batch = to_global(batch, model.sharding.named("batch"))
-        batch_key = jax.random.fold_in(key, start)
-        rollout = generate(model, speaker.params, batch.prompt, batch_key, sampling, stop)
-        ids, mask = to_host((rollout.tokens, rollout.mask))
-        for (row, _), tokens, keep in zip(part, ids, mask, strict=False):
-            verdicts[row].append(_judge(score, speaker.decode(tokens[keep]), rows.examples[row], row))
-    correct = [[int(verdict is True) for verdict in samples] for samples in verdicts]
-    return Verdicts(correct, _faults(itertools.chain.from_iterable(verdicts)))
+    batches = complete(speaker, rows, config, sampled_role(config, n, seed), track=track)
+    answers = sorted(itertools.chain.from_iterable(batches), key=lambda answer: (answer.index, answer.sample))
+    grades = _grades(answers, rows, config, track)
+    correct = [int(grade is Grade.CORRECT) for grade in grades]
+    return Verdicts([correct[i : i + n] for i in range(0, len(correct), n)], _faults(grades))
 
 
-def _judge(score: Scorer, completion: str, example: Example, index: int) -> bool | Fault:
-    """Return the verdict on an answer, or the fault of a scorer that raises an exception of any type."""
-    try:
-        return bool(score(completion, example))
-    except Exception as error:
-        return Fault(index, example.location, f"{type(error).__name__}: {reason(error)}")
+def score_log(
+    log: AnswerLog, rows: EvalSet, config: Config, keys: Sequence[Key], track: Track = iter
+) -> list[Fault]:
+    """Score answers with the scorer of `config.eval.task`, and return its faults.
 
+    An answer that this scorer has compared with this reference answer, without a fault, is not scored again.
+    Only the process that calls it scores.
 
-def _faults(verdicts: Iterable[bool | Fault]) -> tuple[Fault, ...]:
-    return tuple(verdict for verdict in verdicts if isinstance(verdict, Fault))
-
-
-def _one_bucket(config: Config) -> DataConfig:
-    """Return the data settings without buckets: all batches of an evaluation have one shape."""
-    return dataclasses.replace(config.data, prompt_buckets=(), teacher_buckets=())
-
-
-def _batches(rows: EvalSet, config: Config, pad_id: int) -> Iterator[tuple[TokenBatch, int]]:
-    """Yield batches of one shape, each with the number of its rows that are not padding."""
-    buckets = find_buckets(rows.encoded, _one_bucket(config))
-    size = config.eval.batch_size
-    for start in range(0, len(rows.encoded), size):
-        part = rows.encoded[start : start + size]
-        yield pad_batch(part, buckets, pad_id, size=size), len(part)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _divergence_from(
-    model: Model,
-    role: tuple[Params, Sequences],
-    base: tuple[Params, Sequences],
-    completion: Sequences,
-    weight: Float[Array, " B"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return the sum of KL(role || base) over the completions' tokens, in nats, and the number of tokens.
-
-    A role is a pair of parameters and prompts.
+    Args:
+        log: the answers; the verdicts are added to it.
+        rows: prompts and reference answers.
+        config: its `eval` and `judge` sections are read.
+        keys: the answers to score.
+        track: shows progress over the answers.
     """
-    with model.numerics():
-        weights = completion.mask * weight[:, None]
-        role_logits, base_logits = (
-            FactoredLogits(model.completion_hidden(params, prompt, completion), model.head(params))
-            for params, prompt in (role, base)
-        )
-        total, _ = divergence(
-            role_logits, base_logits, completion.tokens, weights, DivergenceConfig(), model.sharding
-        )
-        return total, jnp.sum(weights)
+    task, scorer = config.eval.task, scorer_name(config)
+    index = {example.id: i for i, example in enumerate(rows.examples)}
+    references = {example.id: plain(example.answer) for example in rows.examples}
+
+    def is_scored(key: Key) -> bool:
+        record = log.records[key]
+        given = (record.get("scorer"), record.get("answer"), record.get("fault"))
+        return given == (scorer, references[key[1:3]], None) and record.get("correct") is not None
+
+    pending = [key for key in keys if not is_scored(key)]
+    texts = [log.records[key]["completion"] for key in pending]
+    indices = [index[row, turn] for _, row, turn, _ in pending]
+    examples = [rows.examples[i] for i in indices]
+    grades = _at_rows(grade_all(texts, examples, config, track), indices)
+    for (role, row, turn, sample), text, example, grade in zip(pending, texts, examples, grades, strict=True):
+        fault = grade if isinstance(grade, Fault) else None
+        verdict = {
+            "answer": references[row, turn],
+            "scorer": scorer,
+            "correct": grade is Grade.CORRECT,
+            "partly": grade is Grade.PARTLY if task in GRADED else None,
+            "decided_by": _decision(task, text, example, fault),
+            "fault": fault.reason if fault else None,
+        }
+        log.add([{"role": role, "row": row, "turn": turn, "sample": sample, **verdict}])
+    return list(_faults(grades))
+
+
+def _grades(
+    answers: Sequence[Completion], rows: EvalSet, config: Config, track: Track
+) -> list[Grade | Fault]:
+    """Return the grade of each answer, the same on all processes."""
+    indices = [answer.index for answer in answers]
+    examples = [rows.examples[i] for i in indices]
+    grades = grade_together([answer.text for answer in answers], examples, config, track)
+    return _at_rows(grades, indices)
+
+
+def _at_rows(grades: Sequence[Grade | Fault], indices: Sequence[int]) -> list[Grade | Fault]:
+    """Return the grades of answers to these rows; a fault gets the index of its row."""
+    return [
+        dataclasses.replace(grade, index=index) if isinstance(grade, Fault) else grade
+        for grade, index in zip(grades, indices, strict=True)
+    ]
+
+
+def _decision(task: str, text: str, example: Example, fault: Fault | None) -> str | None:
+    """Return what decided the verdict on an answer; None if the scorer does not report it."""
+    if TASKS[task].detail is None:
+        return None
+    return "scorer fault" if fault else get_detail(task, text, example)
+
+
+def _faults(grades: Iterable[Grade | Fault]) -> tuple[Fault, ...]:
+    return tuple(grade for grade in grades if isinstance(grade, Fault))

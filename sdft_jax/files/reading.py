@@ -181,7 +181,7 @@ def _unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(text)
 
 
-def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_json_lines(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:
     """Return (rows, damaged): the lines of our own log that are JSON objects, and the number of all others.
 
     A last line without its newline, which a kill may leave, does not count as damaged.
@@ -190,7 +190,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     rows, damaged = [], 0
     for number, line in enumerate([*lines, last] if last else lines, start=1):
         try:
-            row = parse_json(line, str(path), "")
+            row = parse_json(line, os.fspath(path), "")
         except SdftError:
             row = None
         if isinstance(row, dict):

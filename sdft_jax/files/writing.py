@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,6 +75,26 @@ def write_errors(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
         raise SdftError(
             f"{os.fspath(path)} cannot be written ({error.strerror or error}): {remedy}."
         ) from error
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """Return a record as one line of JSON, as `read_json_lines` reads it."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def refuse_source(target: str | os.PathLike[str], sources: Iterable[str], remedy: str) -> None:
+    """Raise SdftError if writing a file would replace one of the rows that are read.
+
+    Args:
+        target: the file to write.
+        sources: the paths of files or directories that are read; other sources are ignored.
+        remedy: the end of the message, such as `give another directory`.
+    """
+    file = Path(target).resolve()
+    for source in sources:
+        read = Path(source).resolve()
+        if file.exists() and (file == read or (file.parent == read and file.is_file())):
+            raise SdftError(f"{target} would replace the rows that are read from {source}: {remedy}.")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

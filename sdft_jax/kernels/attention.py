@@ -56,19 +56,13 @@ def token_positions(mask: Bool[Array, "B T"]) -> Int[Array, "B T"]:
 
 def visible_keys(
     query_positions: Int[Array, "B T"],
-    key_positions: Int[Array, "B S"] | None,
+    key_positions: Int[Array, "B S"],
     key_mask: Bool[Array, "B S"],
     window: int | Int[Array, ""] | None,
 ) -> Bool[Array, "B T S"]:
-    """Return the mask of keys that each query reads: real ones from `window - 1` positions back to its own.
-
-    Without key positions, every real key is visible, as in decoding without a sliding window.
-    """
-    visible = key_mask[:, None, :]
-    if key_positions is None:
-        return jnp.broadcast_to(visible, (*query_positions.shape, visible.shape[-1]))
+    """Return the mask of the keys that each query reads: real ones, up to `window - 1` positions back."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
-    visible = visible & (distance >= 0)
+    visible = key_mask[:, None, :] & (distance >= 0)
     return visible if window is None else visible & (distance < window)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 # before jax 0.8, it is in jax.experimental only
 _enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
@@ -55,3 +56,9 @@ class Program:
         """Return the lowered program for these arguments, which may be shapes."""
         with numerics():
             return self.jitted.lower(*arguments)
+
+
+def bits(dtype: Any) -> int:
+    """Return the number of bits of an integer or floating dtype; NumPy stores the 4 of uint4 in a byte."""
+    information = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return information(dtype).bits

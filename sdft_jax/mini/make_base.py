@@ -40,6 +40,7 @@ from sdft_jax.files import write_text
 from sdft_jax.mini.curriculum import Curriculum, Kind, Text
 from sdft_jax.mini.tokenizer import build_tokenizer
 from sdft_jax.models import Model, architecture_from_dict, save_pretrained
+from sdft_jax.models.head import head_logits
 from sdft_jax.sampling import make_key
 from sdft_jax.types import Sequences
 
@@ -153,7 +154,7 @@ def batches(curriculum: Curriculum, tokenizer: Any, seed: int) -> Iterator[dict[
 def response_logits(params: Any, model: Model, batch: Mapping[str, jax.Array], n: int) -> jax.Array:
     """Return the logits [rows, n, vocabulary] that predict the last n columns."""
     hidden = model.hidden_states(params, Sequences(batch["tokens"], batch["mask"]))[:, -n - 1 : -1]
-    return hidden @ model.head(params).T
+    return head_logits(hidden, model.head(params))
 
 
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:

@@ -4,8 +4,8 @@ from etils import epy
 
 with epy.lazy_api_imports(globals()):
     from sdft_jax.models.architecture import Architecture, architecture_from_dict, read_architecture
-    from sdft_jax.models.cache import KVCache, grow
-    from sdft_jax.models.decoder import REMAT_POLICIES, Model, layer_by_layer
+    from sdft_jax.models.cache import Cache, grow
+    from sdft_jax.models.decoder import REMAT_POLICIES, Model
     from sdft_jax.models.families import FAMILIES
     from sdft_jax.models.hf.hub import model_directory
     from sdft_jax.models.hf.reading import distance, load_model, open_checkpoint
@@ -16,12 +16,11 @@ __all__ = [
     "FAMILIES",
     "REMAT_POLICIES",
     "Architecture",
-    "KVCache",
+    "Cache",
     "Model",
     "architecture_from_dict",
     "distance",
     "grow",
-    "layer_by_layer",
     "load_model",
     "load_tokenizer",
     "model_directory",

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from sdft_jax.config.settings import Quantization
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import read_json
 from sdft_jax.models.families import (
+    ATTENTION,
+    DELTA_PARAMETERS,
+    DELTA_PROJECTIONS,
     EMBEDDING,
     FAMILIES,
+    FEED_FORWARD,
     FINAL_NORM,
+    GATED_ATTENTION,
     HEAD,
     OUTPUT_BIASES,
-    PROJECTIONS,
     QKV_BIASES,
+    WRAPPERS,
     Family,
     Tensor,
+    Wrapper,
 )
-from sdft_jax.models.lora import Lora
-from sdft_jax.models.rope import Rope, inverse_frequencies
+from sdft_jax.models.hf.safetensors_io import stored_names
+from sdft_jax.models.lora import Lora, is_adapter
+from sdft_jax.models.quantize import is_scale, quantized, tile_count
+from sdft_jax.models.rope import NO_ROPE, Rope, inverse_frequencies
+from sdft_jax.types import Params
 
-LAYER_TYPES = ("full_attention", "sliding_attention")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 # Features that change the computation; no published checkpoint of a supported family uses them.
 _MUST_BE_OFF = (
-    "quantization_config",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "use_bidirectional_attention",
@@ -49,6 +58,11 @@ _SIZES = (
     "num_key_value_heads",
     "head_dim",
     "sliding_window",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_conv_kernel_dim",
 )
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "sliding_window")
 _LIMITS = {"num_hidden_layers": 100_000, "head_dim": 1 << 16}
@@ -62,6 +76,25 @@ class LayerKind:
     """Number of positions that a query reads, itself included; None for all positions up to its own."""
     rope: Rope
     """The rotary position embedding."""
+    mixer: Literal["attention", "gated_delta"] = "attention"
+    """The function that mixes tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DeltaSizes:
+    """The sizes of gated delta nets. A key head serves `value_heads / key_heads` consecutive value heads."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    convolution: int
+    """Number of tokens that the convolution reads."""
+
+    @property
+    def channels(self) -> int:
+        """The number of queries, keys and values of a token."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,17 +117,29 @@ class Architecture:
     query_scale: float
     """The factor on attention logits."""
     kinds: tuple[LayerKind, ...]
-    """The distinct kinds of layers: one kind, or full and sliding attention."""
+    """The distinct kinds of layers, in the order of `Family.kinds`, and with rope before without."""
     kind_of_layer: tuple[int, ...]
     """The index into `kinds` of each layer."""
     source_json: str = dataclasses.field(repr=False)
     """The original config.json in canonical form; `save_pretrained` writes it back."""
+    wrapper: Wrapper | None = None
+    """The multimodal model that contains this text model; None for a text model alone."""
+    delta: DeltaSizes | None = None
+    """The sizes of gated delta nets; None without such layers."""
     lora: Lora | None = None
-    """The adapters of the projections; None without adapters."""
+    """The adapters; None without adapters."""
+    quantize: Quantization | None = None
+    """The format of quantized projections; None without quantization."""
+
+    @property
+    def name(self) -> str:
+        """The name of the class of the checkpoint in transformers."""
+        return (self.wrapper or self.family).architecture
 
     @property
     def sizes(self) -> dict[str, int]:
         """The size of each dimension letter of `families.Tensor`."""
+        delta = self.delta or DeltaSizes(0, 0, 0, 0, 0)
         return {
             "V": self.vocab_size,
             "D": self.hidden_size,
@@ -103,25 +148,97 @@ class Architecture:
             "K": self.num_key_value_heads,
             "H": self.head_dim,
             "R": self.lora.rank if self.lora else 0,
+            "d": tile_count(self.hidden_size),
+            "f": tile_count(self.intermediate_size),
+            "h": tile_count(self.head_dim),
+            "p": tile_count(delta.value_dim),
+            "Q": 2 * self.head_dim,
+            "G": delta.value_heads,
+            "P": delta.value_dim,
+            "C": delta.channels,
+            "S": delta.convolution,
+            "1": 1,
         }
 
     @property
-    def base(self) -> Architecture:
-        """The same architecture without adapters, whose parameters are those of a checkpoint."""
-        return dataclasses.replace(self, lora=None)
+    def plain(self) -> Architecture:
+        """The same architecture without adapters and quantization: that of a checkpoint."""
+        return dataclasses.replace(self, lora=None, quantize=None)
+
+    def of_tree(self, params: Params) -> Architecture:
+        """Return the architecture of a parameter tree: a base has no adapters, a reference no codes."""
+        layers = params["layers"]
+        names = {*params, *(itertools.chain(*layers) if isinstance(layers, tuple) else layers)}
+        return dataclasses.replace(
+            self,
+            lora=self.lora if any(map(is_adapter, names)) else None,
+            quantize=self.quantize if any(map(is_scale, names)) else None,
+        )
+
+    @property
+    def merged(self) -> Architecture:
+        """The architecture with the adapters merged into the weights, which unties the head from an embedding
+        that only one of them adapts.
+        """
+        own_head = self.lora is not None and bool(self.lora.outer_tensors)
+        return dataclasses.replace(self.plain, tie_word_embeddings=self.tie_word_embeddings and not own_head)
 
     @property
     def layer_tensors(self) -> tuple[Tensor, ...]:
-        """The parameters of one layer."""
-        biases = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
-        adapters = self.lora.tensors() if self.lora else ()
-        return (*PROJECTIONS, *biases, *self.family.norms, *adapters)
+        """The parameters of the layers; each is stacked over the layers that have it."""
+        return tuple(dict.fromkeys(tensor for kind in self.kinds for tensor in self.tensors_of(kind)))
+
+    def tensors_of(self, kind: LayerKind) -> tuple[Tensor, ...]:
+        """Return the parameters of one layer of a kind."""
+        norms = self.family.norms
+        if kind.mixer == "gated_delta":
+            others: tuple[Tensor, ...] = DELTA_PARAMETERS
+            norms = tuple(norm for norm in norms if norm.name not in ("q_norm", "k_norm"))
+        else:
+            others = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
+        projections = self.projections_of(kind)
+        adapters = self.lora.adapters(projections) if self.lora else ()
+        if self.quantize:
+            projections = tuple(part for tensor in projections for part in quantized(tensor, self.quantize))
+        return (*projections, *others, *norms, *adapters)
+
+    def projections_of(self, kind: LayerKind) -> tuple[Tensor, ...]:
+        """Return the matrices of one layer of a kind, which may have adapters or be quantized."""
+        attention = GATED_ATTENTION if self.family.gated_attention else ATTENTION
+        return (*(DELTA_PROJECTIONS if kind.mixer == "gated_delta" else attention), *FEED_FORWARD)
+
+    @property
+    def projections(self) -> tuple[Tensor, ...]:
+        """The matrices of all kinds of layers."""
+        return tuple(dict.fromkeys(tensor for kind in self.kinds for tensor in self.projections_of(kind)))
+
+    @property
+    def uniform(self) -> bool:
+        """True if every layer has the same parameters, whatever its kind."""
+        return len({self.tensors_of(kind) for kind in self.kinds}) == 1
+
+    def layers_with(self, tensor: Tensor) -> tuple[int, ...]:
+        """Return the layers that have a parameter, in the order in which it is stacked."""
+        having = [tensor in self.tensors_of(kind) for kind in self.kinds]
+        return tuple(layer for layer, kind in enumerate(self.kind_of_layer) if having[kind])
+
+    def layers_of(self, kind: int) -> tuple[int, ...]:
+        """Return the layers of a kind, in the order in which their states are stacked."""
+        return tuple(layer for layer, own in enumerate(self.kind_of_layer) if own == kind)
+
+    @property
+    def period(self) -> int:
+        """The number of layers after which the kinds repeat: 6 in Gemma 3, and 1 if there is one kind."""
+        kinds = self.kind_of_layer
+        return next(n for n in range(1, len(kinds) + 1) if kinds[n:] == kinds[:-n])
 
     @property
     def outer_tensors(self) -> tuple[Tensor, ...]:
         """The parameters outside the layers."""
         norm = dataclasses.replace(FINAL_NORM, init=self.family.norms[0].init)
-        return (EMBEDDING, norm) if self.tie_word_embeddings else (EMBEDDING, norm, HEAD)
+        head = () if self.tie_word_embeddings else (HEAD,)
+        adapters = self.lora.outer_tensors if self.lora else ()
+        return (EMBEDDING, norm, *head, *adapters)
 
 
 def read_architecture(path: str | os.PathLike[str]) -> Architecture:
@@ -144,9 +261,25 @@ def read_architecture(path: str | os.PathLike[str]) -> Architecture:
         )
     raw = read_json(file, "download it again", limit=1 << 24)
     try:
-        return architecture_from_dict(raw)
+        architecture = architecture_from_dict(raw)
     except SdftError as error:
         raise SdftError(f"{file}: {error}") from None
+    return dataclasses.replace(architecture, tie_word_embeddings=_tied(architecture, raw, directory))
+
+
+def _tied(architecture: Architecture, raw: Mapping[str, Any], directory: Path) -> bool:
+    """Return True if the head of a checkpoint is its embedding.
+
+    The two configurations of a wrapper may differ, because transformers 5 gives each its own default: then
+    the head is tied if no file contains one.
+    """
+    if architecture.wrapper:
+        listed = [config.get("tie_word_embeddings") for config in (raw, raw["text_config"])]
+        values = {bool(value) for value in listed if value is not None}
+        names = stored_names(directory) if len(values) != 1 else ()
+        if names:
+            return not any(name.endswith(HEAD.source) for name in names)
+    return architecture.tie_word_embeddings
 
 
 def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
@@ -155,18 +288,42 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
     Raises:
         SdftError: an architecture or a feature is not supported, or a key is missing; the message names it.
     """
-    family = _family(raw)
-    config = {**dict(family.defaults), **raw}
+    wrapper = WRAPPERS.get(str(raw.get("model_type")))
+    text = _text_config(raw, wrapper) if wrapper else raw
+    for settings in (raw, text):
+        _refuse_quantized(settings)
+    family = _family(text)
+    config = {**dict(family.defaults), **text}
     _check_sizes(config)
-    _check_ropes(raw)
+    _check_ropes(family, text)
+    if family.gated_attention and config.get("attention_bias"):
+        raise SdftError(f"attention_bias is not supported for {family.model_type} models: use another model.")
     try:
         architecture = _resolve(family, config, json.dumps(raw, sort_keys=True))
+        architecture = dataclasses.replace(architecture, wrapper=wrapper)
         _check_numbers(architecture)
         return architecture
     except KeyError as error:
         raise SdftError(f"the key {error} is missing: a {family.model_type} model requires it.") from None
     except (TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         raise SdftError(f"a value has a wrong type ({reason(error)}): download it again.") from None
+
+
+def _refuse_quantized(raw: Mapping[str, Any]) -> None:
+    """Raise SdftError, with the name of the format, if the weights of a checkpoint are quantized."""
+    settings = raw.get("quantization_config")
+    if not settings:
+        return
+    settings = settings if isinstance(settings, Mapping) else {}
+    names = [settings.get(key) for key in ("quant_method", "quant_algo", "format", "fmt")]
+    names += [f"{bits} bits" for bits in (4, 8) if settings.get(f"load_in_{bits}bit")]
+    names += [f"{bits} bits" for bits in (settings.get("bits"),) if type(bits) is int]
+    named = ", ".join(name[:40] for name in names if isinstance(name, str)) or "format not named"
+    raise SdftError(
+        f"quantization_config is not supported (the weights are quantized: {named}): use the original "
+        "checkpoint, with bfloat16 or float32 weights, which lora.quantize quantizes while they are read, or "
+        "save a dequantized copy with transformers."
+    )
 
 
 def _check_sizes(config: Mapping[str, Any]) -> None:
@@ -184,18 +341,21 @@ def _check_sizes(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_ropes(raw: Mapping[str, Any]) -> None:
+def _check_ropes(family: Family, raw: Mapping[str, Any]) -> None:
     """Raise SdftError for a key that has one value beside the rope parameters and another within them, or for
-    a part of the head that is not rotated.
+    a part of the head that is not rotated in a family that rotates all of it.
     """
-    if raw.get("partial_rotary_factor") not in (None, 1):
-        raise SdftError(
-            f"partial_rotary_factor={raw['partial_rotary_factor']} is not supported: every supported family "
-            "rotates the whole head."
-        )
     keys = ("rope_parameters", "rope_scaling")
     outer = [value for key in keys if isinstance(value := raw.get(key), Mapping)]
     nested = [value for parameters in outer for value in parameters.values() if isinstance(value, Mapping)]
+    beside = raw.get("partial_rotary_factor")
+    shares = [x.get("partial_rotary_factor", 1) for x in (*outer, *nested)]
+    partial = [share for share in (1 if beside is None else beside, *shares) if share != 1]
+    if partial and "partial_rotary_factor" not in dict(family.defaults):
+        raise SdftError(
+            f"partial_rotary_factor={partial[0]} is not supported: {family.model_type} models rotate the "
+            "whole head."
+        )
     scaled = [x for x in (*outer, *nested) if (x.get("rope_type") or x.get("type")) in ("yarn", "llama3")]
     pairs = [("original_max_position_embeddings", parameters) for parameters in scaled]
     pairs += [("rope_theta", parameters) for parameters in outer if "rope_theta" in parameters]
@@ -208,12 +368,41 @@ def _check_ropes(raw: Mapping[str, Any]) -> None:
             )
 
 
+def _named_architecture(raw: Mapping[str, Any], default: str) -> Any:
+    """Return the first class that a config.json lists."""
+    listed = raw.get("architectures") or default
+    return listed[0] if isinstance(listed, list) else listed
+
+
+def _text_config(raw: Mapping[str, Any], wrapper: Wrapper) -> dict[str, Any]:
+    """Return the configuration of the text model of a wrapper. Raises SdftError if it is not supported."""
+    architecture = _named_architecture(raw, wrapper.architecture)
+    if architecture != wrapper.architecture:
+        raise SdftError(f"architecture {architecture} is not supported; supported: {wrapper.architecture}.")
+    text = raw.get("text_config")
+    if not isinstance(text, Mapping):
+        raise SdftError(
+            f"text_config is {text!r}: a {wrapper.model_type} model requires an object: download it again."
+        )
+    text = {key: item for key, item in text.items() if key != "architectures"}
+    text.setdefault("model_type", wrapper.text_types[0])
+    if text["model_type"] not in wrapper.text_types:
+        raise SdftError(
+            f"model_type '{text['model_type']}' of text_config is not supported in a {wrapper.model_type} "
+            f"model; supported: {', '.join(wrapper.text_types)}."
+        )
+    for key in ("quantization_config", "tie_word_embeddings"):
+        if raw.get(key) is not None:
+            text[key] = raw[key]
+    return text
+
+
 def _family(raw: Mapping[str, Any]) -> Family:
     """Return the family of a config.json. Raises SdftError if it or one of the features is not supported."""
     model_type = str(raw.get("model_type"))
-    supported = ", ".join(f"{f.architecture} ({f.model_type})" for f in FAMILIES.values())
-    listed = raw.get("architectures") or [model_type]
-    architecture = listed[0] if isinstance(listed, list) else listed
+    known: tuple[Family | Wrapper, ...] = (*FAMILIES.values(), *WRAPPERS.values())
+    supported = ", ".join(f"{f.architecture} ({f.model_type})" for f in known)
+    architecture = _named_architecture(raw, model_type)
     if model_type not in FAMILIES:
         raise SdftError(
             f"model {architecture} (model_type '{model_type}') is not supported; supported: {supported}."
@@ -262,14 +451,37 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         kinds=kinds,
         kind_of_layer=kind_of_layer,
         source_json=source_json,
+        delta=_delta_sizes(config) if any(kind.mixer == "gated_delta" for kind in kinds) else None,
+    )
+
+
+def _delta_sizes(config: Mapping[str, Any]) -> DeltaSizes:
+    """Return the sizes of gated delta nets."""
+    heads, key_heads = config["linear_num_value_heads"], config["linear_num_key_heads"]
+    if heads % key_heads:
+        raise SdftError(
+            f"linear_num_value_heads {heads} is not a multiple of linear_num_key_heads {key_heads}: correct "
+            "one of them."
+        )
+    return DeltaSizes(
+        key_heads,
+        heads,
+        config["linear_key_head_dim"],
+        config["linear_value_head_dim"],
+        config["linear_conv_kernel_dim"],
     )
 
 
 def _check_numbers(architecture: Architecture) -> None:
     """Raise SdftError for numbers with which every activation would be NaN or infinite."""
-    if architecture.head_dim % 2:
-        raise SdftError(f"head_dim is {architecture.head_dim}: rotary embeddings need an even number.")
     ropes = [kind.rope for kind in architecture.kinds]
+    rotated = [int(architecture.head_dim * rope.partial_rotary_factor) for rope in ropes]
+    if any(size % 2 or not 0 < size <= architecture.head_dim for size in rotated):
+        share = "" if set(rotated) == {architecture.head_dim} else ", times partial_rotary_factor"
+        raise SdftError(
+            f"head_dim{share} is {min(rotated)}: rotary embeddings need an even number from 2 to head_dim "
+            f"({architecture.head_dim}): correct it."
+        )
     with np.errstate(all="ignore"):
         frequencies = [inverse_frequencies(rope, architecture.head_dim) for rope in ropes]
     numbers = {
@@ -285,9 +497,9 @@ def _check_numbers(architecture: Architecture) -> None:
 def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ...], tuple[int, ...]]:
     """Return the distinct kinds of layers and the index of each layer's kind."""
     types = config.get("layer_types") or family.layer_types(config)
-    unknown = sorted(set(types) - set(LAYER_TYPES))
+    unknown = sorted(set(types) - set(family.kinds))
     if unknown:
-        raise SdftError(f"layer type '{unknown[0]}' is not supported; supported: {', '.join(LAYER_TYPES)}.")
+        raise SdftError(f"layer type '{unknown[0]}' is not supported; supported: {', '.join(family.kinds)}.")
     if len(types) != config["num_hidden_layers"]:
         raise SdftError(
             f"layer_types has {len(types)} entries, but num_hidden_layers is {config['num_hidden_layers']}: "
@@ -297,6 +509,22 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
     window = config.get("sliding_window")
     if "sliding_attention" in types and not window:
         raise SdftError("layer_types contains sliding_attention, but sliding_window is not set: set it.")
-    kinds = {"full_attention": LayerKind(None, full), "sliding_attention": LayerKind(window, sliding)}
-    used = [name for name in LAYER_TYPES if name in types]
-    return tuple(kinds[name] for name in used), tuple(used.index(name) for name in types)
+    rotated = family.rotated(config) if family.rotated else [True] * len(types)
+    if len(rotated) != len(types):
+        raise SdftError(
+            f"no_rope_layers has {len(rotated)} entries, but num_hidden_layers is {len(types)}: correct one "
+            "of them."
+        )
+    kinds = {
+        "full_attention": LayerKind(None, full),
+        "sliding_attention": LayerKind(window, sliding),
+        "linear_attention": LayerKind(None, full, "gated_delta"),
+    }
+
+    def kind(number: int, without_rope: bool) -> LayerKind:
+        found = kinds[family.kinds[number]]
+        return dataclasses.replace(found, rope=NO_ROPE) if without_rope else found
+
+    layers = [(family.kinds.index(name), not rope) for name, rope in zip(types, rotated, strict=True)]
+    used = sorted(set(layers))
+    return tuple(kind(*own) for own in used), tuple(used.index(own) for own in layers)

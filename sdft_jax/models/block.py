@@ -11,11 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from sdft_jax.kernels.matmul import matmul
-from sdft_jax.models.architecture import Architecture
+from sdft_jax.models.architecture import Architecture, LayerKind
+from sdft_jax.models.cache import DeltaState, empty_delta_state
+from sdft_jax.models.gated_delta import DeltaInputs, causal_convolution, gated_delta
 from sdft_jax.models.lora import A, B, split_product
+from sdft_jax.models.quantize import SCALE, quantized_matmul
 from sdft_jax.models.rope import rotate
 from sdft_jax.sharding import Sharding, constrain, release_axes
 
@@ -42,19 +45,20 @@ def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
 class Block(nnx.Module):
     """Attention and gated feed-forward with residual connections and the norms of its family.
 
-    The scan over layers calls `project`, attends (with or without a cache), and calls `combine`.
+    The decoder calls `project`, attends (with or without a cache), and calls `combine`.
     """
 
-    def __init__(self, config: Architecture, sharding: Sharding):
+    def __init__(self, config: Architecture, kind: LayerKind, sharding: Sharding, decoding: bool):
         self.config = config
         self.sharding = sharding
-        for tensor in config.layer_tensors:
+        self.decoding = decoding
+        for tensor in config.tensors_of(kind):
             setattr(self, tensor.name, nnx.Param(jnp.zeros(tensor.shape(config.sizes))))
 
     def project(
         self, x: Float[Array, "B T D"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
-    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T K H"], Float[Array, "B T K H"]]:
-        """Return queries, keys and values, normalized and rotated."""
+    ) -> tuple[Float[Array, "B T N H"], ...]:
+        """Return queries, keys and values, normalized and rotated; and the gate, of gated attention."""
         x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
         q, k, v = (
             self._inside(
@@ -63,12 +67,28 @@ class Block(nnx.Module):
             )
             for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
         )
-        return rotate(self._norm("q_norm", q), cos, sin), rotate(self._norm("k_norm", k), cos, sin), v
+        q, *gate = jnp.split(q, 2, axis=-1) if self.config.family.gated_attention else (q,)
+        return (
+            rotate(self._norm("q_norm", q), cos, sin),
+            rotate(self._norm("k_norm", k), cos, sin),
+            v,
+            *gate,
+        )
 
-    def combine(self, x: Float[Array, "B T D"], attended: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
+    def combine(
+        self,
+        x: Float[Array, "B T D"],
+        attended: Float[Array, "B T N H"],
+        gate: Float[Array, "B T N H"] | None = None,
+    ) -> Float[Array, "B T D"]:
         """Return the residual stream after this layer, given the output of its attention."""
         attended = checkpoint_name(attended, "attended")
-        out = self._add_bias("o_bias", self._matmul("bthk,hkd->btd", attended, "o"))
+        if gate is not None:
+            attended = attended * jax.nn.sigmoid(gate)
+        return self._add_to(x, self._add_bias("o_bias", self._matmul("bthk,hkd->btd", attended, "o")))
+
+    def _add_to(self, x: Float[Array, "B T D"], out: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Return the residual stream after this layer, given the output of its token mixer."""
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out = self._mlp(self._norm("pre_mlp_norm", x))
         return x + self._norm("post_mlp_norm", self._constrained(out))
@@ -82,13 +102,16 @@ class Block(nnx.Module):
 
     def _matmul(self, spec: str, x: Array, name: str) -> Array:
         """Return the product with a weight, and with its adapter, which is never merged into the weight."""
-        multiply = functools.partial(matmul, platform=self.sharding.device.platform)
-        out = multiply(spec, x, self._weight(name))
+        platform, weight = self.sharding.device.platform, self._weight(name)
+        if self.config.quantize:
+            out = quantized_matmul(spec, x, weight, self._weight(name + SCALE), platform, self.decoding)
+        else:
+            out = matmul(spec, x, weight, platform)
         if self.config.lora is None or name not in self.config.lora.targets:
             return out
         into_rank, out_of_rank = split_product(spec)
-        low = multiply(into_rank, x, self._weight(name + A))
-        return out + self.config.lora.scale * multiply(out_of_rank, low, self._weight(name + B))
+        low = matmul(into_rank, x, self._weight(name + A), platform)
+        return out + self.config.lora.scale * matmul(out_of_rank, low, self._weight(name + B), platform)
 
     def _weight(self, name: str) -> Array:
         return getattr(self, name)[...]
@@ -117,10 +140,72 @@ class Block(nnx.Module):
         return constrain(x, self.sharding, "batch", "sequence", "activation")
 
 
+class DeltaBlock(Block):
+    """The same with a gated delta net instead of attention, as in Qwen3.5."""
+
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], state: DeltaState | None
+    ) -> tuple[Float[Array, "B T D"], DeltaState]:
+        """Return the residual stream after this layer, and the state of the layer after these tokens.
+
+        Padding leaves no trace in the state. Without a state, the sequences begin here.
+        """
+        assert self.config.delta is not None
+        activation = ACTIVATION_FUNCTIONS[self.config.activation]
+        state = state or empty_delta_state(self.config.delta, x.shape[0], x.dtype)
+        inner = jnp.where(mask[:, :, None], self._norm("pre_attention_norm", x), 0)
+        inner = self._inside(inner, "heads", None)
+        qkv = self._inside(self._matmul("btd,dc->btc", inner, "delta_qkv"), "heads", "heads")
+        qkv, tail = causal_convolution(qkv, self._weight("delta_convolution")[:, 0], state.tail)
+        inputs = DeltaInputs(*self._heads(activation(qkv)), *self._rates(inner, mask))
+        out, matrix = gated_delta(inputs, state.matrix)
+        gate = jax.nn.silu(self._matmul("btd,dgp->btgp", inner, "delta_z").astype(jnp.float32))
+        out = self._inside((self._unit_scale(out) * gate).astype(x.dtype), "heads", "heads", None)
+        out = self._matmul("btgp,gpd->btd", checkpoint_name(out, "attended"), "delta_o")
+        return self._add_to(x, out), DeltaState(tail, matrix)
+
+    def _heads(self, qkv: Float[Array, "B T C"]) -> list[Float[Array, "B T G ..."]]:
+        """Return queries, keys and values of each value head."""
+        sizes = self.config.delta
+        assert sizes is not None
+        keys = sizes.key_heads * sizes.key_dim
+        q, k, v = jnp.split(qkv, (keys, 2 * keys), axis=-1)
+        q, k = (x.reshape(*x.shape[:2], sizes.key_heads, sizes.key_dim) for x in (q, k))
+        q, k = (jnp.repeat(x, sizes.value_heads // sizes.key_heads, axis=2) for x in (q, k))
+        v = v.reshape(*v.shape[:2], sizes.value_heads, sizes.value_dim)
+        return [self._inside(x, "heads", "heads", None) for x in (q, k, v)]
+
+    def _rates(self, inner: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> list[Float[Array, "B T G"]]:
+        """Return the logarithm of the decay and the learning rate of each token; both are 0 for padding."""
+        a, b = (
+            self._matmul("btd,dg->btg", inner, name).astype(jnp.float32) for name in ("delta_a", "delta_b")
+        )
+        log_rate, bias = (
+            self._weight(name).astype(jnp.float32)[None, None]
+            for name in ("delta_log_rate", "delta_rate_bias")
+        )
+        log_decay = -jnp.exp(log_rate) * jax.nn.softplus(a + bias)
+        return [jnp.where(mask[:, :, None], x, 0.0) for x in (log_decay, jax.nn.sigmoid(b))]
+
+    def _unit_scale(self, x: Float[Array, "B T G P"]) -> Float[Array, "B T G P"]:
+        """Return each head with a mean square of 1, times the weight of its norm."""
+        wide = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        return wide * self._weight("delta_norm").astype(jnp.float32)[None, None, None]
+
+
 @functools.cache
-def block_structure(config: Architecture, sharding: Sharding) -> Any:
-    """Return the block without its weights: `nnx.merge(block_structure(...), weights)` is a Block."""
-    return nnx.split(nnx.eval_shape(lambda: Block(config, sharding)))[0]
+def block_structure(
+    config: Architecture, sharding: Sharding, decoding: bool = False, kind: LayerKind | None = None
+) -> Any:
+    """Return the block without its weights: `nnx.merge(block_structure(...), weights)` is a Block, or a
+    DeltaBlock.
+
+    `decoding` states that it reads one token per row and has no gradient. Without a kind of layers, it is the
+    first one.
+    """
+    kind = kind or config.kinds[0]
+    make = DeltaBlock if kind.mixer == "gated_delta" else Block
+    return nnx.split(nnx.eval_shape(lambda: make(config, kind, sharding, decoding)))[0]
 
 
 def embedding_scale(config: Architecture, dtype: Any) -> Float[Array, ""] | None:

@@ -1,4 +1,10 @@
-"""The KV cache: its layout, the writes of a layer, and the attention of a new token to it.
+"""The cache for decoding: the state of each kind of layers, and the attention of a new token to it.
+
+The state of a gated delta net has a fixed size: the last inputs of its convolution, and a matrix.
+
+A state of attention has a slot for each position, or, in layers with a sliding window, for each position of
+the window: slots then are a ring, and position t is in slot t % W. For example, with a window of 4 the slots
+hold the positions 4 5 2 3 when the next one is 6, which will replace 2.
 
 Keys are [..., H, S] and values [..., S, H]: a CPU then reads both contiguously (with values as [H, S] it
 takes 3 to 5 times as long). On a TPU, slots are the minor dimension of both, and the layout is pinned:
@@ -10,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +25,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdft_jax.kernels.attention import AttentionCall
 from sdft_jax.kernels.matmul import einsum_float32
-from sdft_jax.models.architecture import Architecture
+from sdft_jax.models.architecture import Architecture, DeltaSizes
 from sdft_jax.sharding import Sharding, constrain, partition_spec
+from sdft_jax.sharding.partitioning import LogicalAxes
 
 AXES = (None, "batch", "kv_heads", None, None)
 """The logical axes of keys and values."""
@@ -35,82 +42,196 @@ SLOTS = -1, -2
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class KVCache:
-    """The keys and values of every layer; prompts are left-padded, so that all rows share the next slot."""
+class KeysValues:
+    """The keys and values of the L layers of one kind."""
 
     keys: Layers
     """Float[Array, "L B K H S"]."""
     values: Layers
     """Float[Array, "L B K S H"]."""
-    mask: Bool[Array, "B S"]
-    """True on slots that hold real tokens."""
+    window: int | None = dataclasses.field(metadata={"static": True})
+    """The largest number of slots; None if there is no limit."""
+    axes: ClassVar[dict[str, LogicalAxes]] = {"keys": AXES, "values": AXES}
+
+    @property
+    def slots(self) -> int:
+        """The number of slots."""
+        layer = self.keys[0] if isinstance(self.keys, tuple) else self.keys
+        return int(layer.shape[SLOTS[0]])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeltaState:
+    """The states of the L layers of gated delta nets, or, without L, that of one of them."""
+
+    tail: Layers
+    """Float[Array, "L B S-1 C"]: the last inputs of the convolution."""
+    matrix: Layers
+    """Float[Array, "L B G K P"], in float32: the matrix from keys to values of each head."""
+    axes: ClassVar[dict[str, LogicalAxes]] = {
+        "tail": (None, "batch", None, "heads"),
+        "matrix": (None, "batch", "heads", None, None),
+    }
+
+
+State = KeysValues | DeltaState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """The state of every layer; prompts are left-padded, so that all rows have the same length."""
+
+    states: tuple[State, ...]
+    """The states of each kind of layers, in the order of `Architecture.kinds`."""
     length: Int[Array, ""]
-    """The next slot, the same in all rows."""
+    """Number of tokens in a row, padding included."""
     positions: Int[Array, " B"]
-    """Position of each row's next token."""
+    """Position of each row's next token: its number of tokens without padding."""
 
 
-Store = tuple[Layers, Layers]
-"""Keys and values, passed from layer to layer."""
+def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, sharding: Sharding) -> Cache:
+    """Return an empty cache for sequences of `length` tokens."""
+
+    def empty(kind: int) -> State:
+        layers, window = len(config.layers_of(kind)), config.kinds[kind].window
+        if config.delta is not None and config.kinds[kind].mixer == "gated_delta":
+            one = empty_delta_state(config.delta, batch, dtype)
+            return jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), one)
+        heads, slots = (layers, batch, config.num_key_value_heads), slot_count(window, length)
+        keys = jnp.zeros((*heads, config.head_dim, slots), dtype)
+        return KeysValues(keys, jnp.zeros((*heads, slots, config.head_dim), dtype), window)
+
+    states = tuple(_constrained(empty(kind), sharding) for kind in range(len(config.kinds)))
+    return Cache(states, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
 
 
-def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, sharding: Sharding) -> KVCache:
-    """Return an empty cache of `length` slots."""
-    heads, tail = (config.num_hidden_layers, batch, config.num_key_value_heads), (config.head_dim, length)
-    keys, values = (
-        constrain(jnp.zeros((*heads, *own), dtype), sharding, *AXES) for own in (tail, tail[::-1])
+def slot_count(window: int | None, length: int) -> int:
+    """Return the number of slots of layers with this window for sequences of `length` tokens."""
+    return min(length, window or length)
+
+
+def state_shardings(state: Any, sharding: Sharding) -> Any:
+    """Return the sharding of each array of stacked states."""
+    return dataclasses.replace(state, **{name: sharding.named(*axes) for name, axes in state.axes.items()})
+
+
+def _constrained(state: Any, sharding: Sharding) -> Any:
+    placed = {name: constrain(getattr(state, name), sharding, *axes) for name, axes in state.axes.items()}
+    return dataclasses.replace(state, **placed)
+
+
+def empty_delta_state(sizes: DeltaSizes, batch: int, dtype: Any) -> DeltaState:
+    """Return the state of one layer before the first token."""
+    tail = jnp.zeros((batch, sizes.convolution - 1, sizes.channels), dtype)
+    return DeltaState(
+        tail, jnp.zeros((batch, sizes.value_heads, sizes.key_dim, sizes.value_dim), jnp.float32)
     )
-    mask = jnp.zeros((batch, length), bool)
-    return KVCache(keys, values, mask, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
 
 
-def grow(cache: KVCache, length: int) -> KVCache:
-    """Return the cache extended to `length` slots; the new ones are empty."""
+def read_delta(state: DeltaState, layer: Int[Array, ""] | int) -> DeltaState:
+    """Return the state of one layer."""
+    if isinstance(state.tail, tuple):
+        return DeltaState(state.tail[layer], state.matrix[layer])
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), state)
 
-    def longer(axis: int, x: Array) -> Array:
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, length - x.shape[axis])
-        return jnp.pad(x, widths)
 
-    keys, values = (
-        jax.tree.map(functools.partial(longer, axis), cached)
-        for axis, cached in zip(SLOTS, (cache.keys, cache.values), strict=True)
+def write_delta(
+    state: DeltaState, layer: Int[Array, ""] | int, new: DeltaState, sharding: Sharding
+) -> DeltaState:
+    """Write the state of one layer, in place."""
+    if isinstance(state.tail, tuple):
+        return DeltaState(replaced(state.tail, layer, new.tail), replaced(state.matrix, layer, new.matrix))
+    written = jax.tree.map(
+        lambda x, own: jax.lax.dynamic_update_index_in_dim(x, own.astype(x.dtype), layer, 0), state, new
     )
-    return dataclasses.replace(cache, keys=keys, values=values, mask=longer(-1, cache.mask))
+    return _constrained(written, sharding)
 
 
-def write(
-    store: Store,
-    layer: Int[Array, ""],
-    slot: Int[Array, ""] | int,
+def replaced(items: tuple[Any, ...], index: Any, new: Any) -> tuple[Any, ...]:
+    """Return a tuple with a new item in one place; the index is static."""
+    return (*items[:index], new, *items[index + 1 :])
+
+
+def grow(cache: Cache, length: int) -> Cache:
+    """Return the cache for sequences of `length` tokens; the new slots are empty.
+
+    States without slots do not grow.
+    """
+
+    def longer(state: State) -> State:
+        if isinstance(state, DeltaState):
+            return state
+        added = slot_count(state.window, length) - state.slots
+
+        def pad(axis: int, x: Array) -> Array:
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (0, added)
+            return jnp.pad(x, widths)
+
+        keys, values = (
+            jax.tree.map(functools.partial(pad, axis), cached)
+            for axis, cached in zip(SLOTS, (state.keys, state.values), strict=True)
+        )
+        return dataclasses.replace(state, keys=keys, values=values)
+
+    return dataclasses.replace(cache, states=tuple(map(longer, cache.states)))
+
+
+def separate_states(cache: Cache) -> Cache:
+    """Return the cache with each layer in arrays of its own."""
+    return dataclasses.replace(cache, states=jax.tree.map(tuple, cache.states))
+
+
+def visible_slots(state: KeysValues, cache: Cache) -> Bool[Array, "B 1 S"]:
+    """Return the slots that each row's next token reads, including its own.
+
+    A slot holds the token that is `distance` positions back, if its row has so many.
+    """
+    distance = (cache.length - jnp.arange(state.slots)) % state.slots
+    return distance[None, None, :] <= cache.positions[:, None, None]
+
+
+def write_prompt(
+    state: KeysValues,
+    layer: Int[Array, ""] | int,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
     sharding: Sharding,
-) -> Store:
-    """Write one layer's new keys and values from `slot` on, in place."""
+) -> KeysValues:
+    """Write one layer's keys and values of a prompt into an empty state, or those of its last positions."""
+    slots, length = state.slots, k.shape[1]
+    if length > slots:
+        k, v = (jnp.roll(x[:, -slots:], length % slots, axis=1) for x in (k, v))
     keys, values = (
-        constrain(_write(cached, (layer,), slot, new, axis), sharding, *AXES)
-        for cached, new, axis in zip(store, (k, v), SLOTS, strict=True)
+        _write(cached, (layer,), 0, new, axis)
+        for cached, new, axis in zip((state.keys, state.values), (k, v), SLOTS, strict=True)
     )
-    return keys, values
+    return _constrained(KeysValues(keys, values, state.window), sharding)
 
 
 def write_and_attend(
-    store: Store, layer: Int[Array, ""] | int, slot: Int[Array, ""], call: AttentionCall, sharding: Sharding
-) -> tuple[Store, Float[Array, "B 1 N H"]]:
-    """Write the keys and values of one new token per row into `slot`, and attend to the visible slots.
+    state: KeysValues,
+    layer: Int[Array, ""] | int,
+    position: Int[Array, ""],
+    call: AttentionCall,
+    sharding: Sharding,
+) -> tuple[KeysValues, Float[Array, "B 1 N H"]]:
+    """Write the keys and values of one new token per row into its slot, and attend to the visible slots.
 
     Each device handles its own rows and key heads under `shard_map`: a layout can be pinned only there.
 
     Args:
-        store: keys and values of all layers.
-        layer: index of this layer.
-        slot: the slot to write.
+        state: keys and values of all layers of a kind.
+        layer: index of this layer among them.
+        position: the number of tokens before this one, padding included.
         call: queries, keys and values of the new tokens, T = 1; `mask` has the visible slots, [B, 1, S].
         sharding: rows follow `batch`, heads `kv_heads`.
     """
     pinned = sharding.device.platform == "tpu"
-    separate = isinstance(store[0], tuple)
+    store = (state.keys, state.values)
+    separate = isinstance(state.keys, tuple)
     own: Any = tuple(cached[layer] for cached in store) if separate else store
 
     def local(cache, layer, slot, token, visible):
@@ -131,12 +252,11 @@ def write_and_attend(
         in_specs=((cache, cache), replicated, replicated, (token, token, token), rows),
         out_specs=((cache, cache), token),
         check_vma=False,
-    )(tuple(own), layer, slot, (call.q, call.k, call.v), call.mask)
+    )(own, layer, position % state.slots, (call.q, call.k, call.v), call.mask)
     if separate:
-        written = tuple(
-            (*cached[:layer], new, *cached[layer + 1 :]) for cached, new in zip(store, written, strict=True)
-        )
-    return written, attended
+        written = tuple(replaced(cached, layer, new) for cached, new in zip(store, written, strict=True))
+    keys, values = written
+    return KeysValues(keys, values, state.window), attended
 
 
 def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:

@@ -1,7 +1,7 @@
 """The decoder as pure functions of a parameter tree: full forward, prefill and decoding with a cache.
 
-Layers are stacked and run by one `lax.scan`, so that the program does not grow with depth. Decoding alone
-runs them one by one on a GPU, and on a CPU if the model is shallow (`layer_by_layer`).
+Layers are stacked and run by one `lax.scan` (`layers`), so that the program does not grow with depth.
+Decoding alone runs them one by one on a GPU, and on a CPU if the model is shallow (`layer_by_layer`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,31 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.errors import SdftError
-from sdft_jax.kernels.attention import AttentionCall, attention, block_size, token_positions, visible_keys
+from sdft_jax.kernels.attention import AttentionCall, attention, block_size, token_positions
 from sdft_jax.kernels.fused_attention import Kernel, choose_kernel, fused_attention
-from sdft_jax.kernels.matmul import einsum_float32
+from sdft_jax.kernels.matmul import matmul
 from sdft_jax.kernels.numerics import numerics
 from sdft_jax.models.architecture import Architecture
-from sdft_jax.models.block import block_structure, embedding_scale, rms_norm
-from sdft_jax.models.cache import KVCache, empty_cache, write, write_and_attend
+from sdft_jax.models.block import DeltaBlock, block_structure, embedding_scale, rms_norm
+from sdft_jax.models.cache import (
+    Cache,
+    KeysValues,
+    State,
+    empty_cache,
+    read_delta,
+    replaced,
+    separate_states,
+    visible_slots,
+    write_and_attend,
+    write_delta,
+    write_prompt,
+)
 from sdft_jax.models.families import Tensor
-from sdft_jax.models.lora import has_adapters, is_adapter
-from sdft_jax.models.rope import rope_table
+from sdft_jax.models.head import AdaptedHead, Head, head_logits
+from sdft_jax.models.layers import RunLayer, run_layers, separate_layers
+from sdft_jax.models.lora import A, B, is_adapter
+from sdft_jax.models.quantize import cast, quantize_params
+from sdft_jax.models.rope import query_factors, rope_table
 from sdft_jax.sharding import Sharding, constrain, release_axes, single_device
 from sdft_jax.types import Params, Sequences
 
@@ -52,8 +67,9 @@ class Model:
     """An architecture with the settings that run it; hashable, so static in `jax.jit`.
 
     Parameters are not part of it: every method takes them as a nested dictionary
-    `{"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [V, D] unless tied}`. A tree without
-    the adapters of the architecture is the base model.
+    `{"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [V, D] unless tied}`, where L are the
+    layers that have a parameter of this name. A tree without the adapters of the architecture is the base
+    model.
     """
 
     architecture: Architecture
@@ -90,17 +106,17 @@ class Model:
     def abstract_params(self, dtype: Any = jnp.float32) -> dict[str, Any]:
         """Return the shapes of the parameters.
 
-        The base of adapters never changes, and has the dtype of the products that read it.
+        The base of adapters never changes, and has the dtype of the products that read it; quantized
+        projections have their own.
         """
-        sizes, layers = self.architecture.sizes, self.architecture.num_hidden_layers
+        sizes = self.architecture.sizes
 
         def shape(tensor: Tensor, *leading: int) -> jax.ShapeDtypeStruct:
             trains = self.architecture.lora is None or is_adapter(tensor.name)
-            return jax.ShapeDtypeStruct(
-                (*leading, *tensor.shape(sizes)), dtype if trains else self.compute_dtype
-            )
+            own = tensor.dtype or (dtype if trains else self.compute_dtype)
+            return jax.ShapeDtypeStruct((*leading, *tensor.shape(sizes)), own)
 
-        return self._tree(shape, lambda tensor: shape(tensor, layers))
+        return self._tree(shape, lambda tensor: shape(tensor, len(self.architecture.layers_with(tensor))))
 
     def logical_axes(self) -> dict[str, Any]:
         """Return the logical axes of each parameter, as `sharding.Rules` names them."""
@@ -109,19 +125,29 @@ class Model:
     def init(self, key: Key[Array, ""] | Array, dtype: Any = jnp.float32) -> Params:
         """Return random parameters: normal with standard deviation 0.02; norm scales are one, biases zero.
 
-        Of adapters, A is uniform within 1 / sqrt(inputs), as in PEFT, and B zero.
+        Of adapters, A is uniform within 1 / sqrt(inputs), and B zero; of the embedding's, A is zero and B
+        standard normal, as in PEFT.
         """
-        inits = self._tree(lambda tensor: tensor.init, lambda tensor: tensor.init)
+        if self.architecture.quantize:
+            plain = dataclasses.replace(self.architecture, quantize=None)
+            params = dataclasses.replace(self, architecture=plain).init(key, dtype)
+            return quantize_params(params, self.architecture.quantize)
+        tensors = self._tree(lambda tensor: tensor, lambda tensor: tensor)
         shapes, treedef = jax.tree.flatten(self.abstract_params(dtype))
         keys = jax.random.split(key, len(shapes))
-        make = {
-            "normal": lambda key, s: 0.02 * jax.random.normal(key, s.shape, s.dtype),
-            "ones": lambda key, s: jnp.ones(s.shape, s.dtype),
-            "zeros": lambda key, s: jnp.zeros(s.shape, s.dtype),
-            "uniform": lambda key, s: _uniform(key, s.shape, s.dtype),
-        }
-        leaves = [make[init](k, s) for init, k, s in zip(jax.tree.leaves(inits), keys, shapes, strict=True)]
-        return jax.tree.unflatten(treedef, leaves)
+
+        def initial(tensor: Tensor, key: Array, shape: jax.ShapeDtypeStruct) -> Array:
+            bound = 1 / math.sqrt(tensor.stored_shape(self.architecture.sizes)[-1])
+            make: dict[str, Callable[..., Array]] = {
+                "normal": lambda s: 0.02 * jax.random.normal(key, s.shape, s.dtype),
+                "standard": lambda s: jax.random.normal(key, s.shape, s.dtype),
+                "uniform": lambda s: jax.random.uniform(key, s.shape, s.dtype, -bound, bound),
+                "ones": lambda s: jnp.ones(s.shape, s.dtype),
+                "zeros": lambda s: jnp.zeros(s.shape, s.dtype),
+            }
+            return make[tensor.init](shape)
+
+        return jax.tree.unflatten(treedef, map(initial, jax.tree.leaves(tensors), keys, shapes))
 
     def hidden_states(self, params: Params, sequences: Sequences) -> Float[Array, "B T D"]:
         """Return the hidden states after the final norm; the caller applies the head."""
@@ -131,10 +157,11 @@ class Model:
         tokens, mask = (jnp.pad(x, padding) for x in (sequences.tokens, sequences.mask))
         self_attention = self._self_attention(mask)
 
-        def attend(store, layer, kind, q, k, v):
-            return store, self_attention(kind, q, k, v)
+        def attend(state, kind, index, q, k, v):
+            return state, self_attention(kind, q, k, v)
 
-        return self._run(params, tokens, token_positions(mask), attend, None)[0][:, :length]
+        padded = Sequences(tokens, mask)
+        return self._run(params, padded, token_positions(mask), attend, None)[0][:, :length]
 
     def completion_hidden(
         self, params: Params, prompt: Sequences, completion: Sequences
@@ -149,62 +176,61 @@ class Model:
         hidden = self.hidden_states(params, Sequences(tokens, mask))
         return hidden[:, prompt.tokens.shape[1] - 1 : -1]
 
-    def head(self, params: Params) -> Float[Array, "V D"]:
-        """Return the output matrix, which is the embedding if they are tied."""
-        return params["embed"] if self.architecture.tie_word_embeddings else params["head"]
+    def head(self, params: Params) -> Head:
+        """Return the output matrix, which is the embedding in a tree without one, and its adapter."""
+        matrix, lora = params.get("head", params["embed"]), self.architecture.lora
+        if lora is None or "head" + A not in params:
+            return matrix
+        return AdaptedHead(matrix, lora.scale * params["head" + A], params["head" + B])
 
     def logits(self, params: Params, sequences: Sequences) -> Float[Array, "B T V"]:
         """Return the next-token logits at every position, accumulated in float32."""
         with self.numerics():
-            hidden = self.hidden_states(params, sequences)
-            head = self.head(params).astype(hidden.dtype)
-            return einsum_float32("btd,vd->btv", hidden, head)
+            return head_logits(self.hidden_states(params, sequences), self.head(params))
 
-    def init_cache(self, batch: int, length: int, dtype: Any = None) -> KVCache:
-        """Return an empty cache of `length` slots, in the compute dtype unless `dtype` is given."""
+    def init_cache(self, batch: int, length: int, dtype: Any = None) -> Cache:
+        """Return an empty cache for `length` tokens, in the compute dtype unless `dtype` is given."""
         return empty_cache(self.architecture, batch, length, dtype or self.compute_dtype, self.sharding)
 
     def prefill(
         self, params: Params, prompt: Sequences, cache_length: int
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Return the hidden states of left-padded prompts and a cache of them with `cache_length` slots."""
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Return the hidden states of left-padded prompts and a cache of them for `cache_length` tokens."""
         self_attention = self._self_attention(prompt.mask)
         batch, length = prompt.tokens.shape
-        cache = self.init_cache(batch, cache_length)
 
-        def attend(store, layer, kind, q, k, v):
-            return write(store, layer, 0, k, v, self.sharding), self_attention(kind, q, k, v)
+        def attend(state, kind, index, q, k, v):
+            return write_prompt(state, index, k, v, self.sharding), self_attention(kind, q, k, v)
 
-        hidden, (keys, values) = self._run(
-            params, prompt.tokens, token_positions(prompt.mask), attend, (cache.keys, cache.values)
-        )
-        mask = jax.lax.dynamic_update_slice(cache.mask, prompt.mask, (0, 0))
+        empty = self.init_cache(batch, cache_length).states
+        hidden, states = self._run(params, prompt, token_positions(prompt.mask), attend, empty)
         count = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
-        return hidden, KVCache(keys, values, mask, jnp.int32(length), count)
+        return hidden, Cache(states, jnp.int32(length), count)
 
     def decode(
-        self, params: Params, tokens: Int[Array, " B"], cache: KVCache
-    ) -> tuple[Float[Array, "B D"], KVCache]:
-        """Return the hidden state of one new token per row, and the cache with it in slot `cache.length`.
+        self, params: Params, tokens: Int[Array, " B"], cache: Cache
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Return the hidden state of one new token per row, and the cache with it.
 
         Rows that have ended may pass any token.
         """
-        written = jnp.ones((tokens.shape[0], 1), bool)
-        mask = jax.lax.dynamic_update_slice_in_dim(cache.mask, written, cache.length, axis=1)
-        windows = any(kind.window for kind in self.architecture.kinds)
-        positions = cache.positions[:, None]
-        key_positions = token_positions(mask) if windows else None
+        visible = [
+            visible_slots(state, cache) if isinstance(state, KeysValues) else None for state in cache.states
+        ]
         scale = self.architecture.query_scale
 
-        def attend(store, layer, kind, q, k, v):
-            visible = visible_keys(positions, key_positions, mask, self._window(kind))
-            call = AttentionCall(q, k, v, visible, None, scale)
-            return write_and_attend(store, layer, cache.length, call, self.sharding)
+        def attend(state, kind, index, q, k, v):
+            call = AttentionCall(q, k, v, visible[kind], None, scale)
+            return write_and_attend(state, index, cache.length, call, self.sharding)
 
-        hidden, (keys, values) = self._run(
-            params, tokens[:, None], positions, attend, (cache.keys, cache.values)
-        )
-        return hidden[:, 0], KVCache(keys, values, mask, cache.length + 1, cache.positions + 1)
+        token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
+        hidden, states = self._run(params, token, cache.positions[:, None], attend, cache.states)
+        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1)
+
+    def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
+        """Return both with each layer in arrays of its own, so that `decode` runs layers without a scan."""
+        layers = separate_layers(self.architecture.of_tree(params), params["layers"])
+        return {**params, "layers": layers}, separate_states(cache)
 
     def _self_attention(self, mask: Bool[Array, "B T"]) -> Callable[..., Any]:
         """Return a function (kind, q, k, v) -> attention of each token to the real tokens up to itself."""
@@ -220,18 +246,22 @@ class Model:
             with jax.named_scope("self_attention"):
                 if kernel == "xla":
                     return attention(AttentionCall(q, k, v, mask, self._window(kind), scale), block)
+                if isinstance(kind, int):
+                    return branches[kind](q, k, v)
                 return jax.lax.switch(kind, branches, q, k, v)
 
         return self_attention
 
-    def _window(self, kind: Int[Array, ""]) -> Int[Array, ""] | None:
-        """Return the sliding window of a kind of layer, or None if no layer has one."""
+    def _window(self, kind: Int[Array, ""] | int) -> Int[Array, ""] | int | None:
+        """Return the sliding window of a kind of layer, or None if it has none, or no layer has one."""
         windows = [layer.window for layer in self.architecture.kinds]
+        if isinstance(kind, int):
+            return windows[kind]
         if not any(windows):
             return None
         return jnp.array([window or _NO_WINDOW for window in windows], jnp.int32)[kind]
 
-    def _embed(self, embedding: Array, tokens: Array) -> Array:
+    def _embed(self, params: Params, tokens: Array) -> Array:
         """Look tokens up on the devices that hold their embeddings, then move the result to the rows'
         devices.
 
@@ -240,50 +270,66 @@ class Model:
         lookup = release_axes(self.sharding, "embed", "batch", "sequence")
         lookup = release_axes(lookup, "vocab", "batch", "sequence")
         tokens = constrain(tokens, lookup, "batch", "sequence")
-        x = constrain(embedding[tokens].astype(self.compute_dtype), lookup, "batch", "sequence", "embed")
+
+        def rows(name: str, width: str | None) -> Array:
+            found = params[name][tokens].astype(self.compute_dtype)
+            return constrain(found, lookup, "batch", "sequence", width)
+
+        x, lora = rows("embed", "embed"), self.architecture.lora
+        if lora is not None and "embed" + A in params:
+            b = params["embed" + B].astype(self.compute_dtype)
+            added = lora.scale * matmul("btr,rd->btd", rows("embed" + A, None), b, self.platform)
+            x += constrain(added, lookup, "batch", "sequence", "embed")
         x = constrain(x, self.sharding, "batch", "sequence", "activation")
         scale = embedding_scale(self.architecture, x.dtype)
         return x if scale is None else x * scale
 
     def _run(
-        self, params: Params, tokens: Array, positions: Array, attend: Callable[..., Any], store: Any
+        self,
+        params: Params,
+        sequences: Sequences,
+        positions: Array,
+        attend: Callable[..., Any],
+        states: tuple[State, ...] | None,
     ) -> tuple[Array, Any]:
         """Embed, run the layers and apply the final norm.
 
         Args:
             params: the whole parameter tree.
-            tokens: [B, T].
+            sequences: [B, T].
             positions: [B, T], of each token in its row.
-            attend: (store, layer, kind, q, k, v) -> (store, attended).
-            store: read and updated by `attend`, passed from layer to layer.
+            attend: (state, kind, index, q, k, v) -> (state, attended), of the index-th layer of a kind.
+            states: the states of each kind, which `attend` reads and updates; None without states.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
-        x = self._embed(params["embed"], tokens)
-        structure = block_structure(config if has_adapters(params) else config.base, self.sharding)
+        decoding = states is not None and sequences.tokens.shape[1] == 1
+        of_tree = config.of_tree(params)
+        structures = [block_structure(of_tree, self.sharding, decoding, kind) for kind in config.kinds]
         ropes = [rope_table(kind.rope, config.head_dim, positions) for kind in config.kinds]
-        uniform = len(config.kinds) == 1
-        cos, sin = ropes[0] if uniform else (jnp.stack(tables) for tables in zip(*ropes, strict=True))
+        factors = query_factors([kind.rope for kind in config.kinds], positions)
+        stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)]
 
         def run_layer(carry, weights, kind, index):
-            x, store = carry
-            block = nnx.merge(structure, jax.tree.map(lambda w: w.astype(dtype), weights))
-            q, k, v = block.project(x, *((cos, sin) if uniform else (cos[kind], sin[kind])))
-            store, attended = attend(store, index, kind, q, k, v)
-            return block.combine(x, attended), store
+            x, states = carry
+            static = isinstance(kind, int)
+            block = nnx.merge(structures[kind if static else 0], cast(weights, dtype))
+            state = None if states is None else states[kind]
+            if isinstance(block, DeltaBlock):
+                x, new = block(x, sequences.mask, read_delta(state, index) if state else None)
+                state = write_delta(state, index, new, self.sharding) if state else None
+            else:
+                cos, sin = ropes[kind] if static else (stack[kind] for stack in stacked_ropes)
+                q, k, v, *gate = block.project(x, cos, sin)
+                q = q if factors is None else q * factors[kind].astype(dtype)
+                state, attended = attend(state, kind, index, q, k, v)
+                x = block.combine(x, attended, *gate)
+            return x, states and replaced(states, kind, state)
 
-        def body(carry, layer):
-            return run_layer(carry, *layer), None
-
-        if isinstance(params["layers"], tuple):
-            for index, weights in enumerate(params["layers"]):
-                x, store = run_layer((x, store), weights, config.kind_of_layer[index], index)
-        else:
-            if self.remat != "none":
-                body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-            kinds = jnp.array(config.kind_of_layer, jnp.int32)
-            layers = (params["layers"], kinds, jnp.arange(config.num_hidden_layers))
-            (x, store), _ = jax.lax.scan(body, (x, store), layers)
-        return rms_norm(x, params["norm"].astype(dtype), config), store
+        if self.remat != "none" and states is None:
+            run_layer = _checkpointed(run_layer, REMAT_POLICIES[self.remat])
+        carry = (self._embed(params, sequences.tokens), states)
+        x, states = run_layers(of_tree, run_layer, carry, params["layers"], states is not None)
+        return rms_norm(x, params["norm"].astype(dtype), config), states
 
     def _tree(self, outer: Callable[..., Any], inner: Callable[..., Any]) -> dict[str, Any]:
         """Return the parameter tree with `outer(tensor)` outside and `inner(tensor)` inside the layers."""
@@ -292,18 +338,12 @@ class Model:
         return tree
 
 
-def _uniform(key: Key[Array, ""] | Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Return numbers within 1 / sqrt(inputs); `shape` is [L, *inputs, R]."""
-    bound = 1 / math.sqrt(math.prod(shape[1:-1]))
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+def _checkpointed(run_layer: RunLayer, policy: Any) -> RunLayer:
+    """Return the function with a backward pass that recomputes what the policy does not save."""
 
+    def run(carry, weights, kind, index):
+        own = functools.partial(run_layer, kind=kind, index=index)
+        # a scan keeps the two passes apart, so that the compiler does not merge them
+        return jax.checkpoint(own, policy=policy, prevent_cse=False)(carry, weights)
 
-def layer_by_layer(params: Params, cache: KVCache) -> tuple[Params, KVCache]:
-    """Return both with each layer in arrays of its own, so that `decode` runs layers without a scan."""
-
-    def split(stacked: Any) -> tuple[Any, ...]:
-        leaves, treedef = jax.tree.flatten(stacked)
-        return tuple(jax.tree.unflatten(treedef, own) for own in zip(*leaves, strict=True))
-
-    cache = dataclasses.replace(cache, keys=split(cache.keys), values=split(cache.values))
-    return {**params, "layers": split(params["layers"])}, cache
+    return run

@@ -2,7 +2,9 @@
 
 One `Tensor` describes one parameter: its shape, logical axes, initialization, and Hugging Face name and
 layout. Loading, saving and sharding use these descriptions. Dimensions are letters: D model width, N query
-heads, K key-value heads, H head dimension, F feed-forward width, V vocabulary, R rank of an adapter.
+heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forward width, V vocabulary, R rank
+of an adapter; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
+and d, h, f, p the numbers of tiles of D, H, F and P in a quantized weight.
 """
 
 from __future__ import annotations
@@ -17,7 +19,24 @@ import numpy as np
 
 from sdft_jax.models.rope import Rope, rope_from_dict
 
-LOGICAL_AXES = {"D": "embed", "N": "heads", "K": "kv_heads", "H": None, "F": "mlp", "V": "vocab", "R": None}
+TILES = {"D": "d", "H": "h", "F": "f", "P": "p"}
+"""Last dimension of a weight's inputs -> its number of tiles, which no mesh axis splits."""
+LOGICAL_AXES = {
+    "D": "embed",
+    "N": "heads",
+    "K": "kv_heads",
+    "H": None,
+    "F": "mlp",
+    "V": "vocab",
+    "R": None,
+    "Q": None,
+    "G": "heads",
+    "P": None,
+    "C": "heads",
+    "S": None,
+    "1": None,
+    **dict.fromkeys(TILES.values()),
+}
 
 Json = Mapping[str, Any]
 
@@ -35,7 +54,9 @@ class Tensor:
     dims: str
     source: str
     """The Hugging Face name; for a tensor of a layer, without the prefix `model.layers.<i>.`."""
-    init: Literal["normal", "zeros", "ones", "uniform"] = "normal"
+    init: Literal["normal", "zeros", "ones", "uniform", "standard"] = "normal"
+    dtype: str | None = None
+    """The dtype of a part of a quantized weight; None for that of the model's parameters."""
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in this library, without the layer axis."""
@@ -49,7 +70,7 @@ class Tensor:
     def stored_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in a checkpoint."""
         inputs, _, outputs = self.dims.rpartition(">")
-        fused = re.findall("NH|KH|[A-Z]", outputs) + re.findall("NH|KH|[A-Z]", inputs)
+        fused = [group for part in (outputs, inputs) for group in re.findall("[NKG][HQP]|[A-Z1]", part)]
         return tuple(math.prod(sizes[letter] for letter in group) for group in fused)
 
     def from_stored(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
@@ -62,14 +83,31 @@ class Tensor:
         return array.reshape(stored[::-1]).T if ">" in self.dims else array.reshape(stored)
 
 
-PROJECTIONS = (
+ATTENTION = (
     Tensor("q", "D>NH", "self_attn.q_proj.weight"),
     Tensor("k", "D>KH", "self_attn.k_proj.weight"),
     Tensor("v", "D>KH", "self_attn.v_proj.weight"),
     Tensor("o", "NH>D", "self_attn.o_proj.weight"),
+)
+GATED_ATTENTION = (Tensor("q", "D>NQ", "self_attn.q_proj.weight"), *ATTENTION[1:])
+FEED_FORWARD = (
     Tensor("gate", "D>F", "mlp.gate_proj.weight"),
     Tensor("up", "D>F", "mlp.up_proj.weight"),
     Tensor("down", "F>D", "mlp.down_proj.weight"),
+)
+PROJECTIONS = (*ATTENTION, *FEED_FORWARD)
+DELTA_PROJECTIONS = (
+    Tensor("delta_qkv", "D>C", "linear_attn.in_proj_qkv.weight"),
+    Tensor("delta_z", "D>GP", "linear_attn.in_proj_z.weight"),
+    Tensor("delta_b", "D>G", "linear_attn.in_proj_b.weight"),
+    Tensor("delta_a", "D>G", "linear_attn.in_proj_a.weight"),
+    Tensor("delta_o", "GP>D", "linear_attn.out_proj.weight"),
+)
+DELTA_PARAMETERS = (
+    Tensor("delta_convolution", "C1S", "linear_attn.conv1d.weight"),
+    Tensor("delta_log_rate", "G", "linear_attn.A_log", "zeros"),
+    Tensor("delta_rate_bias", "G", "linear_attn.dt_bias", "ones"),
+    Tensor("delta_norm", "P", "linear_attn.norm.weight", "ones"),
 )
 QKV_BIASES = (
     Tensor("q_bias", "NH", "self_attn.q_proj.bias", "zeros"),
@@ -97,6 +135,8 @@ class Family:
     """A function from config.json to the rotary embeddings of full and of sliding layers."""
     layer_types: Callable[[Json], list[str]]
     """A function from config.json to the type of each layer, used if config.json has no `layer_types`."""
+    rotated: Callable[[Json], list[bool]] | None = None
+    """A function from config.json to True for each layer with a rotary embedding; None: all have one."""
     always_qkv_bias: bool = False
     """True if q, k and v have biases and the output projection has none.
 
@@ -105,8 +145,22 @@ class Family:
     norm_style: Literal["scale_after_cast", "scale_before_cast", "one_plus_weight"] = "scale_after_cast"
     activation_key: str = "hidden_act"
     scale_embedding: bool = False
+    kinds: tuple[str, ...] = ("full_attention", "sliding_attention")
+    """The types of layers."""
+    gated_attention: bool = False
+    """True if queries have a second half, whose sigmoid is a factor on the output of attention."""
     defaults: tuple[tuple[str, Any], ...] = ()
     """Default values of keys that config.json may omit, the same as in the transformers class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+    """A multimodal model, whose text model is trained; all its other tensors remain unchanged."""
+
+    model_type: str
+    architecture: str
+    text_types: tuple[str, ...]
+    """The model types of its text model; the first is that of a `text_config` without one."""
 
 
 def _norms(sources: Mapping[str, str], q: str = "", k: str = "", init: Any = "ones") -> tuple[Tensor, ...]:
@@ -144,18 +198,68 @@ def _full_every(config: Json) -> list[str]:
 
     n is 4 in OLMo 3 and `sliding_window_pattern` in Gemma 3.
     """
-    period = config.get("sliding_window_pattern", 4)
-    return [
-        "sliding_attention" if (layer + 1) % period else "full_attention"
-        for layer in range(config["num_hidden_layers"])
-    ]
+    return _periodic(config, config.get("sliding_window_pattern", 4), "sliding_attention")
 
 
-def _one_rope(config: Json) -> tuple[Rope, Rope]:
-    """Return one rotary embedding for all layers."""
-    parameters = config.get("rope_scaling") or config.get("rope_parameters") or {}
+def _all_alike(config: Json) -> list[str]:
+    """Return sliding attention for every layer if there is a window, as in Mistral."""
+    kind = "sliding_attention" if config.get("sliding_window") else "full_attention"
+    return [kind] * config["num_hidden_layers"]
+
+
+def _sliding_without_rope(config: Json) -> list[str]:
+    """Return the layer types of SmolLM3: sliding for layers without rope if `use_sliding_window` is set."""
+    sliding = config.get("use_sliding_window") and config.get("sliding_window")
+    return ["sliding_attention" if sliding and not rope else "full_attention" for rope in _rotated(config)]
+
+
+def _rotated(config: Json) -> list[bool]:
+    """Return False for the layers of SmolLM3 without rope: those listed as 0, or every n-th one."""
+    count, period = config["num_hidden_layers"], config["no_rope_layer_interval"]
+    listed = config.get("no_rope_layers") or [(layer + 1) % period for layer in range(count)]
+    return [bool(rope) for rope in listed[:count]]
+
+
+def _full_or_linear(config: Json) -> list[str]:
+    """Return full attention for every n-th layer, n being `full_attention_interval`, and delta nets else."""
+    return _periodic(config, config["full_attention_interval"], "linear_attention")
+
+
+def _periodic(config: Json, period: int, other: str) -> list[str]:
+    """Return full attention for every `period`-th layer, and another type for the others."""
+    layers = range(config["num_hidden_layers"])
+    return [other if (layer + 1) % period else "full_attention" for layer in layers]
+
+
+def _rope_parameters(config: Json) -> Json:
+    """Return the parameters of one rotary embedding, of either age of config.json."""
+    return config.get("rope_scaling") or config.get("rope_parameters") or {}
+
+
+def _one_rope(config: Json, **defaults: Any) -> tuple[Rope, Rope]:
+    """Return one rotary embedding for all layers; its parameters may be missing if they have defaults."""
+    parameters = {**defaults, **_rope_parameters(config)}
     rope = rope_from_dict(parameters, float(config["rope_theta"]), config["max_position_embeddings"])
     return rope, rope
+
+
+def _ministral_rope(config: Json) -> tuple[Rope, Rope]:
+    """Return the rotary embedding of Ministral 3, which also scales queries."""
+    parameters = _rope_parameters(config) or dict(_MINISTRAL_ROPE)
+    rope, _ = _one_rope({**config, "rope_parameters": parameters})
+    rope = dataclasses.replace(
+        rope,
+        original_max_position_embeddings=int(
+            parameters.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        ),
+        llama_4_scaling_beta=float(parameters.get("llama_4_scaling_beta") or 0),
+    )
+    return rope, rope
+
+
+def _partial_rope(config: Json) -> tuple[Rope, Rope]:
+    """Return one rotary embedding, for the first dimensions of each head only."""
+    return _one_rope(config, partial_rotary_factor=config["partial_rotary_factor"])
 
 
 def _rope_by_layer_type(config: Json) -> tuple[Rope, Rope]:
@@ -171,17 +275,65 @@ def _rope_by_layer_type(config: Json) -> tuple[Rope, Rope]:
 
 
 _COMMON = (("rms_norm_eps", 1e-6), ("max_position_embeddings", 2048), ("rope_theta", 10_000.0))
+_SMOLLM = (
+    *_COMMON,
+    ("max_position_embeddings", 32_768),
+    ("rope_theta", 2_000_000.0),
+    ("num_key_value_heads", 4),
+    ("no_rope_layer_interval", 4),
+    ("tie_word_embeddings", True),
+)
+_MISTRAL = (
+    *_COMMON,
+    ("max_position_embeddings", 131_072),
+    ("num_key_value_heads", 8),
+    ("sliding_window", 4096),
+)
+_MINISTRAL = (
+    *_COMMON,
+    ("rms_norm_eps", 1e-5),
+    ("max_position_embeddings", 262_144),
+    ("rope_theta", 1_000_000.0),
+    ("num_key_value_heads", 8),
+    ("head_dim", 128),
+)
+_MINISTRAL_ROPE = (
+    ("rope_type", "yarn"),
+    ("factor", 16.0),
+    ("original_max_position_embeddings", 16_384),
+    ("mscale", 1.0),
+    ("mscale_all_dim", 1.0),
+    ("llama_4_scaling_beta", 0.1),
+)
 _GEMMA = (
     ("rms_norm_eps", 1e-6),
     ("max_position_embeddings", 131_072),
     ("rope_theta", 1_000_000.0),
     ("rope_local_base_freq", 10_000.0),
     ("hidden_activation", "gelu_pytorch_tanh"),
+    ("vocab_size", 262_208),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
     ("head_dim", 256),
     ("query_pre_attn_scalar", 256),
     ("sliding_window", 4096),
     ("sliding_window_pattern", 6),
     ("tie_word_embeddings", True),
+)
+
+_QWEN35 = (
+    ("rms_norm_eps", 1e-6),
+    ("max_position_embeddings", 32_768),
+    ("rope_theta", 10_000.0),
+    ("partial_rotary_factor", 0.25),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("full_attention_interval", 4),
+    ("linear_conv_kernel_dim", 4),
+    ("linear_key_head_dim", 128),
+    ("linear_value_head_dim", 128),
+    ("linear_num_key_heads", 16),
+    ("linear_num_value_heads", 32),
 )
 
 FAMILIES = {
@@ -205,6 +357,24 @@ FAMILIES = {
             defaults=(*_COMMON, ("sliding_window", 4096), ("head_dim", 128)),
         ),
         Family("llama", "LlamaForCausalLM", _norms(PRE_NORMS), _one_rope, _all_full, defaults=_COMMON),
+        Family("mistral", "MistralForCausalLM", _norms(PRE_NORMS), _one_rope, _all_alike, defaults=_MISTRAL),
+        Family(
+            "ministral3",
+            "Ministral3ForCausalLM",
+            _norms(PRE_NORMS),
+            _ministral_rope,
+            _all_alike,
+            defaults=_MINISTRAL,
+        ),
+        Family(
+            "smollm3",
+            "SmolLM3ForCausalLM",
+            _norms(PRE_NORMS),
+            _one_rope,
+            _sliding_without_rope,
+            rotated=_rotated,
+            defaults=_SMOLLM,
+        ),
         Family(
             "olmo2",
             "Olmo2ForCausalLM",
@@ -234,5 +404,25 @@ FAMILIES = {
             scale_embedding=True,
             defaults=_GEMMA,
         ),
+        Family(
+            "qwen3_5_text",
+            "Qwen3_5ForCausalLM",
+            _norms(PRE_NORMS, q="H", k="H", init="zeros"),
+            _partial_rope,
+            _full_or_linear,
+            norm_style="one_plus_weight",
+            kinds=("full_attention", "linear_attention"),
+            gated_attention=True,
+            defaults=_QWEN35,
+        ),
+    )
+}
+
+WRAPPERS = {
+    wrapper.model_type: wrapper
+    for wrapper in (
+        Wrapper("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",)),
+        Wrapper("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3")),
+        Wrapper("qwen3_5", "Qwen3_5ForConditionalGeneration", ("qwen3_5_text",)),
     )
 }

@@ -1,8 +1,12 @@
 """Low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685): a projection x W becomes x W + scale (x A) B.
 
 The two factors of a projection follow from its entry in the table of its family, so that a new family has
-them without a line of its own. They are leaves of the layers beside the weight that they adapt: `q`,
-`q_lora_a`, `q_lora_b`. A tree without them is the base model.
+them without a line of its own. They are leaves beside the weight that they adapt: `q`, `q_lora_a`,
+`q_lora_b`. A tree without them is the base model.
+
+The embedding is a projection from tokens, whose adapter looks a token's row of A up, and the head one to
+tokens. If they are one matrix (tied), an adapter of `embed` changes the lookup only, and one of `head` the
+logits only, as in PEFT; merged, they are two matrices.
 """
 
 from __future__ import annotations
@@ -11,7 +15,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +24,15 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models.families import PROJECTIONS, Tensor
+from sdft_jax.models.families import EMBEDDING, HEAD, PROJECTIONS, Tensor
 from sdft_jax.types import Params
 
 A, B = "_lora_a", "_lora_b"
 """The ends of the names of the factors."""
 NO_ADAPTER = f"^(?!.*({A}|{B})$)"
 """A regular expression for the paths of all other parameters."""
+ADAPTABLE = (*PROJECTIONS, EMBEDDING, HEAD)
+"""The matrices of most families, which may have adapters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,35 +43,53 @@ class Lora:
     alpha: float
     rank_stabilized: bool
     targets: tuple[str, ...]
-    """The names of the adapted projections, in the order of `families.PROJECTIONS`."""
+    """The names of the adapted matrices, in the order of the model's projections."""
 
     @property
     def scale(self) -> float:
         """The factor on the product of A and B."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Return the parameters of the adapters of one layer."""
-        adapted = [tensor for tensor in PROJECTIONS if tensor.name in self.targets]
+    def adapters(self, matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the parameters of the adapters of those matrices that are adapted."""
+        adapted = [tensor for tensor in matrices if tensor.name in self.targets]
         return tuple(factor for tensor in adapted for factor in factors(tensor))
+
+    @property
+    def outer_tensors(self) -> tuple[Tensor, ...]:
+        """The parameters of the adapters outside the layers."""
+        return self.adapters((EMBEDDING, HEAD))
 
 
 def factors(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the parameters A and B of a projection, with their names in PEFT.
+    """Return the parameters A and B of a matrix, with their names and initial values in PEFT.
 
     For example, 'D>NH' has A 'D>R' and B 'R>NH': [D, R] and [R, N, H] in this library, [R, D] and [N*H, R] in
     a file of PEFT. R, the rank, is never split over devices.
     """
-    inputs, _, outputs = tensor.dims.partition(">")
     source = tensor.source.removesuffix("weight")
+    a, b = f"{source}lora_A.weight", f"{source}lora_B.weight"
+    if tensor == EMBEDDING:
+        a, b = f"{source}lora_embedding_A", f"{source}lora_embedding_B"
+        return Tensor(tensor.name + A, "V>R", a, "zeros"), Tensor(tensor.name + B, "R>D", b, "standard")
+    if tensor == HEAD:  # B has the layout of the head
+        return Tensor(tensor.name + A, "D>R", a, "uniform"), Tensor(tensor.name + B, "VR", b, "zeros")
+    inputs, _, outputs = tensor.dims.partition(">")
     return (
-        Tensor(tensor.name + A, f"{inputs}>R", f"{source}lora_A.weight", "uniform"),
-        Tensor(tensor.name + B, f"R>{outputs}", f"{source}lora_B.weight", "zeros"),
+        Tensor(tensor.name + A, f"{inputs}>R", a, "uniform"),
+        Tensor(tensor.name + B, f"R>{outputs}", b, "zeros"),
     )
 
 
-def make_lora(options: LoraConfig, sizes: dict[str, int]) -> Lora | None:
-    """Return the adapters of a configuration for a model with these sizes; None for rank 0.
+def make_lora(
+    options: LoraConfig, sizes: dict[str, int], projections: Sequence[Tensor] = PROJECTIONS
+) -> Lora | None:
+    """Return the adapters of a configuration; None for rank 0.
+
+    Args:
+        options: the settings of the adapters.
+        sizes: the sizes of the model.
+        projections: the projections of its layers.
 
     Raises:
         SdftError: a target matches no projection or is not a regular expression, or the rank is above that of
@@ -72,21 +97,26 @@ def make_lora(options: LoraConfig, sizes: dict[str, int]) -> Lora | None:
     """
     if not options.rank:
         return None
-    targets = _matched(options.targets)
-    for tensor in (tensor for tensor in PROJECTIONS if tensor.name in targets):
-        outputs, inputs = tensor.stored_shape(sizes)
-        if options.rank > min(outputs, inputs):
-            raise SdftError(
-                f"lora.rank={options.rank} is above the rank of projection {tensor.name}, which has {inputs} "
-                f"inputs and {outputs} outputs: set lora.rank to at most {min(outputs, inputs)}, or remove "
-                f"{tensor.name} from lora.targets."
-            )
+    adaptable = (*projections, EMBEDDING, HEAD)
+    targets = _matched(options.targets, [tensor.name for tensor in adaptable])
+    shapes = {
+        tensor.name: tensor.stored_shape(sizes)[:: -1 if tensor == EMBEDDING else 1]
+        for tensor in adaptable
+        if tensor.name in targets
+    }
+    narrowest = min(shapes, key=lambda name: min(shapes[name]))
+    outputs, inputs = shapes[narrowest]
+    if options.rank > min(outputs, inputs):
+        raise SdftError(
+            f"lora.rank={options.rank} is above the rank of projection {narrowest}, which has {inputs} "
+            f"inputs and {outputs} outputs: set lora.rank to at most {min(outputs, inputs)}, or remove "
+            f"{narrowest} from lora.targets."
+        )
     return Lora(options.rank, options.alpha, options.rank_stabilized, targets)
 
 
-def _matched(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the projections that one of the patterns matches as a whole."""
-    names = [tensor.name for tensor in PROJECTIONS]
+def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return those names of projections that one of the patterns matches as a whole."""
     matched: set[str] = set()
     for pattern in patterns:
         try:
@@ -110,21 +140,19 @@ def is_adapter(name: str) -> bool:
     return name.endswith((A, B))
 
 
-def has_adapters(params: Params) -> bool:
-    """Return True if a parameter tree has adapters."""
-    layers = params["layers"]
-    return any(is_adapter(name) for name in (layers[0] if isinstance(layers, tuple) else layers))
-
-
-def base_params(params: Params) -> Params:
+def base_params(params: Params) -> dict[str, Any]:
     """Return the tree of the base model: the same arrays without the adapters."""
-    layers = {name: leaf for name, leaf in params["layers"].items() if not is_adapter(name)}
-    return {**params, "layers": layers}
+    return _part(params, lambda name: not is_adapter(name))
 
 
-def adapter_params(params: Params) -> Params:
+def adapter_params(params: Params) -> dict[str, Any]:
     """Return the tree of the adapters alone."""
-    return {"layers": {name: leaf for name, leaf in params["layers"].items() if is_adapter(name)}}
+    return _part(params, is_adapter)
+
+
+def _part(params: Params, keep: Callable[[str], bool]) -> dict[str, Any]:
+    outer = {name: leaf for name, leaf in params.items() if name != "layers" and keep(name)}
+    return {**outer, "layers": {name: leaf for name, leaf in params["layers"].items() if keep(name)}}
 
 
 def split_product(spec: str) -> tuple[str, str]:
@@ -140,23 +168,12 @@ def split_product(spec: str) -> tuple[str, str]:
     return f"{x},{contracted}r->{kept}r", f"{kept}r,r{outputs}->{out}"
 
 
-def merge(lora: Lora, params: Params) -> Params:
-    """Return the parameters of a plain model with the weights W + scale A B; adapted ones are float32."""
-    layers = params["layers"]
-    merged = {
-        name: merged_weight(lora, leaf, layers[name + A], layers[name + B])
-        for name, leaf in layers.items()
-        if name in lora.targets
-    }
-    return {**params, "layers": {**base_params(params)["layers"], **merged}}
-
-
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def merged_weight(
-    lora: Lora, weight: Float[Array, "L ..."], a: Float[Array, "L ..."], b: Float[Array, "L ..."]
-) -> Float[Array, "L ..."]:
-    """Return W + scale A B of stacked layers in float32."""
-    layers, rank = len(a), a.shape[-1]
-    a, b = (x.astype(jnp.float32) for x in (a.reshape(layers, -1, rank), b.reshape(layers, rank, -1)))
-    product = jnp.einsum("lir,lro->lio", a, b, precision="highest").reshape(weight.shape)
+    lora: Lora, tensor: Tensor, weight: Float[Array, "..."], a: Float[Array, "..."], b: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Return W + scale A B in float32, of one matrix or of stacked layers."""
+    letters = [f"...{part.dims.replace('>', '')}" for part in (*factors(tensor), tensor)]
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    product = jnp.einsum(f"{letters[0]},{letters[1]}->{letters[2]}", a, b, precision="highest")
     return weight.astype(jnp.float32) + lora.scale * product

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,13 +18,16 @@ from jaxtyping import Array, Float, Int
 from sdft_jax.errors import SdftError
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""The types in config.json."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
     """One rotary embedding. Fields have the names of `rope_parameters` in config.json.
 
-    `attention_factor` multiplies cosine and sine (yarn); the other fields determine the frequencies.
+    `attention_factor` multiplies cosine and sine (yarn); `llama_4_scaling_beta` scales queries;
+    `partial_rotary_factor` is the share of each head that is rotated, from its first dimension on; the other
+    fields determine the frequencies.
     """
 
     rope_theta: float
@@ -37,6 +40,12 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    llama_4_scaling_beta: float = 0.0
+    partial_rotary_factor: float = 1.0
+
+
+NO_ROPE = Rope(1.0, "none")
+"""The embedding of layers without one: all angles are zero."""
 
 
 def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_embeddings: int) -> Rope:
@@ -53,13 +62,9 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise SdftError(f"rope type '{kind}' is not supported; supported: {', '.join(ROPE_TYPES)}.")
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise SdftError(
-            f"partial_rotary_factor={parameters['partial_rotary_factor']} is not supported: every supported "
-            "family rotates the whole head."
-        )
     base = parameters.get("rope_theta")
-    rope = Rope(float(theta if base is None else base), kind)
+    share = float(parameters.get("partial_rotary_factor", 1.0))
+    rope = Rope(float(theta if base is None else base), kind, partial_rotary_factor=share)
     if kind == "default":
         return rope
     original = parameters.get("original_max_position_embeddings") or max_position_embeddings
@@ -89,9 +94,15 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
 
 
 def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
-    """Return the angle per position of each of the R = H / 2 pairs of dimensions, rounded from float64."""
+    """Return the angle per position of each of the R pairs of dimensions, rounded from float64.
+
+    R is half of the dimensions that are rotated: H / 2 if these are all.
+    """
+    head_dim = int(head_dim * rope.partial_rotary_factor)
     inverse = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    if rope.rope_type == "linear":
+    if rope == NO_ROPE:
+        inverse = np.zeros_like(inverse)
+    elif rope.rope_type == "linear":
         inverse = inverse / rope.factor
     elif rope.rope_type == "llama3":
         inverse = _llama3(inverse, rope)
@@ -108,13 +119,37 @@ def rope_table(
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
+def query_factors(
+    ropes: Sequence[Rope], positions: Int[Array, "B T"]
+) -> Float[Array, "kinds B T 1 1"] | None:
+    """Return the factor on rotated queries at these positions, for each rope; None if all factors are one.
+
+    It is 1 + beta log(1 + floor(position / original length)): queries far behind the original context, whose
+    softmax has more terms, are longer (Llama 4; also Ministral 3).
+    """
+    if not any(rope.llama_4_scaling_beta for rope in ropes):
+        return None
+    return jnp.stack([_query_factor(rope, positions[..., None, None]) for rope in ropes])
+
+
+def _query_factor(rope: Rope, positions: Array) -> Array:
+    if not rope.llama_4_scaling_beta:
+        return jnp.ones(positions.shape, jnp.float32)
+    turns = positions // rope.original_max_position_embeddings
+    return 1.0 + rope.llama_4_scaling_beta * jnp.log1p(turns.astype(jnp.float32))
+
+
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
 ) -> Float[Array, "B T N H"]:
-    """Rotate each head by its position. Dimension i is paired with i + R, as in Hugging Face checkpoints."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    """Rotate each head by its position. Dimension i is paired with i + R, as in Hugging Face checkpoints, and
+    those from 2 R on are not rotated.
+    """
+    pairs = cos.shape[-1]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate([*rotated, rest] if rest.shape[-1] else rotated, axis=-1).astype(x.dtype)
 
 
 def _llama3(inverse: np.ndarray, rope: Rope) -> np.ndarray:

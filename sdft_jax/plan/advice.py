@@ -12,6 +12,7 @@ from sdft_jax.plan.candidates import Candidate
 from sdft_jax.plan.estimate import Estimate, estimate
 from sdft_jax.plan.footprint import as_size, update_arrays
 from sdft_jax.plan.remedies import Remedy, combined, remedies
+from sdft_jax.plan.slices import larger_devices
 
 NEAR = 0.9
 """The share of a device's memory above which advice is given."""
@@ -49,7 +50,8 @@ def advise(
 ) -> tuple[str, ...]:
     """Return one line for each change of settings, the most effective first.
 
-    If no single change is enough, a line for several changes together follows.
+    If no single change is enough, a line for several changes together follows. The last line for an update
+    that does not fit names slices that should hold it.
 
     Args:
         config: the configuration of the run.
@@ -76,10 +78,12 @@ def advise(
     if not current.fits and not any(x.fits for x in advice):
         together = combined(config, model, update_arrays, current.peak - current.limit)
         advice += assess(together, compiling) if together else []
-    lines = tuple(map(str, advice))
+    lines = [str(x) for x in advice]
     if not current.fits and not any(x.fits for x in advice):
-        return (*lines, "none of these changes is enough: use more chips")
-    return lines
+        lines.append("none of these changes is enough: use more chips")
+    if not current.fits and (larger := larger_devices(config, model, update_arrays, current.limit)):
+        lines.append(f"without a change, it should fit on {larger}, as counted from shapes")
+    return tuple(lines)
 
 
 def _expected(remedy: Remedy, current: Estimate) -> Advice:

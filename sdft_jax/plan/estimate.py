@@ -17,7 +17,7 @@ from sdft_jax.algorithm.learner import check_batch, make_model
 from sdft_jax.config import Config
 from sdft_jax.models import Architecture
 from sdft_jax.plan.candidates import Candidate
-from sdft_jax.plan.footprint import GIB, by_kind, peak_phase, update_arrays
+from sdft_jax.plan.footprint import GIB, by_kind, decoded_bytes, peak_phase, update_arrays
 from sdft_jax.plan.hlo import Collective, collectives, estimated_cycles
 from sdft_jax.plan.program import Work, lower_update, matmul_work, planned_learner
 from sdft_jax.plan.topologies import Generation
@@ -34,7 +34,7 @@ PHASES = {
 """Phase -> pattern of its scopes; the first match counts. `optimizer` includes the move of the teacher."""
 KERNELS = "attention kernels"
 """The pseudo-phase of fused attention kernels, for which the compiler has no cycle estimates."""
-STATE = ("parameters", "optimizer", "teacher")
+STATE = ("frozen parameters", "parameters", "optimizer", "teacher")
 """The kinds of arrays in the training state."""
 
 _PEAK = re.compile(r"Live ranges at \d+ \(peak\):\n(.*?)\n(?:\s*\n|  \S)", re.S)
@@ -185,7 +185,7 @@ def estimate(config: Config, architecture: Architecture, candidate: Candidate) -
         candidate.rules_name,
         config.train.batch_size,
         generation.hbm_gib * GIB,
-        dict.fromkeys(STATE, 0.0) | by_kind(arrays),  # a method without a teacher's copy has no `teacher`
+        dict.fromkeys(STATE, 0.0) | by_kind(arrays),  # not every state has frozen parameters or a teacher
         peak=peak_phase(arrays)[1],
     )
     if counted.state > counted.limit:
@@ -196,6 +196,7 @@ def estimate(config: Config, architecture: Architecture, candidate: Candidate) -
         program = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         return _refused(counted, str(error))
+    bytes_per_token = decoded_bytes(model) + counted.parts.get("KV cache", 0.0) / 2
     work = Work(*(flops / len(candidate.devices) for flops in matmul_work(config, architecture)))
     return dataclasses.replace(
         counted,
@@ -204,7 +205,7 @@ def estimate(config: Config, architecture: Architecture, candidate: Candidate) -
         flops=work.rollout + work.learn,
         exchanges=tuple(collectives(program.text)),
         seconds=_seconds(program, generation, 0.0 if model.kernel == "xla" else work.attention),
-        roofline=_roofline(config, counted.parts, generation, work),
+        roofline=_roofline(config, bytes_per_token, generation, work),
         compile_seconds=program.compile_seconds,
         compiled=True,
     )
@@ -259,17 +260,14 @@ def _temporaries(program: _Program, size: float) -> dict[str, float]:
     return {name: sizes[name] for name in sorted(sizes, key=lambda key: -sizes[key]) if sizes[name]}
 
 
-def _roofline(
-    config: Config, parts: Mapping[str, float], generation: Generation, work: Work
-) -> dict[str, float]:
+def _roofline(config: Config, bytes_per_token: float, generation: Generation, work: Work) -> dict[str, float]:
     """Return seconds at peak rates: of matrix products or, if that takes longer, of the rollout's reading.
 
-    Each sampled token reads all weights and, on average, half of the KV cache.
+    Each sampled token reads `bytes_per_token`: all weights and, on average, half of the KV cache.
     """
     throughput = generation.teraflops * 1e12
     if config.method.sampler is None:
         return {"learn": (work.rollout + work.learn) / throughput}
-    bytes_per_token = parts["decoding weights"] + parts["KV cache"] / 2
     reading = config.sampling.max_new_tokens * bytes_per_token / (generation.bandwidth * 1e9)
     return {"rollout": max(work.rollout / throughput, reading), "learn": work.learn / throughput}
 

@@ -7,7 +7,7 @@ excludes the compiler's own temporary arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,9 +20,11 @@ from sdft_jax.config import Config
 from sdft_jax.config.settings import DivergenceConfig
 from sdft_jax.data import padded_width
 from sdft_jax.data.encoding import Encoded
+from sdft_jax.data.lazy_rows import longest
 from sdft_jax.kernels.attention import block_size
+from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
-from sdft_jax.models.cache import AXES as CACHE_AXES
+from sdft_jax.models.cache import state_shardings
 from sdft_jax.models.families import LOGICAL_AXES
 from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
@@ -33,8 +35,9 @@ GIB = 2.0**30
 ALWAYS = "always"
 
 DEPENDS_ON = {
+    "frozen parameters": "mesh.fsdp, mesh.tensor, model.compute_dtype, lora.quantize",
     "parameters": "mesh.fsdp, mesh.tensor, model.param_dtype",
-    "optimizer": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze, lora.rank",
+    "optimizer": "mesh.fsdp, mesh.tensor, optimizer.name, optimizer.moments, optimizer.freeze, lora.rank",
     "teacher": "mesh.fsdp, mesh.tensor, teacher.dtype, teacher.schedule=live",
     "base model": "mesh.fsdp, mesh.tensor, model.param_dtype",
     "gradients": "mesh.fsdp, mesh.tensor, model.param_dtype, optimizer.freeze, lora.rank",
@@ -89,10 +92,10 @@ def widest(config: Config) -> Widths:
     return Widths(*map(padded_width, (prompt, teacher if method.context else 0, completion)))
 
 
-def widths_of(rows: Iterable[Encoded]) -> Widths:
-    """Return the lengths of the longest rows; 0 if there are no rows."""
-    lengths = [(len(row.prompt), len(row.teacher_prompt), len(row.target)) for row in rows]
-    return Widths(*(padded_width(max(column)) for column in zip(*(lengths or [(0, 0, 0)]), strict=True)))
+def widths_of(*parts: Sequence[Encoded]) -> Widths:
+    """Return the padded lengths of the longest rows of all parts; 0 if there are no rows."""
+    columns = zip(*map(longest, [(), *parts]), strict=True)
+    return Widths(*(padded_width(max(column)) for column in columns))
 
 
 def update_arrays(config: Config, model: Model, widths: Widths | None = None) -> list[ArrayFootprint]:
@@ -107,11 +110,11 @@ def update_arrays(config: Config, model: Model, widths: Widths | None = None) ->
     state = _abstract_state(config, model)
     completion = config.sampling.max_new_tokens if method.sampler else widths.completion
     rows = config.train.micro_batch or config.train.batch_size
-    longest = max(widths.prompt, widths.teacher) + completion
+    whole = max(widths.prompt, widths.teacher) + completion
     arrays = [
         *_state_arrays(state),
-        *_tree("gradients", "learn", state.params),
-        *_activations(model, rows, widths.prompt + completion, longest),
+        *_gradients(config, state.params),
+        *_activations(model, rows, widths.prompt + completion, whole),
         *_logits(config.divergence, model, rows * completion, 2 if method.teacher else 1),
     ]
     if method.sampler:
@@ -160,6 +163,16 @@ def peak_phase(arrays: Iterable[ArrayFootprint]) -> tuple[str, float]:
     return phase, always + sizes.get(phase, 0.0)
 
 
+def state_arrays(config: Config, model: Model) -> list[ArrayFootprint]:
+    """Return the arrays of the training state, which are in memory during the whole run."""
+    return _state_arrays(_abstract_state(config, model))
+
+
+def decoded_bytes(model: Model) -> int:
+    """Return the bytes of the weights on a device, all of which decoding reads for each token."""
+    return sum(array.bytes for array in _tree("decoding weights", ALWAYS, _decoding_weights(model)))
+
+
 def as_size(size: float) -> str:
     """Return a number of bytes with its unit, such as `9.69 GiB`."""
     for name, unit in (("TiB", 2.0**40), ("GiB", GIB), ("MiB", 2.0**20)):
@@ -184,10 +197,19 @@ def _abstract_params(model: Model, dtype: Any, sharding: Sharding) -> Any:
 
 def _state_arrays(state: TrainState) -> list[ArrayFootprint]:
     return [
-        *_tree("parameters", ALWAYS, (state.params, state.frozen)),
+        *_tree("frozen parameters", ALWAYS, state.frozen),
+        *_tree("parameters", ALWAYS, state.params),
         *_tree("optimizer", ALWAYS, state.opt_state),
         *_tree("teacher", ALWAYS, state.teacher),
     ]
+
+
+def _gradients(config: Config, params: Any) -> list[ArrayFootprint]:
+    """Return the gradients, which are float32 while micro-batches are added."""
+    if config.train.micro_batch in (None, config.train.batch_size):
+        return _tree("gradients", "learn", params)
+    sums = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), params)
+    return _tree("gradients", "learn", sums)
 
 
 def _tree(kind: str, phase: str, tree: Any) -> list[ArrayFootprint]:
@@ -198,7 +220,7 @@ def _tree(kind: str, phase: str, tree: Any) -> list[ArrayFootprint]:
             _name(path),
             tuple(leaf.shape),
             str(leaf.dtype),
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits(leaf.dtype) // 8,
             phase,
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -239,55 +261,54 @@ def _intermediates(
     return [ArrayFootprint(kind, x.name, x.shape, x.dtype, x.bytes_on(model.sharding), phase) for x in arrays]
 
 
-_WEIGHT_OF = {
-    "inputs": "o",  # the residual stream
-    "queries": "q",
-    "keys": "k",
-    "values": "v",
-    "attended values": "q",
-    "attention output": "o",
+_PRODUCTS = {
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "o": "attention output",
     "gate": "gate",
     "up": "up",
-    "feed-forward hidden": "gate",
-    "feed-forward output": "down",
+    "down": "feed-forward output",
+    "delta_qkv": "delta queries, keys and values",
+    "delta_z": "delta gate",
+    "delta_b": "delta learning rate",
+    "delta_a": "delta decay",
+    "delta_o": "delta output",
 }
-"""Activation of a layer -> the weight whose matrix product has its shape."""
+"""Weight of a layer -> its matrix product."""
 
-_MATRIX_PRODUCTS = (
-    "queries",
-    "keys",
-    "values",
-    "attention output",
-    "gate",
-    "up",
-    "feed-forward output",
-)
-_NAMED = ("attended values", "feed-forward hidden")
-_SAVED: dict[str, tuple[str, ...]] = {
-    "full": ("inputs",),
-    "hidden": ("inputs", *_NAMED),
-    "dots_no_batch": ("inputs", *_MATRIX_PRODUCTS),
-    "dots": ("inputs", *_MATRIX_PRODUCTS),
-    "none": ("inputs", *_MATRIX_PRODUCTS, *_NAMED),
+_ARGUMENTS = {"o": "attended values", "delta_o": "delta values", "down": "feed-forward hidden"}
+"""Weight of a layer -> the activation that it reads, which has a name for rematerialization."""
+
+_SAVED: dict[str, tuple[dict[str, str], ...]] = {
+    "full": (),
+    "hidden": (_ARGUMENTS,),
+    "dots_no_batch": (_PRODUCTS,),
+    "dots": (_PRODUCTS,),
+    "none": (_PRODUCTS, _ARGUMENTS),
 }
-"""Key of `models.REMAT_POLICIES` -> the activations that each layer saves for its backward pass. "none" saves
-more than these, and "dots" also the scores of plain JAX attention."""
+"""Key of `models.REMAT_POLICIES` -> the activations that each layer saves for its backward pass, beside its
+input. "none" saves more than these, and "dots" also the scores of plain JAX attention."""
 
 
-def _activation(model: Model, name: str, rows: int, length: int) -> _Intermediate:
-    """Return an activation of one layer, [rows, length, ...]."""
-    architecture = model.architecture
-    weight = next(tensor for tensor in architecture.layer_tensors if tensor.name == _WEIGHT_OF[name])
-    letters = weight.dims.partition(">")[2]
+def _activation(model: Model, name: str, letters: str, layers: int, rows: int, length: int) -> _Intermediate:
+    """Return an activation of all layers that have it, [layers, rows, length, ...]."""
     axes = ["activation" if letter == "D" else LOGICAL_AXES[letter] for letter in letters]
-    shape = (rows, length, *(architecture.sizes[letter] for letter in letters))
-    return _Intermediate(name, shape, model.compute_dtype, ("batch", "sequence", *axes))
+    shape = (layers, rows, length, *(model.architecture.sizes[letter] for letter in letters))
+    return _Intermediate(name, shape, model.compute_dtype, (None, "batch", "sequence", *axes))
 
 
-def _saved(model: Model) -> list[str]:
-    """Return the activations that a layer saves; its last product only if a norm follows."""
-    normalized = any(tensor.name == "post_mlp_norm" for tensor in model.architecture.layer_tensors)
-    return [name for name in _SAVED[model.remat] if normalized or name != "feed-forward output"]
+def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
+    """Yield the activations that layers save; the last product only if a norm follows."""
+    architecture = model.architecture.plain
+    normalized = any(tensor.name == "post_mlp_norm" for tensor in architecture.layer_tensors)
+    yield _activation(model, "inputs", "D", architecture.num_hidden_layers, rows, length)
+    for names in _SAVED[model.remat]:
+        for weight in architecture.projections:
+            inputs, _, outputs = weight.dims.partition(">")
+            if weight.name in names and (normalized or names[weight.name] != "feed-forward output"):
+                letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
+                yield _activation(model, names[weight.name], letters, len(layers), rows, length)
 
 
 def _activations(model: Model, rows: int, length: int, longest: int) -> list[ArrayFootprint]:
@@ -299,18 +320,14 @@ def _activations(model: Model, rows: int, length: int, longest: int) -> list[Arr
         length: the number of tokens in the student's prompt and completion.
         longest: the same for the role with the longer prompt.
     """
-    layers = model.architecture.num_hidden_layers
-    saved = [
-        x._replace(name=f"{x.name} of all layers", shape=(layers, *x.shape), axes=(None, *x.axes))
-        for x in (_activation(model, name, rows, length) for name in _saved(model))
-    ]
+    saved = [x._replace(name=f"{x.name} of all layers") for x in _saved(model, rows, length)]
     return _intermediates("activations", "learn", model, [*saved, *_within_layer(model, rows, longest)])
 
 
 def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
     """Return the largest arrays within one layer on whole sequences."""
-    hidden = _activation(model, "feed-forward hidden", rows, length)
-    arrays = [hidden._replace(name="feed-forward hidden of a layer")]
+    hidden = _activation(model, "feed-forward hidden of a layer", "F", 1, rows, length)
+    arrays = [hidden._replace(shape=hidden.shape[1:], axes=hidden.axes[1:])]
     if model.kernel == "xla":  # the other kernels never store the scores
         block = min(block_size(model.platform), length)
         shape = (rows, model.architecture.num_attention_heads, block, length)
@@ -328,16 +345,22 @@ def _logits(options: DivergenceConfig, model: Model, tokens: int, roles: int) ->
         tokens: the number of completion tokens in a micro-batch.
         roles: 2 for student and teacher, 1 for the student alone.
     """
-    head = model.head(model.abstract_params())
+    sizes = model.architecture.sizes
     parts = model.sharding.size("batch") * model.sharding.size("sequence")
     chunk = min(options.chunk, max(tokens // parts, 1))  # each device's own tokens
-    shape = (chunk, head.shape[0])
+    shape = (chunk, sizes["V"])
     names = [*["student", "teacher"][:roles], "gradient"]
     arrays = [_Intermediate(f"of a chunk, {name}", shape, "float32", (None, "vocab")) for name in names]
     if model.architecture.lora:  # the head does not train
         return _intermediates("logits", "learn", model, arrays)
-    gradient = _Intermediate("of the head, gradient", head.shape, "float32", ("vocab", None))
+    head = (sizes["V"], sizes["D"])
+    gradient = _Intermediate("of the head, gradient", head, "float32", ("vocab", None))
     return _intermediates("logits", "learn", model, [*arrays, gradient])
+
+
+def _decoding_weights(model: Model) -> Params:
+    """Return the parameters as decoding reads them, copied or not."""
+    return _abstract_params(model, model.compute_dtype, decoding_model(model).sharding)
 
 
 def _copied_for_decoding(model: Model) -> Params:
@@ -345,7 +368,7 @@ def _copied_for_decoding(model: Model) -> Params:
 
     The base of adapters already has the compute dtype, and is copied only if it moves to other devices.
     """
-    weights = _abstract_params(model, model.compute_dtype, decoding_model(model).sharding)
+    weights = _decoding_weights(model)
     if model.architecture.lora is None:
         return weights
     stored = _abstract_params(model, model.compute_dtype, model.sharding)
@@ -368,17 +391,18 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
         completion: the maximum number of tokens in a completion.
     """
     prefix = "evaluation " if phase == "evaluation" else ""
-    placement = model.sharding.named(*CACHE_AXES)
     cache = jax.eval_shape(lambda: model.init_cache(rows, prompt + completion))
-    stores = {
-        name: jax.ShapeDtypeStruct(store.shape, store.dtype, sharding=placement)
-        for name, store in (("keys", cache.keys), ("values", cache.values))
-    }
+    placements = tuple(state_shardings(state, model.sharding) for state in cache.states)
+    states = jax.tree.map(
+        lambda x, placement: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
+        cache.states,
+        placements,
+    )
     shape = (rows, model.architecture.vocab_size)
     logits = _Intermediate("logits of a token", shape, "float32", ("batch", "vocab"))
     prefill = [*_within_layer(model, rows, prompt), logits]
     return [
         *_tree("decoding weights", phase, _copied_for_decoding(model)),
-        *_tree(f"{prefix}KV cache", phase, stores),
+        *_tree(f"{prefix}KV cache", phase, states),
         *_intermediates(f"{prefix}prefill", phase, model, prefill),
     ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sdft_jax.algorithm.learner import check_batch
+from sdft_jax.algorithm.learner import check_batch, make_model
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model
@@ -41,9 +42,13 @@ def remedies(config: Config, model: Model, count: Count) -> list[Remedy]:
         model: the current model, with its mesh.
         count: returns the arrays whose memory is to be reduced.
     """
-    _, current = peak_phase(count(config, model))
+    arrays = count(config, model)
+    _, current = peak_phase(arrays)
+    trains = any(one.kind == "optimizer" for one in arrays)
     options = []
     for text, changed, mesh in _changes(config, model.sharding.mesh.shape):
+        if text.startswith("lora.") and not trains:  # an evaluation has no use for new adapters
+            continue
         try:
             other = _model_on(mesh, changed, model)
             check_batch(changed, other.sharding)
@@ -85,6 +90,10 @@ def _changes(config: Config, mesh: Mapping[str, int]) -> Iterator[tuple[str, Con
         if mesh[source] % 2 == 0:
             sizes = {**mesh, source: mesh[source] // 2, target: mesh[target] * 2}
             yield f"mesh.{source}={sizes[source]} mesh.{target}={sizes[target]}", config, sizes
+    for text, settings in _optimizers(config):
+        with contextlib.suppress(SdftError):  # b1, b2 or eps is set, which Adafactor does not read
+            optimizer = dataclasses.replace(config.optimizer, **settings)
+            yield text, dataclasses.replace(config, optimizer=optimizer), dict(mesh)
     for key, value, drawback in _settings(config, mesh):
         section, _, name = key.partition(".")
         try:
@@ -109,6 +118,11 @@ def _settings(config: Config, mesh: Mapping[str, int]) -> Iterator[tuple[str, An
     if not config.train.micro_batch:  # otherwise the micro-batch bounds the memory of learning
         halves.insert(1, ("train.batch_size", config.train.batch_size, "changes training"))
     yield from ((key, size // 2, drawback) for key, size, drawback in halves if size > 1)
+    rank = config.lora.rank // 2 if config.lora.rank else 32
+    if rank and not config.lora.adapter:
+        yield "lora.rank", rank, "trains only adapters of this rank"
+    if config.lora.rank and config.lora.quantize != "nf4":
+        yield "lora.quantize", "nf4" if config.lora.quantize else "int8", "the base is less exact"
     if mesh["tensor"] > 1 and not config.sharding.sequence:
         yield "sharding.sequence", "tensor", "more communication"
     if config.model.remat != "full":
@@ -116,14 +130,25 @@ def _settings(config: Config, mesh: Mapping[str, int]) -> Iterator[tuple[str, An
     if config.teacher.dtype == "float32":
         yield "teacher.dtype", "bfloat16", "rounding removes most of the EMA's motion"
     if config.model.param_dtype == "float32":
-        yield "model.param_dtype", "bfloat16", "rounding removes small updates"
+        kept = config.optimizer.rounding == "stochastic"
+        yield "model.param_dtype", "bfloat16", "" if kept else "rounding removes small updates"
+
+
+def _optimizers(config: Config) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (text, settings) of each optimizer and storage of moments that may need less memory."""
+    moments = config.optimizer.moments
+    if config.optimizer.name == "adafactor":
+        return
+    reset = " optimizer.moments=null" if moments else ""
+    yield f"optimizer.name=adafactor{reset} (no momentum)", {"name": "adafactor", "moments": None}
+    if (moments or config.model.param_dtype) == "float32":
+        yield "optimizer.moments=bfloat16", {"moments": "bfloat16"}
+    if moments != "float8":
+        yield "optimizer.moments=float8 (noise in the steps)", {"moments": "float8"}
 
 
 def _model_on(mesh: Mapping[str, int], config: Config, model: Model) -> Model:
     """Return the model of a changed configuration on another mesh of the same devices."""
     devices = list(model.sharding.mesh.devices.flat)
     sharding = Sharding(make_mesh(**mesh, devices=devices), config.sharding)
-    options = config.model
-    return dataclasses.replace(
-        model, compute_dtype=options.compute_dtype, remat=options.remat, sharding=sharding
-    )
+    return make_model(config, model.architecture.plain, sharding, model.source)

@@ -14,6 +14,7 @@ from sdft_jax.files import write_text
 from sdft_jax.plan.candidates import mesh_name
 from sdft_jax.plan.estimate import STATE, Estimate
 from sdft_jax.plan.footprint import GIB
+from sdft_jax.plan.prices import Cost, cost_of
 from sdft_jax.reporting.style import BLACK, COLOURS, STYLE, save_figure
 from sdft_jax.sharding.rules import MESH_AXES
 
@@ -53,8 +54,8 @@ def row(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def details(estimate: Estimate) -> list[str]:
-    """Return sentences about the memory, communication and time of an estimate, and its advice."""
+def details(estimate: Estimate, cost: Cost | None = None) -> list[str]:
+    """Return sentences about the memory, communication, time and cost of an estimate, and its advice."""
     mesh = mesh_name(estimate.mesh)
     lines = [f"{mesh}: arrays of known shape, in GiB per device: {_gib(estimate.parts)}."]
     if estimate.refusal:
@@ -75,20 +76,33 @@ def details(estimate: Estimate) -> list[str]:
             f"{_seconds(estimate.seconds)}; at peak rates: {_seconds(estimate.roofline)}. Compiled in "
             f"{estimate.compile_seconds:.0f} s."
         )
+        lines += [f"Cost: {cost}"] if cost else []
     if estimate.advice:
         lines.append(f"To reduce memory: {'; '.join(estimate.advice)}.")
     return lines
 
 
-def write(config: Config, estimates: Sequence[Estimate], left_out: Sequence[str], output: Path) -> list[Path]:
-    """Write plan.json and plan.png into the directory `output`, and return their paths."""
+def write(
+    config: Config,
+    estimates: Sequence[Estimate],
+    left_out: Sequence[str],
+    output: Path,
+    price: float | None = None,
+) -> list[Path]:
+    """Write plan.json and plan.png into the directory `output`, and return their paths.
+
+    `price` is that of `cost_of`.
+    """
     output.mkdir(parents=True, exist_ok=True)
+    costs = [cost_of(config, x, price) for x in estimates]
     report = {
         "model": config.model.path,
         "compiled by": compiler(),
         "estimates": [
-            dataclasses.asdict(x) | {"fits": x.fits, "state": x.state, "total_seconds": x.total_seconds}
-            for x in estimates
+            dataclasses.asdict(x)
+            | {"fits": x.fits, "state": x.state, "total_seconds": x.total_seconds}
+            | {"cost": dataclasses.asdict(cost) if cost else None}
+            for x, cost in zip(estimates, costs, strict=True)
         ],
         "left out": list(left_out),
         "caveat": CAVEAT,

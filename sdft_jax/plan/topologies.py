@@ -74,6 +74,11 @@ class Topology:
         return f"{self.generation.name}:{self.shape}"
 
     @property
+    def product(self) -> str:
+        """The product name, such as v5e-16 or v5p-8."""
+        return f"{self.generation.name}-{self.chips * self.generation.cores_in_name}"
+
+    @property
     def chips(self) -> int:
         """The number of chips in the slice."""
         return math.prod(map(int, self.shape.split("x")))

@@ -25,6 +25,13 @@ _DIAMOND: Any = {
     "markeredgewidth": 1.6,
     "zorder": 5,
 }
+_END: Any = {
+    "linestyle": "",
+    "markersize": 12,
+    "markeredgecolor": BLACK,
+    "markeredgewidth": 1.6,
+    "zorder": 4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +89,9 @@ class Line:
     """Half-widths of the intervals at `x`; None or NaN draws no interval."""
     panel: str = ""
     """Title of the panel that contains the line."""
+    mark: str = ""
+    """A second label, shown by the shape of the markers; the color then shows `label`, and the last point has
+    a black edge."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,19 +328,32 @@ def _over_seeds(curve: TaskCurve, panels: Literal["method", "task"]) -> Line:
 
 def _draw_panel(axis: Any, lines: Sequence[Line], title: str, axes: Axes) -> None:
     """Draw one panel with its title and axis labels; a line label has the same look in all panels."""
-    labels = _unique(line.label for line in lines)
+    labels, marks = _unique(line.label for line in lines), _unique(line.mark for line in lines if line.mark)
+    _explain_marks(axis, labels, marks)
     for line in lines:
         if line.panel != title:
             continue
         look = _look(labels.index(line.label))
+        if line.mark:
+            look |= {"marker": MARKERS[marks.index(line.mark) % len(MARKERS)]}
+            axis.plot(line.x[-1], line.y[-1], **look | _END)
         every = max(1, len(line.x) // 12)
-        axis.plot(line.x, line.y, label=line.label, linewidth=2.2, markersize=7, markevery=every, **look)
+        label = "" if line.mark else line.label
+        axis.plot(line.x, line.y, label=label, linewidth=2.2, markersize=7, markevery=every, **look)
         halves = [_or_nan(half) for half in (() if line.half is None else line.half)]
         if not all(map(math.isnan, halves)):
             edges = [(y - half, y + half) for y, half in zip(line.y, halves, strict=True)]
             axis.fill_between(line.x, *zip(*edges, strict=True), color=look["color"], alpha=0.18, linewidth=0)
     axis.set(title=title, xlabel=axes.x_label)
     axis.set_ylabel(axes.y_label if axis.get_subplotspec().is_first_col() else "")
+
+
+def _explain_marks(axis: Any, labels: Sequence[str], marks: Sequence[str]) -> None:
+    """Add the entries of the legend if lines have marks: a color for each label, a shape for each mark."""
+    for index, label in enumerate(labels if marks else ()):
+        axis.plot([], [], label=label, linewidth=2.2, color=_look(index)["color"])
+    for mark, shape in zip(marks, itertools.cycle(MARKERS), strict=False):
+        axis.plot([], [], label=mark, linestyle="", markersize=7, color=GREY, marker=shape)
 
 
 def _draw_stages(axis: Any, stages: Sequence[tuple[float, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Sampled completions with the divergence of each token, written as JSON lines and as text."""
+"""Sampled completions with the divergence of each token, as JSON lines and as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdft_jax.files import write_text
+from sdft_jax.errors import SdftError
+from sdft_jax.files import read_json_lines, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,34 @@ def write_rollouts(directory: str | os.PathLike[str], step: int, rows: Sequence[
     write_text(path / f"{step:06d}.jsonl", "".join(line + "\n" for line in lines))
     text = "\n".join(rollout_text(row, f"step {step}, rollout {n + 1}") for n, row in enumerate(rows))
     write_text(path / f"{step:06d}.txt", text)
+
+
+def read_rollouts(directory: str | os.PathLike[str]) -> dict[int, list[RolloutRow]]:
+    """Return the rollouts of a run by step, ascending, from the files of `write_rollouts`.
+
+    Args:
+        directory: the directory `rollouts` in the output of a run.
+
+    Raises:
+        SdftError: a file is damaged, or there is none.
+    """
+    rollouts = {}
+    for path in sorted(Path(directory).glob("*.jsonl")):
+        rows, damaged = read_json_lines(path)
+        try:
+            rollouts[int(path.stem)] = [
+                RolloutRow(*(row[field.name] for field in dataclasses.fields(RolloutRow))) for row in rows
+            ]
+        except (KeyError, ValueError):
+            damaged += 1
+        if damaged:
+            raise SdftError(f"{path} is not a file of rollouts: remove it.")
+    if not rollouts:
+        raise SdftError(
+            f"{directory} has no rollouts: give the directory `rollouts` in the output of a run with "
+            "train.rollouts_every above 0."
+        )
+    return rollouts
 
 
 def rollout_text(row: RolloutRow, title: str, max_tokens: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""Sinks for the metrics of a run: JSON lines, TensorBoard and W&B."""
+"""Sinks for the metrics of a run: JSON lines, TensorBoard, W&B and Trackio."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from etils import epath
 
 from sdft_jax.config.settings import ReportConfig
 from sdft_jax.errors import SdftError, reason
@@ -70,12 +72,12 @@ def open_sinks(
         config: the sinks in addition to metrics.jsonl and evaluations.jsonl, which are always written.
         output: directory of the run; must exist.
         restored_step: the step that the run resumes from, -1 for a new run; later rows are dropped.
-        run_config: the configuration that W&B shows with the run.
+        run_config: the configuration that W&B and Trackio show with the run.
         evaluated: False if the evaluation at `restored_step` will be made again.
         warn: prints the failure of a sink, and the number of damaged rows that a log of the resumed run has.
 
     Raises:
-        SdftError: W&B is enabled but not installed, or a log is a directory.
+        SdftError: W&B or Trackio is enabled but not installed, or a log is a directory.
     """
     metrics: list[Sink] = []
     evaluations: list[Sink] = []
@@ -100,6 +102,9 @@ def open_sinks(
         if config.wandb:
             open_wandb = functools.partial(wandb_sink, config.wandb, directory, run_config or {})
             add(_opened("W&B", open_wandb, warn), metrics, evaluations)
+        if config.trackio:
+            open_trackio = functools.partial(trackio_sink, config.trackio, directory, run_config or {})
+            add(_opened("Trackio", open_trackio, warn), metrics, evaluations)
         yield Sinks(
             lambda step, numbers: _write_all(metrics, step, numbers),
             lambda step, numbers: _write_all(evaluations, step, numbers),
@@ -184,12 +189,12 @@ def _named(file: IO[str], path: Path) -> IO[str]:
     return copy
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: Path | epath.Path) -> list[dict[str, Any]]:
     """Return the intact rows of a log of a run; none if there is no such file."""
     return _read_log(path)[0]
 
 
-def _read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+def _read_log(path: Path | epath.Path) -> tuple[list[dict[str, Any]], int]:
     """Return the rows that are objects with a step, and the number of all others."""
     if not path.is_file():
         return [], 0
@@ -226,18 +231,25 @@ def tensorboard_sink(directory: Path, restored_step: int = 0) -> Sink:
     return Sink(str(directory), write, lambda: events.close())
 
 
-def require_wandb(project: str) -> Any:
-    """Return the wandb module.
+def require_services(config: ReportConfig) -> None:
+    """Raise SdftError if the package of a service that the configuration enables is not installed."""
+    for name in SERVICES:
+        if project := getattr(config, name):
+            _require(name, project)
 
-    Raises:
-        SdftError: W&B is not installed.
-    """
+
+SERVICES = ("wandb", "trackio")
+"""Keys of `report` that name a project of a service: also the names of their packages."""
+
+
+def _require(package: str, project: str) -> Any:
+    """Return the package of a service. Raises SdftError if it is not installed."""
     try:
-        return importlib.import_module("wandb")
+        return importlib.import_module(package)
     except ImportError:
         raise SdftError(
-            f"report.wandb={project!r} requires W&B, which is not installed: run "
-            "pip install wandb, or leave report.wandb empty."
+            f"report.{package}={project!r} requires the package {package}, which is not installed: run "
+            f"pip install {package}, or leave report.{package} empty."
         ) from None
 
 
@@ -247,18 +259,37 @@ def wandb_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> 
     Raises:
         SdftError: W&B is not installed.
     """
-    wandb = require_wandb(project)
-    file = directory / "wandb.id"
-    identity = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
-    if not re.fullmatch(r"[\w-]{1,64}", identity):
-        identity = uuid.uuid4().hex[:12]
-        write_text(file, identity)
+    wandb = _require("wandb", project)
     run = wandb.init(
         project=project,
-        id=identity,
+        id=_identity(directory / "wandb.id"),
         resume="allow",
         dir=str(directory),
         name=directory.name,
         config=dict(run_config),
     )
     return Sink("W&B", lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+
+
+def trackio_sink(project: str, directory: Path, run_config: Mapping[str, Any]) -> Sink:
+    """Return a sink that logs to a Trackio run; a run that resumes in `directory` continues the same one.
+
+    Trackio identifies a run by its name. It stores the metrics on this machine unless its environment
+    variables name a Space or a server. Steps that a resumed run repeats are there twice, with equal values.
+
+    Raises:
+        SdftError: Trackio is not installed.
+    """
+    trackio = _require("trackio", project)
+    name = f"{directory.name}-{_identity(directory / 'trackio.id')}"
+    run = trackio.init(project=project, name=name, resume="allow", config=dict(run_config))
+    return Sink("Trackio", lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+
+
+def _identity(file: Path) -> str:
+    """Return the identity of a service's run, which the run directory keeps; a damaged one is replaced."""
+    identity = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
+    if not re.fullmatch(r"[\w-]{1,64}", identity):
+        identity = uuid.uuid4().hex[:12]
+        write_text(file, identity)
+    return identity

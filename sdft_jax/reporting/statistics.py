@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import warnings
@@ -9,9 +10,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from etils import epy
 
 from sdft_jax.errors import SdftError
+
+with epy.lazy_imports():  # takes a second, and most processes of a run compute no statistics
+    from scipy import stats
 
 
 class Estimate(NamedTuple):
@@ -126,6 +130,71 @@ def wilson(correct: int, n: int, level: float = 0.95) -> tuple[float, float]:
         raise SdftError(f"{correct} correct out of {n} items: 0 <= correct <= n and n >= 1 are required.")
     low, high = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
     return float(low), float(high)
+
+
+def paired_difference(
+    before: Sequence[bool], after: Sequence[bool], level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (difference, low, high) of the accuracies after minus before on the same items.
+
+    The interval is method 10 of Newcombe (1998, Statistics in Medicine 17, 2635-2650): it combines Wilson's
+    intervals of both accuracies with the correlation of the verdicts, and has a width also if no item
+    changed.
+
+    Raises:
+        SdftError: the lists differ in length or are empty, or `level` is not between 0 and 1.
+    """
+    _check_pairs(len(before), len(after), "items", "Pass the verdicts on the same items")
+    counts = collections.Counter(zip(map(bool, before), map(bool, after), strict=True))
+    both, lost, gained, neither = (counts[b, a] for b in (True, False) for a in (True, False))
+    n = len(before)
+    (low_b, high_b), (low_a, high_a) = (wilson(both + x, n, level) for x in (lost, gained))
+    p_b, p_a = (both + lost) / n, (both + gained) / n
+    association = float(both * neither - lost * gained)
+    if association > 0:
+        association = max(association - n / 2, 0.0)  # a continuity correction
+    margins = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
+    phi = association / math.sqrt(margins) if margins else 0.0
+
+    def distance(a: float, b: float) -> float:
+        return math.sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+    difference = p_a - p_b
+    return (
+        difference,
+        difference - distance(p_a - low_a, high_b - p_b),
+        difference + distance(high_a - p_a, p_b - low_b),
+    )
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """Return the percentile bootstrap interval of a mean, the same at every call; None for a single value.
+
+    Args:
+        values: one number per independent unit, such as pass@k of each row.
+        level: confidence level.
+
+    Raises:
+        SdftError: `values` is empty, or `level` is not between 0 and 1.
+    """
+    array = _floats(values, "values")
+    _check_level(level)
+    if array.size < 2:
+        return None
+    low, high = stats.bootstrap(
+        (array,),
+        np.mean,
+        confidence_level=level,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return float(low), float(high)
+
+
+_RESAMPLES = 2000
+"""Number of resamples of the bootstrap."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -1,4 +1,4 @@
-"""The decode loop: one prefill, then `lax.while_loop`s over an explicit KV cache.
+"""The decode loop: one prefill, then `lax.while_loop`s over an explicit cache.
 
 A loop ends when every row has sampled an EOS; between loops the cache grows. Each row draws from its own key,
 so that its completion depends neither on padding nor on the other rows of the batch.
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sdft_jax.config.settings import SamplingConfig
-from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.kernels.numerics import numerics
 from sdft_jax.kernels.platforms import unrolls_layers
-from sdft_jax.models import KVCache, Model, grow, layer_by_layer
+from sdft_jax.models import Cache, Model, grow
+from sdft_jax.models.head import head_logits
 from sdft_jax.sampling.keys import row_keys
 from sdft_jax.sampling.layout import lay_out_for_decoding, prefill_model
 from sdft_jax.sampling.token_choice import choose_token, exclude_unknown
@@ -65,7 +65,7 @@ def generate(
 
 class _Loop(NamedTuple):
     step: Int[Array, ""]
-    cache: KVCache
+    cache: Cache
     rollout: Rollout
     done: Bool[Array, " B"]
 
@@ -89,7 +89,7 @@ def sample(
             hidden, cache = prefill_model(model).prefill(params, prompt, width + sizes[0])
         model, params = lay_out_for_decoding(model, params)
         if unrolls_layers(model.platform, model.architecture.num_hidden_layers):
-            params, cache = layer_by_layer(params, cache)
+            params, cache = model.layer_by_layer(params, cache)
         emit, decode = _decoder(model, params, keys, sampling, stop)
         start = _Loop(
             jnp.zeros((), jnp.int32), cache, _empty_rollout(batch, length, stop), jnp.zeros((batch,), bool)
@@ -111,8 +111,7 @@ def _decoder(
     def emit(loop: _Loop, hidden: Float[Array, "B D"]) -> _Loop:
         """Sample the next token of each row from its hidden state."""
         hidden = constrain(hidden, vocab_sharding, "batch", None)
-        logits = einsum_float32("bd,vd->bv", hidden, head)
-        logits = constrain(logits, vocab_sharding, "batch", "vocab")
+        logits = constrain(head_logits(hidden, head), vocab_sharding, "batch", "vocab")
         step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, loop.step)
         candidates = exclude_unknown(logits, stop.known)
         token = choose_token(candidates, step_keys, sampling, model.platform, split)

@@ -8,7 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Integer, Key, UInt32
 
 GENERATOR = "threefry2x32"
 """A counter-based generator: a row's numbers do not depend on the other rows, as they do with `rbg` under
@@ -36,3 +36,16 @@ def row_keys(key: Array, rows: int) -> Key[Array, " B"]:
     if key.ndim == 1:
         return key
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(rows, dtype=jnp.uint32))
+
+
+@jax.jit
+def sample_keys(key: Array, *numbers: Integer[Array, " B"]) -> Key[Array, " B"]:
+    """Return the key of each sample: its numbers (row, turn, sample) folded into `key` in this order."""
+    keys = jnp.broadcast_to(key, numbers[0].shape)
+    return functools.reduce(fold_keys, (jnp.asarray(column, jnp.uint32) for column in numbers), keys)
+
+
+@jax.jit
+def fold_keys(keys: Key[Array, " B"], numbers: Integer[Array, " B"]) -> Key[Array, " B"]:
+    """Return a new key for each pair of a key and a number."""
+    return jax.vmap(jax.random.fold_in)(keys, numbers)

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from sdft_jax.models import Model
+from sdft_jax.models.quantize import cast
 from sdft_jax.sharding import decoding_sharding, tree_shardings
 from sdft_jax.types import Params
 
@@ -18,7 +19,7 @@ def lay_out_for_decoding(model: Model, params: Params) -> tuple[Model, Params]:
     With the training model, the compiler would split the embedding again inside the loop, and gather it for
     the tied head at every token.
     """
-    params = jax.tree.map(lambda p: p.astype(model.compute_dtype), params)
+    params = cast(params, model.compute_dtype)
     model = decoding_model(model)
     shardings = tree_shardings(model.sharding, model.logical_axes(), params)
     return model, jax.lax.with_sharding_constraint(params, shardings)

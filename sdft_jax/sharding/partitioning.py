@@ -100,6 +100,30 @@ def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[
     return visit(axes, shapes, "")
 
 
+def derived_sharding(shape: Sequence[int], of: Sequence[int], sharding: NamedSharding) -> NamedSharding:
+    """Return the sharding of an array that is computed from another by reducing axes.
+
+    Axes that have the size of the other array's are split as there. For example, of an array [8, 64, 32] with
+    the spec (None, "fsdp", "tensor"), [8, 64] has the spec (None, "fsdp"), and [8, 64, 1] too.
+
+    Args:
+        shape: the shape of the array.
+        of: the shape of the other array, of as many axes or of one more.
+        sharding: the sharding of the other array.
+    """
+    entries = [*sharding.spec, *[None] * (len(of) - len(sharding.spec))]
+    if len(shape) == len(of):
+        kept = [
+            entry if size == known else None for size, known, entry in zip(shape, of, entries, strict=True)
+        ]
+        return NamedSharding(sharding.mesh, PartitionSpec(*kept))
+    for axis in range(len(of)):
+        if tuple(shape) == (*of[:axis], *of[axis + 1 :]):
+            del entries[axis]
+            return NamedSharding(sharding.mesh, PartitionSpec(*entries))
+    return NamedSharding(sharding.mesh, PartitionSpec())
+
+
 def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> None:
     """Raise SdftError if the mesh does not divide a dimension of an array."""
     for axis, size in zip(axes, shape, strict=True):

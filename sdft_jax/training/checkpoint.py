@@ -347,6 +347,12 @@ def _set_aside(manager: ocp.CheckpointManager, steps: Sequence[int]) -> None:
     manager.reload()
 
 
+def newest_meta(directory: epath.Path) -> dict[str, Any]:
+    """Return the meta of the newest checkpoint whose meta is intact; {} if there is none."""
+    metas = (read_meta(directory / str(step)) for step in reversed(_steps(directory)))
+    return next((meta for meta in metas if ARRAYS in meta), {})
+
+
 def read_meta(checkpoint: epath.Path) -> dict[str, Any]:
     """Return the meta of a checkpoint, with its evaluation if that has been recorded; {} if it is damaged.
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Shaped, UInt32
 
+from sdft_jax.kernels.numerics import bits
 from sdft_jax.training.processes import gathered
 
 Described = Mapping[str, tuple[str, str]]
@@ -72,9 +73,7 @@ def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
     """Return the bits of each element; an element of 8 bytes becomes two words."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
-    information = jnp.iinfo if jnp.issubdtype(x.dtype, jnp.integer) else jnp.finfo
-    bits = information(x.dtype).bits
-    unsigned = {2: jnp.uint2, 4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16}.get(bits, jnp.uint32)
+    unsigned = {2: jnp.uint2, 4: jnp.uint4, 8: jnp.uint8, 16: jnp.uint16}.get(bits(x.dtype), jnp.uint32)
     return lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from sdft_jax.config import Config
 from sdft_jax.evaluation.eval_set import EvalSet
-from sdft_jax.evaluation.scoring import Evaluation, Fault, evaluate, fault_note
+from sdft_jax.evaluation.grading import Fault, fault_note
+from sdft_jax.evaluation.scoring import Evaluation, evaluate
 from sdft_jax.models import distance, load_model
 from sdft_jax.models.lora import base_params
 from sdft_jax.models.speaker import Speaker
@@ -40,7 +41,7 @@ def evaluate_run(
     moved = not before or base != inputs.directory or config.lora.adapter is not None
     row: dict[str, Any] = {"distance": distance(speaker.model, speaker.params, base)} if moved else {}
     compared = moved and (inputs.new or inputs.prior)
-    reference = _load_base(speaker, config, inputs, base) if compared else None
+    reference = load_reference(speaker, config, inputs.directory, base) if compared else None
 
     faults: list[Fault] = []
 
@@ -65,9 +66,12 @@ def evaluate_run(
     return row | ({"scorer_faults": len(faults)} if faults else {})
 
 
-def _load_base(speaker: Speaker, config: Config, inputs: Inputs, base: str) -> Params:
-    """Return the parameters of the base: those in memory if they are the base of the model's adapters."""
-    if config.lora.rank and base == inputs.directory:
+def load_reference(speaker: Speaker, config: Config, directory: str, base: str) -> Params:
+    """Return the parameters in the directory `base`, from which distances are measured.
+
+    If the model has adapters of that base, in `directory`, they are the arrays in memory.
+    """
+    if speaker.model.architecture.lora and base == directory:
         return base_params(speaker.params)
     return load_model(base, dtype=config.model.param_dtype, sharding=speaker.model.sharding)[1]
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 
 from sdft_jax.errors import reason
 from sdft_jax.files import open_replacement, parse_sealed, sealed
+from sdft_jax.files.hashing import short_digest
 from sdft_jax.files.writing import TEMPORARY
 from sdft_jax.sharding.routes import assemble, devices_of, positions, route, send, stacked
 from sdft_jax.training.checkpoint import ARRAYS, DATA, Restored, complete_meta
@@ -72,7 +72,7 @@ def open_local_tier(
     if directory is None:
         yield None
         return
-    below = Path(directory) / hashlib.sha256(run.encode()).hexdigest()[:16]
+    below = Path(directory) / short_digest(run)
     if not resumed:
         shutil.rmtree(below, ignore_errors=True)
     for interrupted in below.glob(f"*/.*{TEMPORARY}"):  # by a kill; no process of this run writes yet
@@ -204,7 +204,7 @@ def _layout(leaves: Sequence[Any]) -> str:
         (str(x.dtype), x.shape, str(x.sharding.spec), dict(x.sharding.mesh.shape), positions(x.sharding))
         for x in leaves
     ]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return short_digest(repr(parts))
 
 
 def _distinct(shards: jax.Array, x: Any, owner: int) -> list[np.ndarray]:

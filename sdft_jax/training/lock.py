@@ -37,18 +37,18 @@ PATIENCE = 4
 
 
 @contextlib.contextmanager
-def locked(output: str, remote: bool) -> Iterator[None]:
-    """Own the directory `output`, which exists, until the context ends.
+def locked(output: str, remote: bool, option: str = "output=") -> Iterator[None]:
+    """Own the directory `output`, which exists, until the context ends; messages name the `option`.
 
     Raises:
         SdftError: another process owns it; the message has its host and process ID.
     """
-    with (_locked_object if remote else _locked_file)(output):
+    with _locked_object(output) if remote else _locked_file(output, option):
         yield
 
 
 @contextlib.contextmanager
-def _locked_file(output: str) -> Iterator[None]:
+def _locked_file(output: str, option: str) -> Iterator[None]:
     path = Path(output) / LOCK
     # not followed if another user made it a link
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -59,7 +59,7 @@ def _locked_file(output: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise _refusal(output, read_record(epath.Path(path))) from None
+            raise _refusal(output, read_record(epath.Path(path)), option) from None
         except OSError:  # a network file system without locks
             pass
         file.truncate(0)
@@ -127,9 +127,9 @@ def _owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
 
 
-def _refusal(output: str, owner: dict[str, Any]) -> SdftError:
+def _refusal(output: str, owner: dict[str, Any], option: str = "output=") -> SdftError:
     owner = {"process": "?", "host": "an unknown host", "since": "an unknown time"} | owner
     return SdftError(
-        f"output={output} is in use by process {owner['process']} on {owner['host']}, since "
-        f"{owner['since']}: wait until it ends, stop it, or give another output=."
+        f"{option}{output} is in use by process {owner['process']} on {owner['host']}, since "
+        f"{owner['since']}: wait until it ends, stop it, or give another {option.strip()}."
     )

@@ -33,23 +33,29 @@ from sdft_jax.algorithm.update import Update
 from sdft_jax.config import Config, sharding_from, to_dict
 from sdft_jax.data.batches import HostSlice, make_batches
 from sdft_jax.data.encoding import Encoded
+from sdft_jax.data.lazy_rows import LazyRows
 from sdft_jax.errors import SdftError
 from sdft_jax.kernels.numerics import numerics
 from sdft_jax.models import Model, model_directory, read_architecture, save_pretrained
-from sdft_jax.plan.footprint import answer_arrays, update_arrays, widths_of
+from sdft_jax.models.hf.model_card import write_card
+from sdft_jax.models.hf.reading import open_reference
+from sdft_jax.models.hf.writing import rounding_note
+from sdft_jax.plan.footprint import Count, answer_arrays, update_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.rollouts import RolloutRow, write_rollouts
-from sdft_jax.reporting.sinks import NO_SINKS, Sinks, open_sinks, read_jsonl, require_wandb
+from sdft_jax.reporting.sinks import NO_SINKS, Sinks, open_sinks, read_jsonl, require_services
 from sdft_jax.sharding import to_host, tree_shardings
 from sdft_jax.training import checkpoint, local_tier
 from sdft_jax.training.evaluations import evaluate_run
 from sdft_jax.training.inputs import Inputs, fingerprint, load_inputs
 from sdft_jax.training.local_tier import LocalTier, delete, open_local_tier
-from sdft_jax.training.out_of_memory import explained
+from sdft_jax.training.out_of_memory import explained, refuse_too_large
 from sdft_jax.training.phase_timing import SamplingTime, throughputs, time_sampling
 from sdft_jax.training.preemption import Interrupted, Terminated, termination_requests
 from sdft_jax.training.processes import require_same
 from sdft_jax.training.profiling import open_profile, traced
+from sdft_jax.training.provenance import read_provenance, write_provenance
+from sdft_jax.training.run_card import RunFacts, run_card
 from sdft_jax.training.run_directory import RunDirectory, identity
 from sdft_jax.training.start import load_base, load_start
 from sdft_jax.training.stopping import Scores, score, should_stop
@@ -140,13 +146,18 @@ def train(
         then=_general_phase(config, inputs, steps),
     )
     base = model_directory(config.eval.base, "eval.base") if config.eval.base else inputs.directory
-    model = make_model(config, read_architecture(inputs.directory), sharding, base)
+    source = inputs.source or inputs.directory
+    model = make_model(config, read_architecture(inputs.directory), sharding, source)
     learner = make_learner(config, model, steps, inputs.stop)
     _check(config, inputs, model, steps)
+    _check_base(config, model, base)
     directory = RunDirectory(config.output)
     update = make_update(learner) if config.method.trains else None
     with directory.claimed(to_dict(config)) as resumed:
         directory.pull(resumed)
+        if reporter.writes:
+            with reporter.tolerating("the origin of the run"):
+                write_provenance(directory.local, config, inputs, prints)
         with _open_tiers(config, directory, resumed, reporter) as tiers:
             loop = _Loop(
                 learner, inputs, prints, directory, steps, base, update, batches, *tiers, reporter, watch
@@ -174,16 +185,19 @@ def _open_tiers(
 
 def _training_explained(loop: _Loop) -> contextlib.AbstractContextManager[None]:
     """Return a context that explains an out-of-memory error of training."""
-    widths = widths_of((*loop.inputs.train, *loop.inputs.general))
-    count = functools.partial(update_arrays, widths=widths)
     return explained(
         "training",
         loop.config,
         loop.learner.model,
-        count,
+        _count_update(loop.inputs),
         directory=loop.directory,
         saved=loop.manager.latest_step,
     )
+
+
+def _count_update(inputs: Inputs) -> Count:
+    """Return a function that counts the arrays of an update on the rows of a run."""
+    return functools.partial(update_arrays, widths=widths_of(inputs.train, inputs.general))
 
 
 def _conclude(loop: _Loop, state: TrainState) -> Run:
@@ -193,8 +207,13 @@ def _conclude(loop: _Loop, state: TrainState) -> Run:
         params, step = _best(loop, state)
     # None: with the source's own tokenizer files
     save_pretrained(model, params, None, loop.directory.model)
-    loop.directory.push()
     rows = tuple(read_jsonl(loop.directory.evaluations)) if loop.reporter.writes else ()
+    if loop.reporter.writes:
+        with loop.reporter.tolerating("the model's card"):
+            facts = RunFacts(loop.config, step, rows, read_provenance(str(loop.directory.local)))
+            write_card(loop.directory.model, run_card(facts, Path(loop.config.output).absolute().name))
+    loop.directory.push()
+    loop.reporter.print(*rounding_note(model, params))
     return Run(model, params, step, rows, loop.directory.model)
 
 
@@ -261,19 +280,32 @@ def _general_phase(config: Config, inputs: Inputs, steps: int) -> tuple[Sequence
 
 def _check(config: Config, inputs: Inputs, model: Model, steps: int) -> None:
     """Raise SdftError, before the run directory is written, if the mesh does not divide the model or a batch,
-    if W&B is not installed, or for a profile of steps that the run does not have.
+    if W&B or Trackio is enabled but not installed, for a profile of steps that the run does not have, or if
+    the state exceeds a device's memory.
     """
     sharding = model.sharding
     check_batch(config, sharding)
     tree_shardings(sharding, model.logical_axes(), model.abstract_params(config.model.param_dtype))
-    if config.report.wandb:
-        require_wandb(config.report.wandb)
+    require_services(config.report)
     if inputs.new or inputs.prior:
         check_rows(config.eval.batch_size, "eval.batch_size", sharding)
     if config.profile.bounds and config.profile.bounds[1] > steps:
         raise SdftError(
             f"profile.steps={config.profile.steps}: the run has {steps} steps: give a range of them, or null."
         )
+    refuse_too_large(config, model, _count_update(inputs))
+
+
+def _check_base(config: Config, model: Model, base: str) -> None:
+    """Raise SdftError, before the run directory is written, if eval.base has other parameters than the
+    model.
+    """
+    try:
+        open_reference(base, model.architecture)
+    except SdftError as error:
+        raise SdftError(
+            f"eval.base={config.eval.base} has other parameters than the model: {error}"
+        ) from None
 
 
 def _best(loop: _Loop, state: TrainState) -> tuple[Params, int]:
@@ -313,8 +345,13 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
                 pending.restart()
             stopped = resumed and should_stop(options, meta["scores"], meta["metrics"])
             while step < loop.steps and not stopped:
-                with _transfer_guard(loop.config):
-                    batch = _next_batch(loop)
+                try:
+                    with _transfer_guard(loop.config):
+                        batch = _next_batch(loop)
+                except SdftError:  # a row that was not read before the first step
+                    pending.settle(saved)
+                    _save_unsaved(loop, step, state, saved, meta["scores"])
+                    raise
                 step += 1
                 before_step(step)
                 sampling = pending.time_sampling(step, state, batch, saved)
@@ -343,7 +380,16 @@ def _run(loop: _Loop, state: TrainState, meta: Mapping[str, Any]) -> TrainState:
             if step not in (0, saved):
                 _save(loop, step, state, meta["scores"], meta)
             _interrupt(loop, step, request.by)
+        finally:
+            _report_dropped(loop)
     return state
+
+
+def _report_dropped(loop: _Loop) -> None:
+    """Print the rows of large sources that were dropped since the start."""
+    for rows, kind in ((loop.inputs.train, "rows"), (loop.inputs.general, "general prompts")):
+        if isinstance(rows, LazyRows) and rows.dropped.total:
+            loop.reporter.print(f"dropped {rows.dropped.total} {kind} while training: {rows.dropped}")
 
 
 def _interrupt(loop: _Loop, step: int, by: signal.Signals) -> NoReturn:
@@ -442,8 +488,7 @@ class _Pending:
         seconds = time.monotonic() - self.since
         self.restart()
         scalars |= throughputs(scalars, batch, seconds, sampling)
-        dropped = loop.inputs.dropped.total
-        scalars["dropped"] = dropped / (dropped + len(loop.inputs.train))
+        scalars["dropped"] = loop.inputs.dropped_share
         scalars["learning_rate"] = float(self.rates[step - 1])
         self.show(step, scalars)
         if step % options.log_every == 0:
@@ -462,6 +507,15 @@ def _save(
         checkpoint.record_evaluation(loop.manager, step, evaluation)
     _push(loop)
     return step
+
+
+def _save_unsaved(loop: _Loop, step: int, state: TrainState, saved: int | None, scores: Scores) -> None:
+    """Save the state before an exception ends the run, unless it is the initial or the last saved one.
+
+    With several processes, others may not have failed, and would not join the save.
+    """
+    if step not in (0, saved) and jax.process_count() == 1:
+        _save(loop, step, state, scores)
 
 
 def _save_locally(loop: _Loop, tier: LocalTier, step: int, state: TrainState, scores: Scores) -> None:
@@ -492,9 +546,7 @@ def _evaluate(
     except Terminated:
         raise
     except Exception:
-        # with several processes, others may not have failed, and would not join the save
-        if step and saved != step and jax.process_count() == 1:
-            _save(loop, step, state, scores)
+        _save_unsaved(loop, step, state, saved, scores)
         raise
     if row:
         sinks.write_evaluation(step, row)
@@ -506,7 +558,7 @@ def _evaluate(
 
 def _evaluation_explained(loop: _Loop, step: int) -> contextlib.AbstractContextManager[None]:
     """Return a context that explains an out-of-memory error of an evaluation."""
-    widths = widths_of(encoded for rows in loop.inputs.eval_sets.values() for encoded in rows.encoded)
+    widths = widths_of(*(rows.encoded for rows in loop.inputs.eval_sets.values()))
     count = functools.partial(answer_arrays, widths=widths, training=True, base=step > 0)
     return explained(
         f"the evaluation at step {step}",
@@ -544,7 +596,8 @@ def _finite_scalars(
 def _next_batch(loop: _Loop) -> TokenBatch:
     """Return the next batch as global arrays, split over their rows, from this process's host arrays."""
     rows, batch = loop.learner.model.sharding.named("batch"), next(loop.batches)
-    with jax.transfer_guard_host_to_device("allow"):  # explicit, but with several processes JAX refuses it
+    # explicit, but with several processes JAX refuses it
+    with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(rows, batch)
 
 

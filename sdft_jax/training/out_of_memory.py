@@ -13,12 +13,46 @@ import jax
 from sdft_jax.config import Config
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.models import Model
-from sdft_jax.plan.footprint import DEPENDS_ON, ArrayFootprint, Count, as_size, by_kind, peak_phase
+from sdft_jax.plan.footprint import (
+    DEPENDS_ON,
+    ArrayFootprint,
+    Count,
+    as_size,
+    by_kind,
+    peak_phase,
+    state_arrays,
+)
 from sdft_jax.plan.remedies import Remedy, remedies
+from sdft_jax.plan.slices import larger_devices
 from sdft_jax.training.run_directory import RunDirectory
 
 LARGEST = 8
 """Number of arrays in the message; the table has all of them."""
+
+
+def refuse_too_large(config: Config, model: Model, count: Count) -> None:
+    """Raise SdftError if a device cannot hold the training state, before weights are read or compiled for.
+
+    The state is in memory during the whole run, so that no run that fits is refused. A CPU has no limit.
+
+    Args:
+        config: the configuration of the run.
+        model: the model on the devices of the run.
+        count: returns the arrays of an update.
+    """
+    limit = _statistics().get("bytes_limit")
+    needed = sum(array.bytes for array in state_arrays(config, model))
+    if not limit or needed <= limit:
+        return
+    larger = larger_devices(config, model, count, limit)
+    options = [f"use {larger}"] if larger else []
+    for one in remedies(config, model, state_arrays)[:3]:
+        options.append(f"set {one.text}, about {as_size(one.saves)} less")
+    kind = model.sharding.device.device_kind
+    raise SdftError(
+        f"the training state alone needs {as_size(needed)} per device, and {kind} has {as_size(limit)}: "
+        f"{', or '.join(options) or 'use more devices'}."
+    )
 
 
 @contextlib.contextmanager
@@ -52,6 +86,9 @@ def explained(
             raise
         arrays, options = count(config, model), remedies(config, model, count)
         lines = explanation(arrays, options)
+        limit = _statistics().get("bytes_limit")
+        if limit and (larger := larger_devices(config, model, count, limit)):
+            lines.append(f"Without a change, it should fit on {larger}, as counted from shapes.")
         if directory:
             step = saved()
             progress = f"The last saved step is {step}" if step else "No step was saved"

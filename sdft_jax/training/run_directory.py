@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -18,8 +17,10 @@ from etils import epath
 
 from sdft_jax.config import Config, flatten, load_config, read_yaml, to_dict
 from sdft_jax.config.config import PATHS, expand_home, path_settings
+from sdft_jax.config.settings import OPTIMIZER_DEFAULTS
 from sdft_jax.errors import SdftError
 from sdft_jax.files import cache_directory, is_regular, write_errors, write_text
+from sdft_jax.files.hashing import short_digest
 from sdft_jax.reporting.sinks import EVALUATIONS, METRICS
 from sdft_jax.training.bucket import download, is_remote, upload
 from sdft_jax.training.checkpoint import read_meta
@@ -38,6 +39,8 @@ RESUMABLE = (
     "train.micro_batch",
     "train.completion_buckets",
     "divergence.chunk",
+    # A run with data.overlong=error has read no row over a limit.
+    "data.overlong",
     # Reports and their frequency.
     "report",
     "profile",
@@ -45,6 +48,16 @@ RESUMABLE = (
     "checkpoint",
     "eval.batch_size",
     "eval.overlap",
+    "eval.samples",
+    "eval.temperature",
+    "eval.top_p",
+    "knowledge",
+    "judge.url",
+    "judge.key",
+    "judge.concurrency",
+    "judge.retries",
+    "judge.timeout",
+    "judge.cache",
     "train.log_every",
     "train.eval_every",
     "train.save_every",
@@ -245,8 +258,8 @@ class RunDirectory:
                 f"{self.config} is not the configuration of a run: restore it from a backup, or give another "
                 "output=."
             )
-        current = flatten(_plain(config))
-        stored = _DEFAULTS | stored  # of an older version, which had fewer keys
+        current = _settings(_plain(config))
+        stored = _settings(_DEFAULTS | stored)  # of an older version, which had fewer keys
         for key in [*current, *(key for key in stored if key not in current)]:
             if not any(_is_below(key, name) for name in resumable) and stored.get(key) != current.get(key):
                 raise SdftError(
@@ -288,14 +301,14 @@ def identity(config: Mapping[str, Any]) -> str:
 
     A fingerprint identifies what paths refer to. Defaults do not count, so that a new key changes no digest.
     """
-    flat = flatten(_plain(config))
+    flat = _settings(_plain(config))
     fixed = {
         key: value
         for key, value in sorted(flat.items())
         if not any(_is_below(key, name) for name in (*RESUMABLE, *PATHS, "continual"))
         and value != _DEFAULTS.get(key)
     }
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+    return short_digest(json.dumps(fixed, sort_keys=True))
 
 
 def _is_below(key: str, name: str) -> bool:
@@ -307,4 +320,16 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(config))
 
 
-_DEFAULTS = flatten(_plain(to_dict(Config())))
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by their dotted keys; an optimizer's constant that is not set has its default.
+
+    Older versions wrote the constants of AdamW, which were defaults of the settings. An empty mapping, such
+    as data.template_kwargs by default, has no keys.
+    """
+    flat = {key: value for key, value in flatten(config).items() if value != {}}
+    constants = OPTIMIZER_DEFAULTS.get(flat.get("optimizer.name", "adamw"), {})
+    unset = {key: value for key, value in constants.items() if flat.get(f"optimizer.{key}") is None}
+    return flat | {f"optimizer.{key}": value for key, value in unset.items()}
+
+
+_DEFAULTS = _settings(_plain(to_dict(Config())))

@@ -20,14 +20,16 @@ def load_start(config: Config, model: Model, directory: str) -> Params:
     if model.architecture.lora is None:
         return base
     if config.lora.adapter:
-        return join(base, load_adapter(model, config.lora.adapter, config.model.param_dtype))
+        adapter = load_adapter(model, config.lora.adapter, config.model.param_dtype, directory)
+        return join(base, adapter)
     return join(base, new_adapters(config, model))
 
 
 def load_base(config: Config, model: Model, directory: str) -> Params:
     """Return the parameters of a checkpoint: those that train, or the frozen base of adapters."""
-    dtype = model.compute_dtype if model.architecture.lora else config.model.param_dtype
-    return load_model(directory, dtype=dtype, sharding=model.sharding)[1]
+    architecture = model.architecture
+    dtype = model.compute_dtype if architecture.lora else config.model.param_dtype
+    return load_model(directory, dtype, sharding=model.sharding, quantize=architecture.quantize)[1]
 
 
 def new_adapters(config: Config, model: Model) -> Params:

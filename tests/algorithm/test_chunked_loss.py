@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sdft_jax.algorithm.chunked_loss import FactoredLogits, chunked_loss, is_token, logsumexp, vocab_sum
-from sdft_jax.sharding import single_device
+from sdft_jax.models.head import AdaptedHead
+from sdft_jax.sharding import Sharding, make_mesh, single_device
 
 B, T, D, V = 2, 5, 8, 12
 RNG = np.random.default_rng(0)
@@ -23,9 +24,9 @@ def cross_entropy(logits, target, axes):
     return value, value, jnp.exp(log_probs) - is_target
 
 
-def loss_of(hidden, head, chunk):
+def loss_of(hidden, head, chunk, sharding=None):
     roles = (FactoredLogits(hidden, head),)
-    return chunked_loss(cross_entropy, roles, TARGETS, WEIGHTS, chunk, single_device())
+    return chunked_loss(cross_entropy, roles, TARGETS, WEIGHTS, chunk, sharding or single_device())
 
 
 def run(hidden, head, chunk):
@@ -35,14 +36,15 @@ def run(hidden, head, chunk):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
 
 
+def plain_loss(hidden, head):
+    log_probs = jax.nn.log_softmax(hidden @ head.T)
+    values = -jnp.take_along_axis(log_probs, TARGETS[..., None], axis=2)[..., 0]
+    return jnp.sum(WEIGHTS * values), values
+
+
 @pytest.fixture(scope="module")
 def expected():
-    def loss(hidden, head):
-        log_probs = jax.nn.log_softmax(hidden @ head.T)
-        values = -jnp.take_along_axis(log_probs, TARGETS[..., None], axis=2)[..., 0]
-        return jnp.sum(WEIGHTS * values), values
-
-    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(HIDDEN, HEAD)
+    return jax.value_and_grad(plain_loss, argnums=(0, 1), has_aux=True)(HIDDEN, HEAD)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 10, 1000])
@@ -70,3 +72,22 @@ def test_an_outer_factor_scales_the_gradient(expected):
         return -2.0 * loss_of(hidden, HEAD, 3)[0]
 
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(HIDDEN), -2 * expected[1][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 2)], ids=str)
+def test_an_adapted_head_equals_the_merged_one(mesh):
+    """Values, and the gradients of hidden states, matrix and both factors."""
+    rng, sharding = np.random.default_rng(1), Sharding(make_mesh(*mesh))
+    head = AdaptedHead(HEAD, *(jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for n in (D, V)))
+
+    def merged(hidden, head):
+        return plain_loss(hidden, head.matrix + head.b @ head.a.T)
+
+    def adapted(hidden, head):
+        return loss_of(hidden, head, 3, sharding)
+
+    expected, result = (
+        jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(HIDDEN, head)
+        for loss in (merged, adapted)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), result, expected)

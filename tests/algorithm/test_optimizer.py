@@ -101,37 +101,144 @@ def test_the_rate_follows_the_schedule_inside_the_optimizer():
     np.testing.assert_allclose(moves, [-0.5, -1, -1], rtol=1e-4)
 
 
+def trajectory(optimizer, params, gradients):
+    """Return the updates of all steps from the same parameters."""
+    state, moves = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params)
+        moves.append(jax.tree.map(np.float64, updates))
+    return moves
+
+
+def assert_same(ours, theirs, rtol=1e-6):
+    for one, other in zip(ours, theirs, strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-9), one, other)
+
+
+def random_tree(rng, shapes, dtype="float32"):
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_equals_optax_adamw_with_the_same_schedule(schedule, dtype):
-    config = OptimizerConfig(learning_rate=3e-4, schedule=schedule, warmup=3, weight_decay=0.1, clip=1.0)
-    ours = make_optimizer(config, 8)
-    theirs = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(learning_rate(config, 8), b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1),
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_equals_optax_with_the_same_schedule(name, schedule, dtype):
+    """Parameters and gradients in bfloat16 are read as float32."""
+    config = OptimizerConfig(
+        name=name, schedule=schedule, learning_rate=3e-4, warmup=3, weight_decay=0.1, moments="float32"
+    )
+    rate = learning_rate(config, 8)
+    theirs = {
+        "adamw": optax.adamw(rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1),
+        "lion": optax.lion(rate, b1=0.9, b2=0.99, weight_decay=0.1),
+    }[name]
+    rng = np.random.default_rng(0)
+    params, *gradients = (random_tree(rng, {"a": (3, 4), "b": (5,)}, dtype) for _ in range(9))
+    ours = trajectory(make_optimizer(config, 8), params, gradients)
+    params, *gradients = (jax.tree.map(jnp.float32, tree) for tree in (params, *gradients))
+    assert_same(ours, trajectory(optax.chain(optax.clip_by_global_norm(1.0), theirs), params, gradients))
+
+
+LAYERS, SHAPES = 3, {"q": (64, 4, 32), "gate": (64, 48), "bias": (4, 32)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adafactor_equals_that_of_optax_on_the_parameters_of_each_layer(dtype):
+    config = OptimizerConfig(name="adafactor", learning_rate=3e-3, warmup=3, weight_decay=0.1, clip=0.0)
+    theirs = optax.adafactor(
+        learning_rate(config, 8), min_dim_size_to_factor=32, multiply_by_parameter_scale=False
     )
     rng = np.random.default_rng(0)
-    params = {"a": jnp.asarray(rng.normal(size=(3, 4)), dtype), "b": jnp.asarray(rng.normal(size=5), dtype)}
-    states = [optimizer.init(params) for optimizer in (ours, theirs)]
-    for _ in range(8):
-        gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
-        moves, after = [], []
-        for optimizer, state in zip((ours, theirs), states, strict=True):
-            updates, state = optimizer.update(gradients, state, params)
-            moves.append(updates)
-            after.append(state)
-        tolerance = 1e-6 if dtype == "float32" else 1e-2  # two roundings of bfloat16
-        for actual, expected in zip(*map(jax.tree.leaves, moves), strict=True):
-            assert actual.dtype == dtype
-            np.testing.assert_allclose(np.float64(actual), np.float64(expected), rtol=tolerance)
-        states, params = after, optax.apply_updates(params, moves[1])
+    stacked = {name: (LAYERS, *shape) for name, shape in SHAPES.items()}
+    # gradients that grow, of sizes that differ between layers, so that steps are clipped in some layers only
+    params, *gradients = (
+        random_tree(rng, {"embed": (40, 64), "norm": (64,), "layers": stacked}, dtype) for _ in range(9)
+    )
+    scale = jnp.asarray([1.0, 100.0, 1e-4])
+    for step, gradient in enumerate(gradients):
+        gradient["layers"] = jax.tree.map(
+            lambda g, step=step: (g * (scale ** (step % 3)).reshape(-1, *[1] * (g.ndim - 1))).astype(g.dtype),
+            gradient["layers"],
+        )
+    ours = trajectory(make_optimizer(config, 8), params, gradients)
+    params, *gradients = (jax.tree.map(jnp.float32, tree) for tree in (params, *gradients))
+
+    def unstacked(tree):
+        layers = {f"{i}": jax.tree.map(lambda x, i=i: x[i], tree["layers"]) for i in range(LAYERS)}
+        return {**tree, "layers": layers}
+
+    rates = learning_rates(config, 8)
+    expected = trajectory(theirs, unstacked(params), map(unstacked, gradients))
+    for rate, move in zip(rates, expected, strict=True):  # decoupled decay at the rate, as for AdamW
+        decay = unstacked(jax.tree.map(lambda p, rate=rate: rate * 0.1 * np.float64(p), params))
+        move.update(jax.tree.map(np.subtract, move, decay))
+    assert_same(map(unstacked, ours), expected, rtol=1e-5)
 
 
-def test_the_peak_rate_is_part_of_the_state_and_not_of_the_program():
+def test_adafactor_of_parameters_in_some_layers_only():
+    """Stacks of different lengths have the same steps together and alone."""
+    config = OptimizerConfig(name="adafactor", learning_rate=3e-3, warmup=0, clip=0.0)
+    shapes = {"q": (2, 64, 32), "delta_z": (3, 64, 32), "gate": (5, 48, 40)}
+    params, *gradients = (
+        random_tree(np.random.default_rng(i), {"layers": shapes}, "float32") for i in range(4)
+    )
+    together = trajectory(make_optimizer(config, 8), params, gradients)
+    for name in shapes:
+        alone = [{"layers": {name: tree["layers"][name]}} for tree in (params, *gradients)]
+        own = trajectory(make_optimizer(config, 8), alone[0], alone[1:])
+        assert_same([{"layers": {name: move["layers"][name]}} for move in together], own, rtol=1e-6)
+
+
+def test_adafactor_keeps_means_of_each_layer_in_float32():
+    params = {"layers": {"q": jnp.zeros((LAYERS, 64, 4, 32), jnp.bfloat16)}, "embed": jnp.zeros((40, 64))}
+    state = make_optimizer(OptimizerConfig(name="adafactor"), 8).init(params)
+    arrays = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(state) if x.ndim]
+    means = [(40,), (64,), (LAYERS, 4, 32), (LAYERS, 64, 4)]
+    assert sorted(arrays) == sorted((shape, "float32") for shape in [*means, (1,), (LAYERS, 1)])
+
+
+def test_the_sign_is_the_step_of_lion():
+    """With b1 = 0.9 and b2 = 0.99: 0.1 g after one step, and 0.9 * 0.01 * 3 - 0.1 * 0.2 > 0 after two."""
+    config = OptimizerConfig(name="lion", learning_rate=0.1, warmup=0, schedule="constant", clip=0.0)
+    params = {"w": jnp.zeros(2)}
+    moves = trajectory(
+        make_optimizer(config, 9), params, [{"w": jnp.array(g)} for g in ([3, -4.0], [-0.2, 1])]
+    )
+    np.testing.assert_allclose([move["w"] for move in moves], [[-0.1, 0.1], [-0.1, -0.1]], rtol=1e-6)
+
+
+OPTIMIZERS = [
+    {"name": "adamw"},
+    {"name": "adamw", "moments": "float8"},
+    {"name": "lion"},
+    {"name": "adafactor"},
+]
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=str)
+def test_every_optimizer_clips_and_decays_alike(settings):
+    """The decay is rate * weight_decay * parameter; the gradient's norm does not matter above the clip."""
+    params, large, zero = ({"w": jnp.full((4, 2), x)} for x in (2.0, 1e3, 0.0))
+    plain = dict(settings, learning_rate=0.1, warmup=0, schedule="constant")
+    decayed = make_optimizer(OptimizerConfig(**plain, weight_decay=0.5), 9)
+    np.testing.assert_allclose(trajectory(decayed, params, [zero])[0]["w"], -0.1, rtol=1e-6)
+    step, *rest = trajectory(make_optimizer(OptimizerConfig(**plain), 9), params, [large, large])
+    larger = jax.tree.map(lambda g: 8 * g, large)
+    np.testing.assert_allclose(step["w"], -0.1, rtol=0.1)  # 4 significant bits
+    assert_same([step, *rest], trajectory(make_optimizer(OptimizerConfig(**plain), 9), params, [larger] * 2))
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=str)
+def test_the_peak_rate_is_part_of_the_state_and_not_of_the_program(settings):
     """One program takes steps in proportion to the peak rate of the given state."""
     params = {"w": jnp.array([1.0, 2.0])}
     lowered, moves = [], []
-    optimizers = [make_optimizer(OptimizerConfig(learning_rate=rate, warmup=2), 10) for rate in (1e-5, 0.1)]
+    configs = [OptimizerConfig(**settings, learning_rate=rate, warmup=2) for rate in (1e-5, 0.1)]
+    optimizers = [make_optimizer(config, 10) for config in configs]
     for optimizer in optimizers:
         state = optimizer.init(params)
         lowered.append(jax.jit(optimizer.update).lower(params, state, params).as_text())

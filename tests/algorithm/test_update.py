@@ -19,7 +19,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import single_device
 from sdft_jax.types import Rollout, Sequences
-from tiny import EOS, PAD, tiny_batch, tiny_learner, tiny_model
+from tiny import EOS, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
 
 COMMON = (
     "sampling.max_new_tokens=6",
@@ -31,9 +31,9 @@ COMMON = (
 
 
 @functools.cache
-def compiled(*overrides, mesh=None, eos_ids=(EOS,)):
+def compiled(*overrides, mesh=None, eos_ids=(EOS,), **changes):
     """Return (learner, initial state, update); tests with the same settings share one compilation."""
-    learner, params = tiny_learner(*COMMON, *overrides, mesh=mesh, eos_ids=eos_ids)
+    learner, params = tiny_learner(*COMMON, *overrides, mesh=mesh, eos_ids=eos_ids, **changes)
     return learner, init_state(learner, params), make_update(learner)
 
 
@@ -97,6 +97,23 @@ def test_same_under_other_rules(single, rules):
     np.testing.assert_array_equal(metrics.rollout.tokens, expected.rollout.tokens)
     for name in ("loss", "grad_norm", "update_norm"):
         np.testing.assert_allclose(metrics.scalars[name], expected.scalars[name], rtol=1e-5, atol=1e-5)
+
+
+def test_layers_of_several_kinds_train_alike_on_eight_devices_and_with_rematerialization():
+    """Delta nets and attention: two periods of layers and a remaining one, of which a part is frozen."""
+    changes = QWEN35 | {"num_hidden_layers": 5}
+    freeze = "optimizer.freeze=[layers/delta_z]"
+    start = jax.device_get(setup(freeze, **changes)[1])
+    state, expected, _ = run(freeze, steps=2, **changes)
+    _, history, _ = run(freeze, "model.remat=full", mesh=(2, 2, 2), steps=2, **changes)
+    for ours, theirs in zip(history, expected, strict=True):
+        np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
+        np.testing.assert_allclose(ours.scalars["loss"], theirs.scalars["loss"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours.scalars["grad_norm"], theirs.scalars["grad_norm"], rtol=1e-4)
+    jax.tree.map(np.testing.assert_array_equal, start.frozen, state.frozen)
+    moved = jax.tree.map(lambda old, new: np.ptp(new - old) > 0, start.params, state.params)
+    averaged = jax.tree.map(lambda old, new: np.ptp(new - old) > 0, start.teacher, state.teacher)
+    assert all(jax.tree.leaves((moved, averaged)))
 
 
 def test_completions_that_the_rules_cannot_split_are_refused():
@@ -243,8 +260,7 @@ def test_rollouts_differ_from_step_to_step():
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("micro", ["null", "4"])
+@pytest.mark.parametrize(("mesh", "micro"), [(None, "null"), ((2, 2, 2), "4")], ids=str)
 def test_completion_buckets_change_no_result(mesh, micro):
     """Completions end early, so that different batches use different buckets."""
     common, used = ("sampling.temperature=2.0", f"train.micro_batch={micro}"), set()
@@ -618,6 +634,7 @@ def test_methods_that_differ_from_sft_in_their_data_only_have_its_program(method
 # Adapters
 
 LORA = ("lora.rank=4", "optimizer.learning_rate=1e-2")
+OUTER = (*LORA, "lora.targets=[v,embed,head]")
 
 
 @pytest.fixture(scope="module")
@@ -626,10 +643,10 @@ def with_adapters():
     return run(*LORA)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)], ids=str)
-def test_adapters_are_the_same_on_every_mesh(with_adapters, mesh):
-    state, history, _ = run(*LORA, mesh=mesh)
-    expected, expected_history, _ = with_adapters
+@pytest.mark.parametrize("settings", [LORA, OUTER], ids=["projections", "embedding and head"])
+def test_adapters_are_the_same_on_eight_devices(settings):
+    state, history, _ = run(*settings, mesh=(2, 2, 2))
+    expected, expected_history, _ = run(*settings)
     for ours, theirs in zip(history, expected_history, strict=True):
         np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
         np.testing.assert_allclose(ours.scalars["loss"], theirs.scalars["loss"], rtol=1e-5, atol=1e-5)
@@ -648,6 +665,20 @@ def test_only_adapters_train(with_adapters):
     assert (moments, sum(x.size for x in jax.tree.leaves(state.teacher))) == (2 * size, size)
     for name, trained in state.params["layers"].items():
         assert not np.array_equal(trained, initial.params["layers"][name]), name
+
+
+def test_adapters_of_embedding_and_head_train():
+    state, _, _ = run(*OUTER)
+    _, initial, _ = compiled(*OUTER)
+    names = {f"{name}_lora_{factor}" for name in ("embed", "head") for factor in "ab"}
+    assert (set(state.params), set(state.params["layers"])) == (
+        {*names, "layers"},
+        {"v_lora_a", "v_lora_b"},
+    )
+    for name in names:
+        assert not np.array_equal(state.params[name], initial.params[name]), name
+    for name in ("embed", "head"):
+        np.testing.assert_array_equal(state.frozen[name], initial.frozen[name])
 
 
 def test_the_ema_starts_from_the_students_own_adapters():

@@ -1,9 +1,11 @@
 """`sdft export`: a directory that transformers and this package load."""
 
+import json
 import os
 
 import jax
 import numpy as np
+from huggingface_hub import ModelCard
 
 from sdft_jax import cli
 from sdft_jax.models import load_model
@@ -27,6 +29,41 @@ def test_exported_run_is_a_hugging_face_directory(finished, tmp_path, capsys):
     assert (target / "model.safetensors").read_bytes() == (
         finished / "model" / "model.safetensors"
     ).read_bytes()
+
+
+def test_exported_run_and_its_own_model_have_cards_of_the_run(finished, tiny_directory, tmp_path):
+    assert cli.main(["export", str(finished), str(tmp_path / "mine"), "--base", "owner/base"]) == 0
+    cards = [ModelCard.load(path / "README.md") for path in (tmp_path / "mine", finished / "model")]
+    assert [card.data.base_model for card in cards] == ["owner/base", None]
+    assert [card.data.model_name for card in cards] == ["mine", "run"]
+    accuracy = json.loads((finished / "evaluations.jsonl").read_text().splitlines()[-1])["accuracy"]
+    for card in cards:
+        assert "| training | `mini:blax` | 24 | 0 |" in card.text
+        assert "| this model (step 6) |" in card.text
+        assert card.data.eval_results[0].metric_value == accuracy
+        assert str(tiny_directory.parent) not in str(card)
+        assert str(finished.parent) not in str(card)
+    digest = json.loads((finished / "provenance.json").read_text())["digests"]["the weights of the model"]
+    assert f"the weights of the model `{digest}`" in cards[0].text
+
+
+def test_exported_run_is_uploaded(finished, tmp_path, hub, capsys):
+    target = tmp_path / "exported"
+    arguments = ["export", str(finished), str(target), "--push", "me/mine", "--private"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [f"{hub.url}/me/mine"]
+    assert hub.files("me/mine") == {path.name: path.read_bytes() for path in target.iterdir()}
+    assert ModelCard.load(target / "README.md").data.model_name == "me/mine"
+    assert hub.repos["me/mine"]["private"]
+
+
+def test_missing_login_is_found_before_the_work(finished, tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.delenv("HF_TOKEN")
+    assert cli.main(["export", str(finished), str(tmp_path / "exported"), "--push", "me/mine"]) == 2
+    assert "me/mine cannot be uploaded, since nobody is logged in" in capsys.readouterr().err
+    assert cli.main(["export", str(finished), str(tmp_path / "exported"), "--private"]) == 2
+    assert "--private is about an upload: add --push NAME, or remove it." in capsys.readouterr().err
+    assert not (tmp_path / "exported").exists()
 
 
 def test_errors(finished, tiny_directory, tmp_path, capsys):

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from runs import config_of, content_of, read
+from fixtures.chat import HERMES, TOOLS, TRACE
+from fixtures.chat import build_tokenizer as build_bytes
+from runs import config_of, content_of, read, write_config, write_model
 from sdft_jax import cli
-from sdft_jax.commands.train import baseline_config, plot_points, result_rows
+from sdft_jax.commands.train import baseline_config, interval_sentences, plot_points, result_rows
 from sdft_jax.training import loop
 from sdft_jax.training.loop import Run
 from sdft_jax.training.run_directory import RunDirectory
@@ -38,6 +40,17 @@ def test_summary_has_rows_before_training_for_the_teacher_and_for_each_method(fi
     assert "jax" in summary["hardware"]
 
 
+def test_accuracies_after_training_have_intervals():
+    rows = [
+        {"model": "before", "new skill": 0.5},
+        {"model": "after SDFT", "new skill": 0.8, "old skills": None},
+    ]
+    assert interval_sentences(rows, {"new skill": 10, "old skills": 4}) == [
+        "95 % intervals (Wilson): after SDFT new skill 0.490 to 0.943 (10 rows)."
+    ]
+    assert interval_sentences(rows[:1], {"new skill": 10}) == []
+
+
 def test_baseline_is_a_separate_run_on_the_same_data(finished):
     rows = read(finished / "sft" / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 7))
@@ -47,6 +60,60 @@ def test_baseline_is_a_separate_run_on_the_same_data(finished):
 
 def test_plot_is_written(finished):
     assert (finished / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def write_rows(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_traces_and_several_demonstrations_are_trained_on(tmp_path, capsys):
+    """Two steps of four rows: the three turns of a trace, and a question with two demonstrations."""
+    write_model(tmp_path / "model", tokenizer=build_bytes(HERMES))
+    trace = {"messages": TRACE, "tools": TOOLS}
+    train = write_rows(tmp_path / "train.jsonl", trace, {"prompt": "Two?", "shown": ["2", "It is 2."]})
+    held_out = [{**TRACE[0], "content": "Is it warm in Bonn?"}, *TRACE[1:]]
+    test = write_rows(tmp_path / "test.jsonl", {**trace, "messages": held_out})
+    config = write_config(
+        tmp_path / "config.yaml",
+        tmp_path / "model",
+        tmp_path / "run",
+        f"data.path={train}",
+        "data.messages=messages",
+        "data.demonstrations=shown",
+        "data.max_prompt=1024",
+        "data.max_teacher_prompt=1024",
+        f"eval.path={test}",
+        "eval.prior=null",
+        "eval.task=toolcalls",
+        "eval.batch_size=4",
+        "train.steps=2",
+        "train.batch_size=4",
+        "train.eval_every=0",
+        "train.rollouts_every=1",
+        "train.rollouts_rows=4",
+    )
+    same = write_rows(tmp_path / "same.jsonl", trace)
+    assert cli.main(["train", config, f"eval.path={same}"]) == 2
+    assert "3 of its 3 prompts are also training prompts" in capsys.readouterr().err
+    assert cli.main(["train", config]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    end = r"<|im_end|>\n<|im_start|>assistant\n'"
+    assert printed.count("prompt ends in '") == 2
+    assert f"Is it warm in Oslo?{end} the teacher's prompt ends in '" in printed
+    assert rf"including the thinking process.\n{end} settings that differ" in printed
+    counts = (
+        "5 demonstrations, of 4 prompts (one is drawn in each epoch), 3 of them assistant turns of 1 traces"
+    )
+    assert counts in printed
+    assert [row["step"] for row in read(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    for step in (1, 2):
+        prompts = {row["prompt"] for row in read(tmp_path / "run" / "rollouts" / f"{step:06d}.jsonl")}
+        assert len(prompts) == 4
+        assert sum("<tool_response>" in prompt for prompt in prompts) == 2
+    evaluations = read(tmp_path / "run" / "evaluations.jsonl")
+    assert [row["step"] for row in evaluations] == [0, 2]
+    assert "teacher" in evaluations[0]
 
 
 def test_baseline_differs_in_method_and_output_only(tmp_path):
@@ -74,13 +141,10 @@ def test_rows_and_points_without_prior_skills():
         {"method": "teacher", "step": 0, "new": 0.9},
         {"method": "SDFT", "step": 5, "new": 0.5},
     ]
-    assert result_rows({"sdft": run})[-1] == {
-        "model": "after SDFT",
-        "steps": 5,
-        "new skill": 0.5,
-        "old skills": None,
-        "KL to base": None,
-    }
+    before, _, after = result_rows({"sdft": run})
+    nothing = {"old skills": None, "KL to base": None}
+    assert before == {"model": "before", "steps": 0, "new skill": 0.1, **nothing}
+    assert after == {"model": "after SDFT", "steps": 5, "new skill": 0.5, **nothing}
 
 
 def test_no_rows_without_evaluations():

@@ -21,6 +21,19 @@ def test_overrides_replace_the_file_and_the_file_replaces_the_preset(tmp_path):
     assert (config.train.batch_size, config.train.steps) == (8, 4)
 
 
+def test_a_configuration_continues_in_further_files(tmp_path):
+    model, task = tmp_path / "model.yaml", tmp_path / "task.yml"
+    model.write_text("preset: official\nlora: {rank: 4}\ntrain: {steps: 3}\n")
+    task.write_text("train: {steps: 5}\neval: {task: choice}\n")
+    config = load_config(model, ["train.steps=4", str(task), "eval.limit=2"])
+    assert (config.lora.rank, config.train.steps, config.eval.task, config.eval.limit) == (4, 5, "choice", 2)
+    task.write_text("train: {step: 5}\n")
+    with pytest.raises(SdftError, match=r"task\.yml: unknown key train\.step; did you mean train\.steps\?"):
+        load_config(model, [str(task)])
+    with pytest.raises(SdftError, match=r"none\.yaml does not exist: give a YAML file"):
+        load_config(model, ["none.yaml"])
+
+
 @pytest.mark.parametrize(
     ("override", "value"),
     [
@@ -46,6 +59,8 @@ def test_overrides(override, value):
 
 def test_describe_lists_the_keys_that_differ_from_the_defaults():
     assert describe(load_config(None, ["train.batch_size=8"])) == [("train.batch_size", "8", "32")]
+    ((_, template, _),) = describe(load_config(None, ['data.template="$demonstration\\n\\n$question"']))
+    assert template == "$demonstration\\n\\n$question", "a text with several lines is on one line"
 
 
 @pytest.mark.parametrize("preset", ["sdft", "official"])
@@ -59,7 +74,7 @@ def test_a_configuration_survives_a_round_trip_through_dictionaries(preset):
 
 def test_keys_are_dotted_and_have_no_sections():
     assert "train.batch_size" in keys()
-    assert "data.template_kwargs" in keys()
+    assert {"data.template_kwargs", "data.teacher_template_kwargs"} <= set(keys())
     assert "train" not in keys()
 
 
@@ -81,7 +96,7 @@ def test_keys_are_dotted_and_have_no_sections():
         ("teacher.rate=2", "teacher.rate=2: input should be less than or equal to 1"),
         ("sampling.top_p=0.0", "sampling.top_p=0.0: input should be greater than 0"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate='nan': input should be a finite number"),
-        ("optimizer.freeze=embed", "optimizer.freeze='embed': input should be a valid tuple"),
+        ("optimizer.freeze=embed", "optimizer.freeze='embed': give a list, such as [embed]"),
         ("model.param_dtype=float16", "input should be 'float32' or 'bfloat16'"),
         ("model=7", "model=7 is not a section: give it keys and values"),
         ("sharding.mlp=tensr", "sharding.mlp: the mesh has no axis 'tensr': use one of data, fsdp, tensor"),
@@ -205,6 +220,8 @@ def test_stages_may_have_the_evaluations_that_stopping_and_choosing_need():
         ("sampling.temperature=0", True),
         ("sampling.temprature=0", True),
         ("output=x", True),
+        ("data.template_kwargs.enable_thinking=false", True),
+        ("data.teacher_template_kwargs={enable_thinking: true}", True),
         ("x=1", False),
         ("Solve a.b=2.", False),
         ("sampling", False),

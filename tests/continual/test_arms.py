@@ -17,6 +17,7 @@ from sdft_jax.continual.arms import make_plan, measure_base, run_arm
 from sdft_jax.continual.stages import Arm
 from sdft_jax.evaluation.scoring import Evaluation
 from sdft_jax.models import distance, load_model
+from sdft_jax.models.hf.safetensors_io import read_header
 from sdft_jax.reporting.reporter import process_reporter
 from sdft_jax.training import checkpoint, loop
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 SDFT = "sdft-lr1e-3-seed42"
 JOINT = "joint-lr1e-3-seed42"
+SDFT_METHOD = method_named("sdft")
 
 
 def arm(method: str) -> Arm:
@@ -62,6 +64,32 @@ def test_second_stage_and_its_teacher_start_from_the_final_weights_of_the_first(
     assert_equal(params_of(first / "handoff"), end)
     exported = params_of(first / "model")
     assert any((exported[name] != end[name]).any() for name in end), "the export is bfloat16, as the source"
+    files = [read_header(stage / "model" / "model.safetensors").values() for stage in (first, second)]
+    assert {x.dtype.name for file in files for x in file} == {"bfloat16"}
+
+
+def test_with_adapters_one_adapter_of_the_first_base_learns_all_stages(half_directory, tmp_path):
+    """Nothing is rounded between stages, although the base is bfloat16, and the KL is from the first base."""
+    settings = (*sequence_settings(tmp_path), "lora.rank=4", "optimizer.learning_rate=1e-2")
+    plan = make_plan(
+        config_of(half_directory, tmp_path / "run", *settings), [SDFT_METHOD], process_reporter()
+    )
+    run_arm(plan, Arm(SDFT_METHOD, 1e-2, 42), sweep=False)
+    first, second = (tmp_path / "run" / "sdft-lr1e-2-seed42" / name for name in ("1-one", "2-two"))
+    end = state_of(first, 1, "params")
+    assert {name.rpartition("_lora_")[2] for name in end} == {"a']", "b']"}
+    assert_equal(state_of(second, 0, "params"), end)
+    assert_equal(state_of(second, 0, "teacher"), end)
+    assert (first / "handoff" / "adapter_model.safetensors").exists()
+    assert not (first / "handoff" / "model.safetensors").exists()
+    before, after = (read(stage / "evaluations.jsonl") for stage in (second, first))
+    assert (before[0]["kl_to_base"], before[0]["distance"]) == (
+        after[-1]["kl_to_base"],
+        after[-1]["distance"],
+    )
+    assert before[0]["kl_to_base"] > 0
+    results = measured(tmp_path / "run", "sdft-lr1e-2-seed42", "2-two")
+    assert results["prior"]["kl_to_base"] == pytest.approx(before[-1]["kl_to_base"], rel=1e-6)
 
 
 def test_distances_are_from_the_original_base_in_every_stage(finished_sequence, half_directory):

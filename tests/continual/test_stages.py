@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from runs import config_of
-from sdft_jax.config import from_dict, method_named, to_dict
+from sdft_jax.config import Config, from_dict, method_named, to_dict
 from sdft_jax.config.overrides import merge
+from sdft_jax.config.settings import DataConfig
 from sdft_jax.continual.stages import (
     Arm,
+    Stage,
     arm_config,
     arm_inputs,
     arm_stages,
@@ -178,6 +180,14 @@ def test_configuration_of_a_stage_in_an_arm():
     assert single.optimizer.learning_rate == 0.5, "without a sweep the stage's own rate applies"
 
 
+def test_with_adapters_a_stage_starts_from_the_adapter_of_the_previous_one():
+    stage = stages_of(config_with(ONE, TWO, lora={"rank": 2, "adapter": "given"}))[1]
+    config = arm_config(stage, arm("sft", 0.25, 7), sweep=False, output="there", start="adapter")
+    assert (config.model.path, config.lora.adapter, config.eval.base) == ("mini", "adapter", "mini")
+    first = arm_config(stage, arm("sft", 0.25, 7), sweep=False, output="there")
+    assert (first.model.path, first.lora.adapter) == ("mini", "given")
+
+
 def test_directories():
     config, sft = config_with(ONE, TWO), arm("sft", 1e-4, 0)
     stages = stages_of(config)
@@ -217,10 +227,16 @@ def test_joint_arm_has_the_rows_of_all_stages_numbered_consecutively():
     def encoded(token: int, row: int) -> Encoded:
         return Encoded(*(np.array([token]) for _ in range(3)), row)
 
-    def inputs(*rows: Encoded) -> Inputs:
-        return Inputs("", None, (1,), rows, Dropped())
+    def inputs(dropped: Dropped, *rows: Encoded) -> Inputs:
+        return Inputs("", None, (1,), rows, dropped)
 
-    stages = [inputs(encoded(5, 0), encoded(6, 2)), inputs(encoded(7, 0))]
-    (joint,) = arm_inputs(arm("joint"), stages)
+    parts = [
+        inputs(Dropped(prompt=(1,), demonstrations=2), encoded(5, 0), encoded(6, 2)),
+        inputs(Dropped(prompt=(1, 3), target=(2,), demonstrations=1), encoded(7, 0)),
+    ]
+    stages = [Stage(name, Config(data=DataConfig(path=f"{name}.jsonl")), {}) for name in ("one", "two")]
+    (joint,) = arm_inputs(arm("joint"), stages, parts)
     assert [(row.prompt.item(), row.row) for row in joint.train] == [(5, 0), (6, 1), (7, 2)]
-    assert arm_inputs(arm("sft"), stages) == tuple(stages)
+    assert (joint.dropped.total, joint.dropped.demonstrations) == (4, 3)
+    assert joint.sources == ("one.jsonl", "two.jsonl")
+    assert arm_inputs(arm("sft"), stages, parts) == tuple(parts)

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import grain
@@ -9,7 +10,8 @@ import pytest
 from sdft_jax.config import Config
 from sdft_jax.config.settings import DataConfig, TrainConfig
 from sdft_jax.data import HostSlice, find_buckets, make_batches, pad_batch
-from sdft_jax.data.encoding import Encoded
+from sdft_jax.data.encoding import Encoded, Lengths
+from sdft_jax.data.lazy_rows import LazyRows
 from sdft_jax.errors import SdftError
 
 PAD = 99
@@ -159,6 +161,57 @@ def test_slices_of_all_hosts_concatenate_to_the_batch_of_one_process(count, sort
     hosts = [batches(rows, data=data, host=HostSlice(i, count)) for i in range(count)]
     for batch, *slices in itertools.islice(zip(global_batches, *hosts, strict=True), 5):
         assert_same(concatenated(slices), batch)
+
+
+def lazy(rows, known=2, limits=(12, 20, 4)):
+    """Return rows that are encoded on access, and the indices that are."""
+    read = []
+
+    def encode(index):
+        read.append(index)
+        return rows[index]
+
+    return LazyRows(len(rows), encode, tuple(rows[:known]), Lengths(*limits)), read
+
+
+ONE_BUCKET = DataConfig(prompt_buckets=(12,), teacher_buckets=(20,))
+
+
+@pytest.mark.parametrize("sorted_batches", [1, 3])
+def test_batches_of_lazy_rows_are_those_of_the_same_rows(sorted_batches):
+    rows = [encoded(i, prompt=1 + i, teacher=11 + i, target=4) for i in range(10)]
+    data = dataclasses.replace(ONE_BUCKET, sorted_batches=sorted_batches)
+    known, made = batches(rows, data=data), batches(lazy(rows)[0], data=data)
+    for _ in range(8):
+        assert_same(next(made), next(known))
+
+
+def test_buckets_of_lazy_rows_are_the_longest_known_row_and_the_limit():
+    rows = [encoded(i, prompt=1 + i, teacher=9 + i, target=0) for i in range(10)]
+    rows_of_limit = lazy(rows, limits=(40, 64, 0))[0]
+    buckets = find_buckets(rows_of_limit, DATA)
+    assert (buckets.prompt, buckets.teacher_prompt, buckets.target) == ((8, 40), (16, 64), (0,))
+    assert find_buckets(lazy(rows, limits=(8, 10, 0))[0], DATA) == find_buckets(rows[:2], DATA)
+    with pytest.raises(SdftError, match=r"data.prompt_buckets=\(8, 16\): data.max_prompt is 40, more than"):
+        find_buckets(rows_of_limit, DataConfig(prompt_buckets=(16, 8)))
+
+
+@pytest.mark.parametrize(("data", "own"), [(ONE_BUCKET, True), (DATA, False)])
+def test_process_encodes_only_its_own_rows_if_all_batches_have_one_width(data, own):
+    rows = [encoded(i, prompt=1 + i, teacher=11 + i, target=4) for i in range(10)]
+    lazy_rows, read = lazy(rows)
+    source = batches(lazy_rows, data=data, host=HostSlice(1, 2))
+    local = np.concatenate([next(source).row for _ in range(3)]).tolist()
+    assert (read[:6] == local) is own
+    assert set(local) <= set(read)
+
+
+def test_sorted_batches_encode_each_row_once():
+    lazy_rows, read = lazy([encoded(i, prompt=1 + i, teacher=11 + i) for i in range(10)])
+    source = batches(lazy_rows, 2, dataclasses.replace(ONE_BUCKET, sorted_batches=5))
+    for _ in range(5):
+        next(source)
+    assert sorted(read[:10]) == list(range(10))
 
 
 def concatenated(slices):

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fixtures.chat import GEMMA, QWEN, build_tokenizer
+from fixtures.chat import GEMMA, QWEN, QWEN3, build_tokenizer
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data import encoding
 from sdft_jax.data.examples import Example
@@ -156,6 +156,29 @@ def test_template_kwargs_are_passed_to_the_chat_template():
     assert text(encoded.target) == "It is 2.<|im_end|>"
 
 
+def test_each_role_has_its_own_arguments_of_the_chat_template():
+    tokenizer = build_tokenizer(QWEN3)
+    off, on = {"enable_thinking": False}, {"enable_thinking": True}
+    closed = "assistant\n<think>\n\n</think>\n\n"
+    for teacher, end in (({}, closed), (on, "assistant\n"), (off, closed)):
+        config = DataConfig(template_kwargs=off, teacher_template_kwargs=teacher)
+        encoded = encode_one(example(), tokenizer, config)
+        assert text(encoded.prompt).endswith(closed)
+        assert text(encoded.teacher_prompt).endswith("<|im_start|>" + end)
+        assert text(encoded.target) == "It is 2.<|im_end|>"
+    encoded = encode_one(example(), tokenizer, DataConfig(teacher_template_kwargs=off))
+    assert text(encoded.prompt).endswith("<|im_start|>assistant\n")
+    assert text(encoded.target) == "<think>\n\n</think>\n\nIt is 2.<|im_end|>"
+
+
+def test_arguments_that_the_template_rejects_name_their_option():
+    strict = QWEN3 + "{% if wanted is defined %}{{ 1 + wanted }}{% endif %}"
+    for option in ("template_kwargs", "teacher_template_kwargs"):
+        config = DataConfig(**{option: {"wanted": "a"}})
+        with pytest.raises(SdftError, match=rf"rejects .*: change its roles or data\.{option}, or use"):
+            encode_one(example(), build_tokenizer(strict), config)
+
+
 def test_target_is_rendered_by_the_chat_template():
     spaced = build_tokenizer(QWEN.replace("{{ m['content'] }}", "{{ m['content'] | trim }} "))
     encoded = encode_one(example(demonstration=" It is 2.\n"), spaced)
@@ -217,6 +240,31 @@ def test_only_requested_parts_are_encoded():
     assert len(kept[0].teacher_prompt) == len(kept[0].target) == 0
 
 
+def test_each_of_several_demonstrations_is_in_a_teacher_prompt_and_a_target():
+    encoded = encode_one(dataclasses.replace(example(), others=("It is two.", "2")))
+    for shown, demonstration in zip(encoded.others, ("It is two.", "2"), strict=True):
+        assert f"response to the question:\n{demonstration}\n" in text(shown.teacher_prompt)
+        assert text(shown.target) == f"{demonstration}<|im_end|>"
+    assert text(encoded.target) == "It is 2.<|im_end|>"
+    assert len(encoding.encode(dataclasses.replace(example(), others=("a", "b")), format_of()).others) == 2
+
+
+def test_only_the_demonstrations_over_a_limit_are_dropped():
+    several = dataclasses.replace(example(demonstration="y" * 300), others=("2", "z" * 60, "two"))
+    none = dataclasses.replace(example(demonstration="y" * 300, row=1), others=("z" * 60,))
+    config = DataConfig(max_teacher_prompt=400)
+    (kept,), dropped = encoding.encode_all([several, none], format_of(config), config, max_target=50)
+    assert (text(kept.target), text(kept.others[0].target)) == ("2<|im_end|>", "two<|im_end|>")
+    assert dropped == encoding.Dropped(teacher_prompt=(1,), demonstrations=2)
+    assert str(dropped) == (
+        "1 over data.max_teacher_prompt (rows 1); "
+        "2 demonstrations over a limit, of rows that keep another one"
+    )
+    config = dataclasses.replace(config, overlong="error")
+    with pytest.raises(SdftError, match=r"line 1: the teacher prompt has"):
+        encoding.encode_all([several], format_of(config), config, max_target=50)
+
+
 def test_overlong_row_raises_with_location_length_limit_and_remedy():
     config = DataConfig(max_teacher_prompt=200, overlong="error")
     tokens = len(encode_one(example(demonstration="y" * 100)).teacher_prompt)
@@ -274,8 +322,32 @@ THOUGHT = example(demonstration="<think> 1 + 1 </think> 2")
 
 def test_template_that_drops_thoughts_is_refused_for_targets():
     tokenizer = build_tokenizer(TURN.replace("CONTENT", ANSWER_ONLY) + PROMPT)
-    with pytest.raises(SdftError, match=r"line 1: the chat template does not render the demonstration"):
+    message = r"line 1: the chat template does not render the demonstration .*: set data\.thoughts=remove, or"
+    with pytest.raises(SdftError, match=message):
         encode_one(THOUGHT, tokenizer)
+
+
+def test_thoughts_of_a_demonstration_are_kept_or_removed():
+    for thoughts, shown, target in (
+        ("keep", "<think> 1 + 1 </think> 2", "<think>\n 1 + 1 \n</think>\n\n 2<|im_end|>"),
+        ("remove", "2", "<think>\n\n</think>\n\n2<|im_end|>"),
+    ):
+        encoded = encode_one(THOUGHT, build_tokenizer(QWEN3), DataConfig(thoughts=thoughts))
+        assert f"response to the question:\n{shown}\n\nNow" in text(encoded.teacher_prompt)
+        assert text(encoded.target) == target
+    dropping = build_tokenizer(TURN.replace("CONTENT", ANSWER_ONLY) + PROMPT)
+    assert text(encode_one(THOUGHT, dropping, DataConfig(thoughts="remove")).target) == "2<|im_end|>"
+
+
+def test_thoughts_of_earlier_turns_that_the_template_drops_are_counted():
+    user = {"role": "user", "content": "And?"}
+    contents = ("<think>\nGuess.\n</think>\n\n1", "2", "3")
+    one, two, three = ({"role": "assistant", "content": content} for content in contents)
+    row = example((user, one, user, two | {"reasoning_content": "Look it up."}, user, three, user))
+    assert encode_one(row, build_tokenizer(QWEN3)).lost_thoughts == 2
+    assert encode_one(row).lost_thoughts == 1, "a template that renders contents as they are"
+    removed = encode_one(row, config=DataConfig(thoughts="remove"))
+    assert (removed.lost_thoughts, "<think>" in text(removed.prompt)) == (0, False)
 
 
 def test_template_may_change_whitespace():

@@ -1,16 +1,27 @@
+import gzip
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
+import fsspec
 import numpy as np
 import PIL
+import pyarrow
 import pytest
 import tensorflow_datasets as tfds
 
 from sdft_jax.config.settings import DataConfig
-from sdft_jax.data import load_examples, make_examples, make_text_examples, read_rows
+from sdft_jax.data import (
+    index_examples,
+    index_text_examples,
+    load_examples,
+    make_examples,
+    make_text_examples,
+    read_rows,
+)
 from sdft_jax.errors import SdftError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -157,6 +168,32 @@ def test_only_requested_fields_are_required():
         make_examples([{"prompt": "p", "article": " "}], config, "a.jsonl", demonstration=False, context=True)
 
 
+def test_several_demonstrations():
+    rows = [{"prompt": "p", "shown": ["d", ["e", "f"], "g"]}]
+    config = DataConfig(demonstrations="shown")
+    (row,) = make_examples(rows, config, "a.jsonl")
+    assert (row.demonstration, row.others) == ("d", ("e\nf", "g"))
+    (row,) = make_examples([{"prompt": "p"}], config, "a.jsonl", demonstration=False)
+    assert (row.demonstration, row.others) == ("", ())
+    (row,) = make_examples([{"prompt": "p", "demonstration": "d", "shown": None}], config, "a.jsonl")
+    assert (row.demonstration, row.others) == ("d", ())
+
+
+@pytest.mark.parametrize(
+    ("shown", "problem"),
+    [
+        (None, r"line 1: field 'shown' is missing .*data\.demonstrations=FIELD"),
+        ("d", r"line 1: field 'shown' has type str: give a list of one or more demonstrations"),
+        ([], "line 1: field 'shown' has type list: give a list of one or more demonstrations"),
+        (["d", 5], r"line 1: field 'shown\[1\]' has type int"),
+        (["d", " "], r"line 1: field 'shown\[1\]' is empty"),
+    ],
+)
+def test_invalid_lists_of_demonstrations_raise(shown, problem):
+    with pytest.raises(SdftError, match=problem):
+        make_examples([{"prompt": "p", "shown": shown}], DataConfig(demonstrations="shown"), "a.jsonl")
+
+
 def test_skill_is_optional():
     with_skill, without_skill = make_examples(
         [ARTICLE, {"prompt": "p"}], DataConfig(), "a.jsonl", demonstration=False
@@ -257,6 +294,22 @@ def test_missing_field_is_reported_with_the_columns_that_are_not_decoded(illustr
             make_text_examples(rows, DataConfig(text="other"), path)
 
 
+@pytest.mark.parametrize("name", ["image", "images"])
+def test_a_row_with_an_image_is_refused(name, tmp_path):
+    rows = [{"prompt": "p", "demonstration": "d", "text": "t", name: value} for value in (None, ["a.png"])]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    write(tmp_path / "a.jsonl", *map(json.dumps, rows))
+    for path in (tmp_path / "a.parquet", tmp_path / "a.jsonl"):
+        assert load(path, limit=1)[0].demonstration == "d"
+        problem = (
+            rf"{path.name}, (line 2|row 1): field '{name}' contains an image, .* remove the field, or the row"
+        )
+        with pytest.raises(SdftError, match=problem):
+            load(path)
+        with pytest.raises(SdftError, match=problem):
+            make_text_examples(read_rows(str(path)), DataConfig(), str(path))
+
+
 def test_saved_format_of_a_dataset_changes_no_row(tmp_path):
     dataset = datasets.Dataset.from_list(ROWS)
     dataset.set_format("numpy", columns=["answer", "prompt"])
@@ -325,11 +378,27 @@ def test_tfds(tfds_dir):
         ("tfds:toy:1.0.0:train[:50%]", "toy:1.0.0", "train[:50%]"),
     ],
 )
-def test_tfds_names(monkeypatch, path, name, split):
+def test_tfds_names(monkeypatch, tfds_dir, path, name, split):
     calls = []
-    monkeypatch.setattr(tfds, "data_source", lambda n, split: calls.append((n, split)) or [{"prompt": b"p"}])
-    assert list(read_rows(path)) == [{"prompt": "p"}]
+    source = tfds.builder_from_directory(tfds_dir).as_data_source("train")
+    monkeypatch.setattr(tfds, "data_source", lambda n, split: calls.append((n, split)) or source)
+    assert len(read_rows(path)) == len(ROWS)
     assert calls == [(name, split)]
+
+
+def test_tfds_files_that_need_tensorflow(tfds_dir, tmp_path):
+    directory = tmp_path / "toy" / "1.0.0"
+    shutil.copytree(tfds_dir, directory)
+    info = (directory / "dataset_info.json").read_text()
+    (directory / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
+    for file in directory.glob("*array_record*"):
+        file.rename(directory / file.name.replace("array_record", "tfrecord"))
+    with pytest.raises(
+        SdftError,
+        match=rf"^{directory} cannot be read \(.*\): give a dataset .* as ArrayRecord, as by `tfds build "
+        "--file_format=array_record`, since TFRecord files require TensorFlow",
+    ):
+        read_rows(str(directory))
 
 
 def test_unknown_tfds_name_raises():
@@ -398,10 +467,87 @@ def test_answers_of_a_numeric_column(tmp_path):
         load_examples(file, DataConfig(), answer=True)
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/rows.jsonl", "https://host.example/rows.jsonl"])
-def test_url_is_named(path):
-    with pytest.raises(SdftError, match=rf"^{path} is a URL, and rows are read from a local disk"):
+def test_web_address_is_refused():
+    path = "https://host.example/rows.jsonl"
+    with pytest.raises(SdftError, match=rf"^{path} is a web address: download the file"):
         read_rows(path)
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """A bucket in memory, and an empty cache directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_every_kind_of_file_and_directory_in_a_bucket(bucket, tmp_path, tfds_dir):
+    dataset = datasets.Dataset.from_list(ROWS)
+    local = tmp_path / "local"
+    dataset.save_to_disk(local / "arrow")
+    datasets.DatasetDict(test=dataset).save_to_disk(local / "dict")
+    for number in range(2):
+        part = dataset.select(range(2 * number, 2 * number + 2))
+        part.to_parquet(local / "shards" / f"train-{number:05}-of-00002.parquet")
+    write(local / "rows.jsonl", *map(json.dumps, ROWS))
+    (local / "rows.jsonl.gz").write_bytes(gzip.compress((local / "rows.jsonl").read_bytes()))
+    shutil.copytree(tfds_dir, local / "tfds")
+    bucket.put(str(local), "/bucket", recursive=True)
+    names = ("arrow", "dict:test", "shards", "shards/train-00001-of-00002.parquet", "rows.jsonl")
+    for name in (*names, "rows.jsonl.gz", "tfds", "tfds:test"):
+        rows = load(f"memory://bucket/{name}", prompt="chat")
+        expected = {"tfds:test": 1, "shards/train-00001-of-00002.parquet": 2}.get(name, 4)
+        assert len(rows) == expected, name
+        assert rows[0].prompt == tuple(CHAT), name
+        assert rows[0].location.startswith(f"memory://bucket/{name.partition(':')[0]}"), name
+
+
+def test_faults_of_data_in_a_bucket_name_its_address(bucket):
+    bucket.pipe({"/bucket/a.jsonl": b'{"prompt": "p"}\n{', "/bucket/a.parquet": b"x", "/bucket/e.jsonl": b""})
+    for name, problem in (
+        ("a.jsonl", ", line 1: field 'demonstration' is missing"),
+        ("a.parquet", " cannot be read .*give a readable Parquet file"),
+        ("e.jsonl", ": there are no rows"),
+        ("none.jsonl", " does not exist: give a file or a directory in the bucket"),
+        ("none:test", " does not exist"),
+    ):
+        with pytest.raises(SdftError, match=rf"^memory://bucket/{name}{problem}"):
+            load(f"memory://bucket/{name}")
+    with pytest.raises(SdftError, match=r"^memory://bucket/a\.jsonl, line 2 is not valid JSON"):
+        read_rows("memory://bucket/a.jsonl")[1]
+
+
+ZSTD = pyarrow.Codec("zstd")
+
+
+@pytest.mark.parametrize(
+    ("end", "compress"),
+    [("gz", gzip.compress), ("zst", lambda data: ZSTD.compress(data, asbytes=True))],
+)
+def test_compressed_lines(tmp_path, end, compress):
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    file = tmp_path / f"a.jsonl.{end}"
+    file.write_bytes(compress((text + "{").encode()))
+    assert [row.answer for row in load(file, limit=4)] == [0, 1, 2, 3]
+    with pytest.raises(SdftError, match=rf"a\.jsonl\.{end}, line 5 is not valid JSON"):
+        load(file)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(SdftError, match=rf"a\.jsonl\.{end} is not a complete .* file"):
+        load(file)
+    with pytest.raises(SdftError, match=rf"none\.jsonl\.{end} does not exist"):
+        read_rows(f"none.jsonl.{end}")
+
+
+def test_rows_are_read_on_access(tmp_path):
+    file = write(tmp_path / "a.jsonl", json.dumps(ROWS[0]), "{", json.dumps({"prompt": "p"}))
+    examples = index_examples(read_rows(file), DataConfig(), file)
+    assert (len(examples), examples[0].answer) == (3, 0)
+    for index, problem in ((1, "line 2 is not valid JSON"), (2, "line 3: field 'demonstration' is missing")):
+        with pytest.raises(SdftError, match=problem):
+            examples[index]
+    texts = index_text_examples(read_rows(file), DataConfig(text="prompt", limit=1), file)
+    assert [text.demonstration for text in texts] == ["q0"]
 
 
 @pytest.mark.parametrize("value", ['"\\ud800"', "[" * 100_000 + "]" * 100_000])

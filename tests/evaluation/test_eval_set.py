@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from fixtures.chat import HERMES, TOOLS, TRACE
+from fixtures.chat import build_tokenizer as build_bytes
 from runs import config_of
 from sdft_jax.data.encoding import make_format
 from sdft_jax.errors import SdftError
@@ -92,3 +94,57 @@ def test_error_for_a_missing_demonstration_mentions_eval_teacher(read):
     with pytest.raises(SdftError, match=missing + "$"):  # an oracle always needs it
         read(row, overrides=["train.method=oracle"])
     assert len(read(row, teacher=False)) == 1
+
+
+def test_only_the_first_demonstration_is_read(load, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "".join(json.dumps(ROW | {"shown": ["= b a !", other]}) + "\n" for other in ("b", "b " * 90))
+    )
+    limits = ("data.max_teacher_prompt=128", "data.overlong=error", "data.teacher_buckets=[64]")
+    rows, format = load(f"eval.path={file}", "data.demonstrations=shown", *limits)
+    texts = {format.tokenizer.decode(encoded.teacher_prompt) for encoded in rows.encoded}
+    assert len(rows.encoded) == 2
+    assert len(texts) == 1
+    assert [encoded.others for encoded in rows.encoded] == [(), ()], "a batch needs no width for them"
+
+
+TRACED = ("data.messages=messages", "eval.task=toolcalls")
+
+
+def encoded_traces(examples, template, *overrides):
+    config = config_of("mini", "unused", *TRACED, "data.max_prompt=2048", *overrides)
+    tokenizer = build_bytes(template)
+    return encode_eval(
+        examples, config, make_format(tokenizer, config.data, (tokenizer.eos_token_id,)), False
+    )
+
+
+def test_references_of_traces_are_the_calls_of_every_turn(read):
+    examples = read({"messages": TRACE, "tools": TOOLS, "answer": "Rome"}, overrides=TRACED)
+    weather = [[{"name": "weather", "arguments": {"city": city}}] for city in ("Oslo", "Rome", "Bari")]
+    assert [example.answer for example in examples] == [weather[0], weather[1] + weather[2], []]
+    rows = encoded_traces(examples, HERMES)
+    assert [(example.row, example.turn) for example in rows.examples] == [(0, 1), (0, 3), (0, 6)]
+    assert [encoded.turn for encoded in rows.encoded] == [1, 3, 6]
+    limit = f"data.max_prompt={len(rows.encoded[0].prompt)}"
+    assert [example.turn for example in encoded_traces(examples, HERMES, limit).examples] == [1]
+
+
+def test_reference_of_other_tasks_is_the_answer_after_the_last_turn(read):
+    row, overrides = {"messages": TRACE, "tools": TOOLS}, ("data.messages=messages", "eval.task=contains")
+    examples = read({**row, "answer": "Rome"}, row, ROW, overrides=overrides)
+    assert [(example.row, example.turn, example.answer) for example in examples] == [
+        (0, 6, "Rome"),
+        (2, None, "b a"),
+    ]
+    with pytest.raises(SdftError, match=r"no trace has field 'answer', .* set eval\.task=toolcalls"):
+        read(row, overrides=overrides)
+
+
+def test_calls_that_the_scorer_cannot_read_are_refused_before_the_evaluation(read):
+    examples = read({"messages": TRACE, "tools": TOOLS}, overrides=TRACED)
+    other = HERMES.replace("<tool_call>", "<call>").replace("</tool_call>", "</call>")
+    message = r"^.*line 1, message 1: eval\.task=toolcalls does not read the tool calls of this model's chat"
+    with pytest.raises(SdftError, match=message):
+        encoded_traces(examples, other)

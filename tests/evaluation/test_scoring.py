@@ -8,30 +8,13 @@ import numpy as np
 import pytest
 
 from runs import config_of
-from sdft_jax.data.encoding import make_format
-from sdft_jax.evaluation import scoring
-from sdft_jax.evaluation.eval_set import load_eval_set
-from sdft_jax.evaluation.scoring import Fault, evaluate, fault_note, sample_verdicts
-from sdft_jax.evaluation.tasks import TASKS
-from sdft_jax.models import load_model
-from sdft_jax.models.hf.tokenizer import load_tokenizer, read_eos_ids
-from sdft_jax.models.speaker import Speaker
+from sdft_jax.evaluation import completions
+from sdft_jax.evaluation.answer_log import as_record, key_of, new_log
+from sdft_jax.evaluation.completions import Completion, greedy_role
+from sdft_jax.evaluation.grading import Fault, fault_note
+from sdft_jax.evaluation.scorers import TASKS
+from sdft_jax.evaluation.scoring import evaluate, sample_verdicts, score_log
 from sdft_jax.types import Rollout, Sequences
-
-LENGTH = 5
-"""The maximum length of a completion, in tokens."""
-
-
-@pytest.fixture(scope="module")
-def setting(tiny_directory):
-    """Return (model with its tokenizer, rows, configuration): 6 rows in batches of 4, the last one padded."""
-    config = config_of(
-        tiny_directory, "unused", "eval.limit=6", "eval.batch_size=4", f"sampling.max_new_tokens={LENGTH}"
-    )
-    tokenizer = load_tokenizer(str(tiny_directory))
-    speaker = Speaker(*load_model(tiny_directory), tokenizer, read_eos_ids(tokenizer, tiny_directory))
-    format = make_format(tokenizer, config.data, speaker.eos_ids)
-    return speaker, load_eval_set(config.eval.path, config, format, teacher=True), config
 
 
 def rollout_of(ids):
@@ -56,7 +39,7 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
         ids = [tokenizer(text)["input_ids"] + list(stop.eos_ids) for text in answers[first : first + 4]]
         ids += [tokenizer(rows.examples[-1].answer)["input_ids"]] * (4 - len(ids))  # correct, but padding
         prompts.append((np.asarray(prompt.tokens), np.asarray(prompt.mask)))
-        assert (sampling.temperature, sampling.max_new_tokens) == (0.0, LENGTH)
+        assert (sampling.temperature, sampling.max_new_tokens) == (0.0, 5)
         return rollout_of(ids)
 
     def track(batches):
@@ -64,13 +47,14 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
             tracked.append(batch)
             yield batch
 
-    monkeypatch.setattr(scoring, "generate", generate)
+    monkeypatch.setattr(completions, "generate", generate)
     evaluation = evaluate(speaker, rows, config, track=track)
     assert evaluation.correct == tuple(verdicts)
     assert evaluation.accuracy == 4 / 6
     assert evaluation.completions == tuple(answers)
     assert evaluation.lengths == tuple(len(tokenizer(text)["input_ids"]) + 1 for text in answers)
     assert evaluation.mean_length == sum(evaluation.lengths) / 6
+    assert evaluation.interval == pytest.approx((0.3000, 0.9032), abs=5e-5), "Wilson's, of 4 out of 6"
     assert evaluation.kl_to_base is None
     assert len(tracked) == len(prompts) == 2
     tokens, mask = prompts[0]
@@ -84,21 +68,20 @@ def test_answers_are_scored_row_by_row(setting, monkeypatch):
 
 def test_teacher_distance_is_from_the_base_without_the_demonstration(setting, monkeypatch):
     speaker, rows, config = setting
-    lengths, weights = [], []
+    lengths = []
 
     def generate(*_):
         return Rollout(jnp.ones((4, 2), int), jnp.ones((4, 2), bool), jnp.zeros((4, 2)))
 
-    def divergence_from(model, role, base, completion, weight):
+    def nats(model, role, base, completion):
         lengths.append([prompt.mask.sum(axis=1).tolist() for _, prompt in (role, base)])
-        weights.append(weight.tolist())
-        return jnp.float32(3.0), completion.mask.sum()
+        return jnp.asarray([3.0, 1.0, 2.0, 6.0])
 
-    monkeypatch.setattr(scoring, "generate", generate)
-    monkeypatch.setattr(scoring, "_divergence_from", divergence_from)
+    monkeypatch.setattr(completions, "generate", generate)
+    monkeypatch.setattr(completions, "_nats", nats)
     student = evaluate(speaker, rows, config, base={})
     teacher = evaluate(speaker, rows, config, base={}, teacher=True)
-    assert student.kl_to_base == teacher.kl_to_base == 2 * 3.0 / (2 * 8)
+    assert student.kl_to_base == teacher.kl_to_base == (3 + 1 + 2 + 6 + 3 + 1) / (6 * 2)
     plain, wrapped = (
         [len(part) for part in parts]
         for parts in ([row.prompt for row in rows.encoded], [row.teacher_prompt for row in rows.encoded])
@@ -106,7 +89,6 @@ def test_teacher_distance_is_from_the_base_without_the_demonstration(setting, mo
     assert plain != wrapped
     assert lengths[0] == [plain[:4], plain[:4]]
     assert lengths[2] == [wrapped[:4], plain[:4]]
-    assert weights == [[1, 1, 1, 1], [1, 1, 0, 0]] * 2
 
 
 def test_sampled_verdicts_are_in_order_of_rows_and_samples(setting, monkeypatch):
@@ -116,7 +98,7 @@ def test_sampled_verdicts_are_in_order_of_rows_and_samples(setting, monkeypatch)
     counts, keys, options = [0] * 6, [], []
 
     def generate(model, params, prompt, key, sampling, stop):
-        keys.append(tuple(jax.random.key_data(key).tolist()))
+        keys.extend(map(tuple, jax.random.key_data(key).tolist()))
         options.append((sampling.temperature, sampling.top_p, sampling.max_new_tokens, len(prompt.tokens)))
         texts = []
         for row, keep in zip(np.asarray(prompt.tokens), np.asarray(prompt.mask), strict=True):
@@ -126,12 +108,13 @@ def test_sampled_verdicts_are_in_order_of_rows_and_samples(setting, monkeypatch)
                 counts[i] += 1
         return rollout_of([speaker.tokenizer(text)["input_ids"] for text in texts])
 
-    monkeypatch.setattr(scoring, "generate", generate)
-    verdicts = sample_verdicts(speaker, rows, config, jax.random.key(3), 3)
+    monkeypatch.setattr(completions, "generate", generate)
+    verdicts = sample_verdicts(speaker, rows, config, 3, 3)
     assert verdicts.faults == ()
     assert verdicts.correct == [[int(sample != i) for sample in range(3)] for i in range(6)]
-    assert len(set(keys)) == len(keys) == 5, "every batch has its own random key"
-    assert set(options) == {(1.0, 1.0, LENGTH, 4)}
+    assert len(keys) == 20
+    assert len(set(keys)) == 18, "every sample of every row has its own random key; two fill the last batch"
+    assert set(options) == {(1.0, 1.0, 5, 4)}
 
 
 @pytest.fixture
@@ -158,11 +141,42 @@ def test_a_fault_of_the_scorer_counts_as_wrong_and_names_the_row(setting, broken
     assert evaluation.faults == (Fault(2, rows.examples[2].location, "RecursionError: too"),)
     (note,) = fault_note(evaluation.faults, config)
     assert note == NOTE.format(1) + "ursionError: too)."
-    verdicts = sample_verdicts(speaker, rows, config, jax.random.key(3), 3)
+    verdicts = sample_verdicts(speaker, rows, config, 3, 3)
     assert verdicts.correct == [[int(row != 2)] * 3 for row in range(6)]
     (note,) = fault_note(verdicts.faults, config)
     assert note == NOTE.format(3) + "ursionError: too)."
     assert fault_note((), config) == []
+
+
+def test_only_what_this_scorer_has_not_scored_is_scored(setting, broken):
+    _, rows, config = setting
+    role = greedy_role(config)
+    log = new_log()
+    log.add(as_record(role, Completion(i, 0, f"text {i}", 2, False, None), rows) for i in range(6))
+    keys = list(log.records)
+    assert [fault.index for fault in score_log(log, rows, config, keys)] == [2]
+    assert [log.records[key]["correct"] for key in keys] == [True, True, False, True, True, True]
+    assert log.records["student", 2, None, 0]["fault"] == "RecursionError: too"
+    scored = []
+
+    def track(pending):
+        scored.extend(example.row for _, example in pending)
+        return iter(pending)
+
+    score_log(log, rows, config, keys, track)
+    assert scored == [2], "the scorer had failed"
+    scored.clear()
+    changed = dataclasses.replace(rows.examples[4], answer="another")
+    rows = dataclasses.replace(rows, examples=(*rows.examples[:4], changed, rows.examples[5]))
+    assert [fault.index for fault in score_log(log, rows, config, keys, track)] == [2]
+    assert scored == [2, 4]
+    assert log.records["student", 4, None, 0]["answer"] == "another"
+    scored.clear()
+    exact = dataclasses.replace(config, eval=dataclasses.replace(config.eval, task="exact"))
+    assert score_log(log, rows, exact, keys, track) == []
+    assert scored == [row for _, row, _, _ in keys]
+    assert keys == [key_of(record) for record in log.records.values()]
+    assert not any(log.records[key]["correct"] or log.records[key]["fault"] for key in keys)
 
 
 def test_note_names_the_first_rows():
@@ -188,8 +202,8 @@ def test_kl_to_base_is_the_mean_divergence_per_token(setting):
 
 def direct_kl(model, params, base, rows, eos_ids) -> float:
     """Return the mean KL over all greedy tokens, computed row by row without a cache."""
-    nats = []
-    width = LENGTH + max(len(encoded.prompt) for encoded in rows.encoded)
+    nats, length = [], 5
+    width = length + max(len(encoded.prompt) for encoded in rows.encoded)
     logits = jax.jit(model.logits)
 
     def log_probabilities(params, ids):
@@ -201,10 +215,24 @@ def direct_kl(model, params, base, rows, eos_ids) -> float:
 
     for encoded in rows.encoded:
         ids = encoded.prompt.tolist()
-        for _ in range(LENGTH):
+        for _ in range(length):
             own, others = (log_probabilities(p, ids) for p in (params, base))
             nats.append(float((np.exp(own) * (own - others)).sum()))
             ids.append(int(own.argmax()))
             if ids[-1] in eos_ids:
                 break
     return float(np.mean(nats))
+
+
+def test_grade_between_correct_and_wrong(setting, monkeypatch):
+    """Every answer is the first prompt, which is a part of the first reference."""
+    speaker, rows, config = setting
+    halves = tuple(dataclasses.replace(x, answer=f"{x.prompt[0]['content']} owl") for x in rows.examples)
+    normalised = dataclasses.replace(config, eval=dataclasses.replace(config.eval, task="normalised"))
+    monkeypatch.setattr(type(speaker), "decode", lambda self, tokens: rows.examples[0].prompt[0]["content"])
+    evaluation = evaluate(speaker, dataclasses.replace(rows, examples=halves), normalised)
+    assert evaluation.correct == (False,) * 6
+    assert evaluation.partly is not None
+    assert evaluation.partly[0]
+    assert evaluation.lenient == sum(evaluation.partly) / 6
+    assert evaluate(speaker, rows, config).lenient is None

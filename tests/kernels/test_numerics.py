@@ -8,7 +8,8 @@ import pytest
 from sdft_jax.algorithm import abstract_state, init_state, make_update
 from sdft_jax.algorithm.optimizer import learning_rates
 from sdft_jax.config.settings import SamplingConfig
-from sdft_jax.evaluation import scoring
+from sdft_jax.evaluation import completions
+from sdft_jax.kernels.numerics import bits
 from sdft_jax.plan.program import lower_update
 from sdft_jax.sampling import generate, make_key
 from sdft_jax.types import StopTokens
@@ -83,8 +84,12 @@ def test_results_and_their_dtypes_are_the_same(expected, other):
 def test_products_of_float32_have_float32_precision(expected):
     state, batch = abstract_state(LEARNER), tiny_batch(completion=6)
     role = state.params, batch.prompt
-    divergence = scoring._divergence_from.lower(LEARNER.model, role, role, batch.target, batch.weight)
+    divergence = completions._nats.lower(LEARNER.model, role, role, batch.target)
     for text in (expected["program"], divergence.as_text()):
         products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
         assert products
         assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_bits():
+    assert [bits(x) for x in ("uint4", "int8", "bfloat16", jnp.float32)] == [4, 8, 16, 32]

@@ -1,5 +1,6 @@
 """Architectures from config.json files of transformers 4 and 5, and errors for unsupported ones."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from make_fixtures import CASES
 from sdft_jax.errors import SdftError
 from sdft_jax.models import architecture_from_dict, read_architecture
-from sdft_jax.models.rope import Rope
+from sdft_jax.models.rope import NO_ROPE, Rope
 
 # The keys of the published files (Hugging Face Hub, transformers 4) that affect the architecture.
 GEMMA_3_1B = {
@@ -31,6 +32,26 @@ GEMMA_3_1B = {
     "sliding_window": 512,
     "sliding_window_pattern": 6,
     "vocab_size": 262144,
+}
+GEMMA_3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
 }
 QWEN_25_7B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -62,6 +83,17 @@ def test_gemma_3():
     assert architecture.num_attention_heads * architecture.head_dim != architecture.hidden_size
 
 
+def test_gemma_3_in_a_wrapper():
+    architecture = architecture_from_dict(GEMMA_3_4B)
+    assert architecture.name == "Gemma3ForConditionalGeneration"
+    assert architecture.family.architecture == "Gemma3ForCausalLM"
+    assert architecture.vocab_size == 262208
+    assert (architecture.num_attention_heads, architecture.num_key_value_heads) == (8, 4)
+    assert [(kind.window, kind.rope.factor) for kind in architecture.kinds] == [(None, 8.0), (1024, 1.0)]
+    assert architecture.tie_word_embeddings
+    assert json.loads(architecture.source_json) == GEMMA_3_4B
+
+
 def test_qwen_25():
     architecture = architecture_from_dict(QWEN_25_7B)
     assert len(architecture.kinds) == 1
@@ -70,6 +102,17 @@ def test_qwen_25():
     assert architecture.head_dim == 128
     assert architecture.qkv_bias
     assert not architecture.output_bias
+
+
+def test_smollm_3():
+    architecture = architecture_from_dict(CASES["smollm3"])
+    assert [(kind.window, kind.rope.rope_theta) for kind in architecture.kinds] == [(None, 5e6), (None, 1.0)]
+    assert architecture.kind_of_layer == (0, 1, 0, 1)
+    sliding = architecture_from_dict(CASES["smollm3_sliding"])
+    assert [(kind.window, kind.rope == NO_ROPE) for kind in sliding.kinds] == [(None, False), (6, True)]
+    assert sliding.kind_of_layer == (0, 0, 1, 0)
+    with pytest.raises(SdftError, match="no_rope_layers has 2 entries, but num_hidden_layers is 4"):
+        architecture_from_dict({**CASES["smollm3"], "no_rope_layers": [1, 0]})
 
 
 def test_transformers_5_keys_give_the_same_layers():
@@ -84,6 +127,49 @@ def test_transformers_5_keys_give_the_same_layers():
     new = {key: value for key, value in old.items() if not key.startswith("rope_")}
     new["rope_parameters"] = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
     assert architecture_from_dict(new).kinds == architecture_from_dict(old).kinds
+
+
+def test_transformers_5_writes_the_same_architecture():
+    """Of every family: it moves rope_theta and rope_scaling into rope_parameters, and renames torch_dtype."""
+    from transformers import AutoConfig
+
+    for case, old in CASES.items():
+        written = json.loads(AutoConfig.for_model(**old).to_json_string())
+        assert not {"rope_theta", "rope_scaling", "torch_dtype"} & written.keys(), case
+        new = architecture_from_dict({"architectures": old["architectures"], **written})
+        expected = architecture_from_dict(old)
+        assert dataclasses.replace(new, source_json=expected.source_json) == expected, case
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "fp8, e4m3"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False},
+            "bitsandbytes, 4 bits",
+        ),
+        ({"load_in_8bit": True}, "8 bits"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq, 4 bits"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq, 4 bits"),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": []}, "mxfp4"),
+        (
+            {"quant_method": "compressed-tensors", "format": "float-quantized"},
+            "compressed-tensors, float-quan",
+        ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt, NVFP4"),
+        ({"group_size": 128}, "format not named"),
+        ("int4", "format not named"),
+    ],
+)
+def test_quantized_checkpoints_are_refused_by_name(settings, named):
+    message = (
+        rf"^quantization_config is not supported \(the weights are quantized: {named}.*\): use the original"
+    )
+    with pytest.raises(SdftError, match=message):
+        architecture_from_dict({**QWEN_25_7B, "quantization_config": settings})
+    for absent in (None, {}):
+        assert architecture_from_dict({**QWEN_25_7B, "quantization_config": absent})
 
 
 def test_missing_keys_have_the_defaults_of_the_transformers_class():
@@ -120,7 +206,6 @@ def test_architectures_are_hashable_and_compared_by_value():
             {"architectures": ["Qwen2ForSequenceClassification"]},
             "Qwen2ForSequenceClassification is not supported",
         ),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is not supported.*awq"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),

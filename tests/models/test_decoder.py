@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from make_fixtures import CASES, DIRECTORY, tokens_and_mask
+from make_fixtures import CASES, DIRECTORY, one_of_each_family, tokens_and_mask
 from sdft_jax.errors import SdftError
-from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict, layer_by_layer, load_model
+from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict, load_model
+from sdft_jax.models.cache import separate_states
 from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device, tree_shardings
 from sdft_jax.types import Sequences
 from tiny import VOCABULARY, ragged
@@ -30,12 +31,15 @@ def first(sequences, length):
     return jax.tree.map(lambda x: x[:, :length], sequences)
 
 
+FAMILIES = one_of_each_family(qwen2="qwen2_sliding", llama3="llama31")
+
+
 @pytest.fixture(scope="module")
 def qwen():
     return load_model(DIRECTORY / "qwen3_tied")
 
 
-@pytest.mark.parametrize("case", ["qwen2_sliding", "qwen3", "llama31", "olmo2", "olmo3", "gemma3"])
+@pytest.mark.parametrize("case", FAMILIES)
 def test_prefill_and_decoding_equal_the_full_forward_pass(case):
     model, params = load_model(DIRECTORY / case)
     batch = padded_batch()
@@ -52,7 +56,13 @@ def test_prefill_and_decoding_equal_the_full_forward_pass(case):
     assert int(cache.length) == tokens.shape[1]
     np.testing.assert_array_equal(cache.positions, mask.sum(axis=1))
     architecture = model.architecture
-    assert cache.keys.shape == (4, 3, architecture.num_key_value_heads, architecture.head_dim, 44)
+    heads = architecture.num_key_value_heads, architecture.head_dim
+    for kind, state in enumerate(cache.states):
+        layers, window = len(architecture.layers_of(kind)), architecture.kinds[kind].window
+        if architecture.kinds[kind].mixer == "attention":
+            assert state.keys.shape == (layers, 3, *heads, window or 44)
+        else:
+            assert (state.tail.shape, state.matrix.shape) == ((layers, 3, 3, 128), (layers, 3, 4, 16, 16))
 
 
 def test_padding_on_either_side_has_no_influence(qwen):
@@ -128,9 +138,9 @@ def test_the_cache_is_updated_in_place(qwen):
     model, params = qwen
     cache = jax.eval_shape(lambda: model.init_cache(8, 4096))
     step = jax.jit(model.decode, donate_argnums=2).lower(params, jnp.zeros(8, jnp.int32), cache).compile()
-    memory = step.memory_analysis()
-    assert memory.alias_size_in_bytes >= 2 * cache.keys.size * 4
-    assert memory.temp_size_in_bytes < cache.keys.size * 4
+    memory, size = step.memory_analysis(), cache.states[0].keys.size * 4
+    assert memory.alias_size_in_bytes >= 2 * size
+    assert memory.temp_size_in_bytes < size
 
 
 def test_an_empty_cache_can_be_donated(qwen):
@@ -176,9 +186,9 @@ def test_bfloat16_is_close_to_float32(qwen):
     assert logits.dtype == jnp.float32
 
 
-def on_one_device_and_on_a_mesh(axes, **rules):
+def on_one_device_and_on_a_mesh(axes, case="qwen3", **rules):
     """Return (model, parameters) on one device, the same on a mesh, and a batch."""
-    raw = {**CASES["qwen3"], "vocab_size": 64}
+    raw = {**CASES[case], "vocab_size": 64}
     single = Model(architecture_from_dict(raw))
     params = jax.jit(single.init)(jax.random.key(0))
     sharding = Sharding(make_mesh(*axes), Rules(**rules))
@@ -196,7 +206,13 @@ def assert_close(a, b):
 
 @pytest.mark.parametrize(
     "rules",
-    [{}, {"sequence": "tensor"}, {"activation": "tensor"}, {"sequence": "tensor", "heads": None}],
+    [
+        {},
+        {"sequence": "tensor"},
+        {"activation": "tensor"},
+        {"sequence": "tensor", "heads": None},
+        {"case": "qwen35"},
+    ],
     ids=str,
 )
 def test_a_mesh_has_the_gradient_of_one_device(rules):
@@ -247,7 +263,8 @@ def test_a_kernel_does_not_change_the_model(case, axes):
 
         gradients, hidden = jax.jit(jax.grad(total, has_aux=True))(params)
         last, cache = prefill(model, params, batch, mask.shape[1] + 2)
-        keys = np.moveaxis(np.asarray(cache.keys)[-1], -1, 1)[np.asarray(cache.mask)]
+        full = cache.states[0].keys  # full attention is the first kind
+        keys = np.moveaxis(np.asarray(full)[-1], -1, 1)[:, : mask.shape[1]][mask]
         results.append((gradients, np.asarray(hidden)[mask], np.asarray(last)[mask], keys))
     assert_close(*results)
 
@@ -259,10 +276,10 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
         hidden, cache = prefill(model, params, batch, 12)
         outputs.append((hidden, decode(model, params, batch.tokens[:, 0], cache)))
     assert_close(*outputs)
-    assert outputs[1][1][1].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
+    assert outputs[1][1][1].states[0].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "gemma3"])
+@pytest.mark.parametrize("case", ["qwen3", "gemma3", "ministral3", "qwen35"])
 @pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     rng = np.random.default_rng()
@@ -271,26 +288,27 @@ def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     model = Model(architecture_from_dict(raw), sharding=sharding)
     params = jax.tree.map(lambda p: 5 * p if np.ptp(p) else p, model.init(jax.random.key(rng.integers(999))))
     _, scanned = prefill(model, params, ragged(rng, 8, 6), 9)
-    separate, unrolled = jax.tree.map(jnp.copy, layer_by_layer(params, scanned))
+    separate, unrolled = jax.tree.map(jnp.copy, model.layer_by_layer(params, scanned))
     for column in rng.integers(2, VOCABULARY, (3, 8)):
         expected, scanned = decode(model, params, column, scanned)
         actual, unrolled = decode(model, separate, column, unrolled)
         np.testing.assert_allclose(actual, expected, atol=2e-5)
-    for whole, layers in ((scanned.keys, unrolled.keys), (scanned.values, unrolled.values)):
-        np.testing.assert_allclose(np.stack(layers), whole, atol=2e-5)
-    np.testing.assert_array_equal(unrolled.mask, scanned.mask)
+    expected = separate_states(scanned).states
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), unrolled.states, expected)
+    np.testing.assert_array_equal(unrolled.length, scanned.length)
     np.testing.assert_array_equal(unrolled.positions, scanned.positions)
 
 
 def test_decoding_layer_by_layer_updates_the_cache_in_place_without_a_loop(qwen):
     model, params = qwen
-    params, cache = jax.eval_shape(layer_by_layer, params, jax.eval_shape(lambda: model.init_cache(8, 4096)))
+    cache = jax.eval_shape(lambda: model.init_cache(8, 4096))
+    params, cache = jax.eval_shape(model.layer_by_layer, params, cache)
     tokens = jax.ShapeDtypeStruct((8,), jnp.int32)
     step = jax.jit(model.decode, donate_argnums=2).lower(params, tokens, cache).compile()
-    layer = cache.keys[0].size * 4
-    assert step.memory_analysis().alias_size_in_bytes >= 2 * len(cache.keys) * layer
+    keys = cache.states[0].keys
+    assert step.memory_analysis().alias_size_in_bytes >= 2 * len(keys) * keys[0].size * 4
     assert " while(" not in step.as_text()
-    assert not re.findall(rf"= f32\[{','.join(map(str, cache.keys[0].shape))}\][^ ]* copy\(", step.as_text())
+    assert not re.findall(rf"= f32\[{','.join(map(str, keys[0].shape))}\][^ ]* copy\(", step.as_text())
 
 
 def test_the_token_lookup_does_not_replicate_embeddings():
@@ -302,5 +320,5 @@ def test_the_token_lookup_does_not_replicate_embeddings():
     places = tree_shardings(sharding, model.logical_axes(), shapes)
     embed = jax.ShapeDtypeStruct(shapes["embed"].shape, jnp.float32, sharding=places["embed"])
     tokens = jax.ShapeDtypeStruct((16, 64), jnp.int32, sharding=sharding.named("batch", None))
-    text = jax.jit(model._embed).lower(embed, tokens).compile().as_text()
+    text = jax.jit(model._embed).lower({"embed": embed}, tokens).compile().as_text()
     assert "f32[16,64,256]" not in text

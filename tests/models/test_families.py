@@ -7,12 +7,20 @@ import jax
 import numpy as np
 import pytest
 
+import make_fixtures
 from make_fixtures import CASES, DIRECTORY, tokens_and_mask, transformers_logits
 from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
-from sdft_jax.models.families import PROJECTIONS, QKV_BIASES
+from sdft_jax.models.families import (
+    DELTA_PARAMETERS,
+    DELTA_PROJECTIONS,
+    PROJECTIONS,
+    QKV_BIASES,
+    WRAPPERS,
+)
 from sdft_jax.types import Sequences
 
 TOLERANCE = 2e-4
+MINISTRAL_ROPE = CASES["ministral3"]["rope_parameters"]
 logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
@@ -32,6 +40,15 @@ def test_logits_equal_those_of_transformers(case):
         assert np.abs(logits - transformers_logits(DIRECTORY / case)[mask]).max() <= TOLERANCE
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
+def test_logits_of_sequences_longer_than_two_chunks_of_the_delta_rule(monkeypatch):
+    monkeypatch.setattr(make_fixtures, "LENGTH", 150)
+    tokens, mask = tokens_and_mask()
+    model, params = load_model(DIRECTORY / "qwen35")
+    logits = np.asarray(logits_of(model, params, Sequences(tokens, mask)))
+    assert np.abs(logits - transformers_logits(DIRECTORY / "qwen35"))[mask].max() <= TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("case", "change"),
     [
@@ -40,6 +57,11 @@ def test_logits_equal_those_of_transformers(case):
         ("qwen2_yarn", {"rope_scaling": None}),
         ("olmo3", {"sliding_window": 7}),
         ("gemma3", {"rope_local_base_freq": 1000000}),
+        ("mistral", {"sliding_window": 7}),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
+        ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"llama_4_scaling_beta": 0.0}}),
+        ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"mscale_all_dim": 1.0}}),
+        ("qwen35", {"rope_parameters": {"rope_theta": 10000000, "partial_rotary_factor": 0.5}}),
     ],
 )
 def test_a_wrong_rope_or_window_changes_the_logits(case, change):
@@ -56,12 +78,16 @@ def test_the_fixtures_have_the_configurations_of_the_script():
 
 
 def test_every_family_is_compared_with_transformers():
-    assert {config["model_type"] for config in CASES.values()} == set(FAMILIES)
+    assert {architecture_from_dict(config).family.model_type for config in CASES.values()} == set(FAMILIES)
+    assert {config["model_type"] for config in CASES.values()} == {*FAMILIES, *WRAPPERS}
 
 
-@pytest.mark.parametrize("tensor", [*PROJECTIONS, *QKV_BIASES], ids=lambda tensor: tensor.name)
+TENSORS = [*PROJECTIONS, *QKV_BIASES, *DELTA_PROJECTIONS, *DELTA_PARAMETERS]
+
+
+@pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: tensor.name)
 def test_to_stored_is_the_inverse_of_from_stored(tensor):
-    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7}
+    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "G": 4, "P": 3, "C": 20, "S": 4, "1": 1}
     stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
     loaded = tensor.from_stored(stored, sizes)
     assert loaded.shape == tensor.shape(sizes)

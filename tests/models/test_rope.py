@@ -1,12 +1,13 @@
 """Frequencies compared with transformers, and rotation compared with its definition."""
 
+import dataclasses
 import importlib.util
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.models.rope import inverse_frequencies, rope_from_dict, rope_table, rotate
+from sdft_jax.models.rope import inverse_frequencies, query_factors, rope_from_dict, rope_table, rotate
 
 SCALINGS = [
     {"rope_type": "linear", "factor": 8.0},
@@ -54,6 +55,17 @@ def test_the_rotation_angle_is_position_times_frequency():
     pairs = pairs[:, 0] + 1j * pairs[:, 1]
     expected = pairs * np.exp(1j * np.array([[0, 0], [5, 5 * 100.0**-0.5]]))
     np.testing.assert_allclose(rotated[:, :2] + 1j * rotated[:, 2:], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_factors_on_queries_are_those_of_the_formula():
+    plain = rope_from_dict({}, 1e4, 64)
+    scaled = dataclasses.replace(plain, original_max_position_embeddings=8, llama_4_scaling_beta=0.1)
+    positions = jnp.array([[0, 7, 8, 100]])
+    assert query_factors([plain], positions) is None
+    factors = query_factors([plain, scaled], positions)
+    assert factors.shape == (2, 1, 4, 1, 1)
+    expected = [1.0, 1.0, 1 + 0.1 * np.log(2), 1 + 0.1 * np.log(13)]
+    np.testing.assert_allclose(factors[:, 0, :, 0, 0], [[1.0] * 4, expected], rtol=1e-6)
 
 
 def test_products_depend_only_on_the_distance():

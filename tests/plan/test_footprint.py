@@ -16,7 +16,9 @@ from sdft_jax.plan.footprint import (
     answer_arrays,
     as_size,
     by_kind,
+    decoded_bytes,
     peak_phase,
+    state_arrays,
     update_arrays,
 )
 from sdft_jax.types import Sequences
@@ -124,7 +126,7 @@ def test_adapters_have_a_base_that_is_neither_trained_nor_copied(directory):
     config, model = setting(directory, "lora.rank=4", mesh=(8, 1, 1))
     arrays = update_arrays(config, model)
     named = sizes(arrays)
-    assert named["parameters: layers/gate"] == ((2, 128, 256), 2 * 128 * 256 * 2)
+    assert named["frozen parameters: layers/gate"] == ((2, 128, 256), 2 * 128 * 256 * 2)
     for name in ("parameters", "optimizer: mu", "optimizer: nu", "teacher", "gradients"):
         name = f"{name} layers/gate_lora_a" if ":" in name else f"{name}: layers/gate_lora_a"
         assert named[name] == ((2, 128, 4), 2 * 128 * 4 * 4)
@@ -135,6 +137,9 @@ def test_adapters_have_a_base_that_is_neither_trained_nor_copied(directory):
     assert "logits: of the head, gradient" not in named
     split = sizes(update_arrays(*setting(directory, "lora.rank=4", mesh=(1, 8, 1))))
     assert "decoding weights: layers/gate" in split
+    # every token reads the base and the adapters, copied or not: both in bfloat16
+    base = sum(x.bytes for x in arrays if x.kind == "frozen parameters")
+    assert decoded_bytes(model) == base + kinds["decoding weights"]
     widths = Widths(16, 16)
     for rank, copies in ((0, 1), (4, 0)):
         config, model = setting(directory, f"lora.rank={rank}")
@@ -142,11 +147,40 @@ def test_adapters_have_a_base_that_is_neither_trained_nor_copied(directory):
         assert ("base model" in kinds) == bool(copies)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "bytes_each"),
+    [
+        ([], 8),
+        (["optimizer.moments=bfloat16"], 4),
+        (["optimizer.moments=float8"], 2),
+        (["optimizer.name=lion", "optimizer.moments=bfloat16"], 2),
+        (["optimizer.name=adafactor"], 0),
+    ],
+    ids=str,
+)
+def test_bytes_of_an_optimizer(directory, overrides, bytes_each):
+    """Exponents of rows, counters and Adafactor's means add less than 0.15 bytes per weight."""
+    kinds = by_kind(update_arrays(*setting(directory, *overrides)))
+    assert 0 < kinds["optimizer"] / (kinds["parameters"] / 4) - bytes_each < 0.15
+
+
+def test_gradients_of_micro_batches_are_added_in_float32(directory):
+    settings = ("model.param_dtype=bfloat16", "train.batch_size=16")
+    gradients = {
+        micro: by_kind(update_arrays(*setting(directory, *settings, f"train.micro_batch={micro}")))[
+            "gradients"
+        ]
+        for micro in ("null", 16, 8)
+    }
+    assert gradients[8] == 2 * gradients[16] == 2 * gradients["null"]
+
+
 def test_peak_is_that_of_the_largest_phase_not_of_all_phases(directory):
     arrays = update_arrays(*setting(directory))
     phase, size = peak_phase(arrays)
     kinds = by_kind(arrays)
     state = kinds["parameters"] + kinds["optimizer"] + kinds["teacher"]
+    assert sum(array.bytes for array in state_arrays(*setting(directory))) == state
     learn = kinds["gradients"] + kinds["activations"] + kinds["logits"]
     assert sum(kinds.values()) - state - learn > 0
     assert (phase, size) == ("learn", state + learn)

@@ -4,10 +4,11 @@ import pytest
 
 from plans import describe_model, setting
 from sdft_jax.algorithm.learner import make_model
-from sdft_jax.plan.footprint import GIB, peak_phase, update_arrays
+from sdft_jax.config import load_config
+from sdft_jax.plan.footprint import GIB, Widths, answer_arrays, peak_phase, state_arrays, update_arrays
 from sdft_jax.plan.program import model_shape
 from sdft_jax.plan.remedies import combined, remedies
-from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.sharding import Sharding, make_mesh, single_device
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,9 @@ def test_saving_of_a_setting_is_the_difference_of_two_counts(directory):
         "model.remat=full",
         "train.micro_batch=8",
         "teacher.dtype=bfloat16",
+        "optimizer.name=adafactor",
+        "optimizer.moments=bfloat16",
+        "optimizer.moments=float8",
         "sharding.sequence=tensor",
     ):
         _, after = peak_phase(update_arrays(*setting(directory, "model.remat=none", text)))
@@ -40,7 +44,45 @@ def test_drawbacks_are_named(directory):
     texts = [remedy.text for remedy in remedies(*setting(directory, "model.remat=none"), update_arrays)]
     assert "model.remat=full (slower)" in texts
     assert "model.param_dtype=bfloat16 (rounding removes small updates)" in texts
+    both = [x.text for x in remedies(*setting(directory, "optimizer.moments=float8"), update_arrays)]
+    assert "optimizer.name=adafactor optimizer.moments=null (no momentum)" in both
     assert "train.micro_batch=8" in texts
+
+
+def test_optimizers_are_remedies_if_they_need_less_memory(directory):
+    def offered(*overrides):
+        texts = [x.text for x in remedies(*setting(directory, *overrides), update_arrays)]
+        return {text.partition(" ")[0] for text in texts if text.startswith("optimizer.")}
+
+    adafactor, bfloat16, float8 = (
+        "optimizer.name=adafactor",
+        "optimizer.moments=bfloat16",
+        "optimizer.moments=float8",
+    )
+    assert offered() == offered("optimizer.name=lion") == {adafactor, bfloat16, float8}
+    assert offered("model.param_dtype=bfloat16") == offered(bfloat16) == {adafactor, float8}
+    assert offered("model.param_dtype=bfloat16", float8) == {adafactor}
+    assert offered(adafactor) == set()
+    assert offered("optimizer.b1=0.8") == {bfloat16, float8}  # Adafactor has no b1
+
+
+def test_adapters_are_a_remedy_of_training_and_not_of_an_evaluation(directory):
+    """The bfloat16 base of adapters would save memory in an evaluation too, which has none to train."""
+
+    def evaluation(config, model):
+        return answer_arrays(config, model, Widths(16, 16), training=False)
+
+    config = load_config(None, ["model.path=Qwen2.5-0.5B"])
+    model = make_model(config, model_shape(config), single_device())
+    dtype, *others = [remedy.text for remedy in remedies(config, model, evaluation)]
+    assert dtype.startswith("model.param_dtype=bfloat16 ")
+    assert not any("lora" in text for text in others)
+    full, small = (
+        [remedy.text for remedy in remedies(*setting(directory, rank), state_arrays)]
+        for rank in ("lora.rank=0", "lora.rank=8")
+    )
+    assert "lora.rank=32 (trains only adapters of this rank)" in full
+    assert "lora.rank=4 (trains only adapters of this rank)" in small
 
 
 def test_setting_that_contradicts_another_is_not_a_remedy(directory):

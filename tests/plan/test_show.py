@@ -9,6 +9,7 @@ from sdft_jax.config import load_config
 from sdft_jax.plan import show
 from sdft_jax.plan.footprint import GIB
 from sdft_jax.plan.hlo import Collective
+from sdft_jax.plan.prices import Cost
 from sdft_jax.plan.show import details, row, write
 
 FITS = made_estimate(
@@ -61,7 +62,9 @@ def test_details():
         "0.50. Compiled in 61 s.",
         "To reduce memory: model.remat=full (slower): needs about 9.00 GiB; use more chips.",
     ]
-    assert details(REFUSED)[1:] == ["It does not fit: needs 20.0 GiB per device, 4.0 GiB too much."]
+    cost = Cost(19.2, 0.5, "a run of 900 updates", "$1.20 per chip")
+    assert details(FITS, cost)[4] == f"Cost: {cost}"
+    assert details(REFUSED, cost)[1:] == ["It does not fit: needs 20.0 GiB per device, 4.0 GiB too much."]
 
 
 def test_files(tmp_path, monkeypatch):
@@ -74,6 +77,7 @@ def test_files(tmp_path, monkeypatch):
     first, second = report["estimates"]
     assert (first["peak"], first["state"], first["total_seconds"]) == (12 * GIB, 8 * GIB, 1.0)
     assert (first["fits"], second["fits"]) == (True, False)
+    assert first["cost"]["per_hour"] == pytest.approx(16 * 1.2)
     assert first["exchanges"][0] == pytest.approx(
         {"kind": "all-reduce", "scope": "a", "times": 2, "bytes": 1e9}
     )

@@ -211,6 +211,23 @@ def test_a_label_has_the_same_look_in_all_panels_and_looks_differ(written):
     assert sorted(legend(figure)) == sorted({line.label for line in lines})
 
 
+def test_marks_are_shapes_and_labels_colors(written):
+    pairs = list(itertools.product(METHODS, TASKS))
+    lines = [Line(method, [0, i], [1, i], mark=task) for i, (method, task) in enumerate(pairs)]
+    figure = written(plot_lines, lines, axes=Axes("x", "y"))
+    (axis,) = figure.axes
+    assert legend(figure) == [*METHODS, *TASKS]
+    drawn, ends = ([line for line in axis.lines if len(line.get_xdata()) == n] for n in (2, 1))
+    assert [line.get_xydata().tolist() for line in ends] == [[[i, i]] for i in range(len(pairs))]
+    assert [line.get_marker() for line in ends] == [line.get_marker() for line in drawn]
+    for line, (method, task), wanted in zip(drawn, pairs, lines, strict=True):
+        np.testing.assert_allclose(line.get_xydata(), np.stack([wanted.x, wanted.y], axis=1))
+        assert line.get_color() == named(axis)[method].get_color()
+        assert line.get_marker() == named(axis)[task].get_marker()
+    assert len({line.get_color() for line in drawn}) == len(METHODS)
+    assert len({line.get_marker() for line in drawn}) == len(TASKS)
+
+
 @pytest.mark.parametrize("panels", [1, 5])
 def test_nothing_overlaps_or_is_clipped(written, panels):
     lines = [Line(f"line number {i}", [0, 1], [i, i], panel=f"p{p}") for p in range(panels) for i in range(9)]

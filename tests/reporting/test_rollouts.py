@@ -1,5 +1,8 @@
 """Rollouts are written as JSON lines and as readable text."""
 
+import pytest
+
+from sdft_jax.errors import SdftError
 from sdft_jax.reporting import rollouts
 from sdft_jax.reporting.rollouts import RolloutRow
 from sdft_jax.reporting.sinks import read_jsonl
@@ -24,3 +27,26 @@ def test_rollout_text_shows_the_most_divergent_tokens_in_order():
     assert lines[0].split() == ["0", "0.5000", "-0.3000", "'", "fo'", "#" * 20]
     assert lines[1].split() == ["2", "0.1000", "+0.2000", "'!'", "#" * 4]
     assert "0 of 0 tokens" in rollouts.rollout_text(RolloutRow("p", "", [], [], []), "empty")
+
+
+def test_rollouts_are_read_by_step(tmp_path):
+    for step, rows in ((100, [ROW]), (50, [ROW, ROW])):
+        rollouts.write_rollouts(tmp_path, step, rows)
+    read = rollouts.read_rollouts(tmp_path)
+    assert list(read.items()) == [(50, [ROW, ROW]), (100, [ROW])]
+
+
+@pytest.mark.parametrize("content", ["{}\n", "[]\n", '{"step": 1, "prompt": ', "half a line\n"])
+def test_damaged_rollouts_are_refused(tmp_path, content):
+    rollouts.write_rollouts(tmp_path, 50, [ROW])
+    (tmp_path / "000100.jsonl").write_text(content)
+    if content.endswith("\n"):
+        with pytest.raises(SdftError, match=r"000100\.jsonl is not a file of rollouts: remove it\."):
+            rollouts.read_rollouts(tmp_path)
+    else:  # a kill may leave half of the last line
+        assert rollouts.read_rollouts(tmp_path)[100] == []
+
+
+def test_no_rollouts(tmp_path):
+    with pytest.raises(SdftError, match="has no rollouts"):
+        rollouts.read_rollouts(tmp_path / "missing")

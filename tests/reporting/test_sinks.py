@@ -1,5 +1,6 @@
 """Metrics of a resumed run equal those of an uninterrupted one, and sinks are closed with the run."""
 
+import importlib
 import json
 import resource
 import sys
@@ -59,10 +60,35 @@ def test_tensorboard_writes_an_event_file(tmp_path):
     assert b"tokens" in events[0].read_bytes()
 
 
-def test_missing_wandb_raises_with_the_command_that_installs_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(SdftError, match=r"pip install wandb"):
-        write_metrics(tmp_path, [1], config=ReportConfig(wandb="project"))
+@pytest.mark.parametrize("service", sinks.SERVICES)
+def test_a_missing_service_raises_with_the_command_that_installs_it(tmp_path, monkeypatch, service):
+    monkeypatch.setitem(sys.modules, service, None)
+    config = ReportConfig(**{service: "project"})
+    message = (
+        rf"^report\.{service}='project' requires .*: run pip install {service}, or leave report\.{service}"
+    )
+    with pytest.raises(SdftError, match=message):
+        sinks.require_services(config)
+    with pytest.raises(SdftError, match=message):
+        write_metrics(tmp_path, [1], config=config)
+
+
+def test_trackio_has_the_metrics_of_a_run_and_of_its_resumption(tmp_path, monkeypatch):
+    """Two runs of the same directory name are two in Trackio, and a resumed run is one."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    config, settings = ReportConfig(trackio="project"), {"train": {"steps": 4}}
+    for parent in ("one", "two"):
+        (tmp_path / parent / "run").mkdir(parents=True)
+        write_metrics(tmp_path / parent / "run", [1, 2], config=config, run_config=settings)
+    write_metrics(tmp_path / "one" / "run", [3, 4], restored_step=2, config=config, run_config=settings)
+    storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+    runs = {run.name: run for run in trackio.Api().runs("project")}
+    names = [f"run-{(tmp_path / parent / 'run' / 'trackio.id').read_text()}" for parent in ("one", "two")]
+    assert set(runs) == set(names)
+    history = storage.get_logs("project", names[0])
+    assert [(row["step"], row["loss"]) for row in history] == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
+    assert runs[names[0]].config["train"] == {"steps": 4}
 
 
 def test_a_resumed_run_continues_its_wandb_run(tmp_path, monkeypatch):

@@ -9,10 +9,12 @@ import pytest
 
 from sdft_jax.errors import SdftError
 from sdft_jax.reporting.statistics import (
+    bootstrap_interval,
     difference_interval,
     mcnemar,
     mean_interval,
     mean_pass_at_k,
+    paired_difference,
     pass_at_k,
     t_quantile,
     wilson,
@@ -143,6 +145,36 @@ def test_wilson_bounds_are_the_roots_of_the_score_equation(correct, n, level, z)
         assert (correct / n - p) ** 2 == pytest.approx(z**2 * p * (1 - p) / n, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("both", "lost", "gained", "neither", "low", "high"),
+    [(36, 2, 12, 0, 0.0569, 0.3404), (1, 1, 97, 1, 0.8737, 0.9850), (0, 0, 12, 0, 0.6571, 1.0)],
+)
+def test_paired_accuracies_have_the_published_interval(both, lost, gained, neither, low, high):
+    """Newcombe (1998), Statistics in Medicine 17, 2635-2650, method 10."""
+    before = [True] * (both + lost) + [False] * (gained + neither)
+    after = [True] * both + [False] * lost + [True] * gained + [False] * neither
+    n = both + lost + gained + neither
+    assert paired_difference(before, after) == pytest.approx(((gained - lost) / n, low, high), abs=5.1e-5)
+    difference, lower, upper = paired_difference(after, before)
+    assert (-difference, -upper, -lower) == pytest.approx(paired_difference(before, after)), "antisymmetric"
+
+
+def test_paired_difference_without_changes_has_a_width():
+    difference, low, high = paired_difference([True] * 9 + [False], [True] * 9 + [False])
+    assert difference == 0
+    assert low < 0 < high
+
+
+def test_bootstrap_covers_the_mean_of_independent_values_as_often_as_it_says():
+    """100 samples of 40 values: 95 intervals are expected to cover the mean, with standard deviation 2.2."""
+    samples = np.random.default_rng(0).exponential(size=(100, 40))
+    intervals = [bootstrap_interval(sample.tolist()) for sample in samples]
+    assert 86 <= sum(low < 1 < high for low, high in intervals) <= 100
+    assert intervals == [bootstrap_interval(sample.tolist()) for sample in samples], "reproducible"
+    assert bootstrap_interval([0.5]) is None
+    assert bootstrap_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize(("n", "c"), [(1, 0), (1, 1), (6, 0), (6, 2), (6, 6), (7, 3)])
 def test_pass_at_k_is_the_share_of_subsets_with_a_correct_sample(n, c):
     for k in range(1, n + 1):
@@ -171,6 +203,10 @@ def test_mean_pass_at_k():
         (lambda: difference_interval([1.0, 2.0], [1.0]), "2 and 1 seeds"),
         (lambda: difference_interval([1.0, 2.0], [1.0, 3.0], paired=False, level=95), "level=95"),
         (lambda: mcnemar([True], []), "1 and 0 items"),
+        (lambda: paired_difference([True], []), "1 and 0 items"),
+        (lambda: paired_difference([], []), "0 correct out of 0"),
+        (lambda: bootstrap_interval([]), "values is empty"),
+        (lambda: bootstrap_interval([1.0, 2.0], 95), "level=95"),
         (lambda: wilson(3, 2), "3 correct out of 2"),
         (lambda: wilson(0, 0), "0 correct out of 0"),
         (lambda: pass_at_k(4, 1, 8), "pass@8 cannot be estimated from 4 samples"),

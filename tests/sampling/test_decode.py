@@ -14,13 +14,13 @@ from scipy.stats import chisquare
 
 import sdft_jax.sampling.decode as decode_module
 from make_fixtures import DIRECTORY
-from sdft_jax.config.settings import SamplingConfig
+from sdft_jax.config.settings import LoraConfig, SamplingConfig
 from sdft_jax.kernels.platforms import UNROLLED
 from sdft_jax.models import Model, load_model
 from sdft_jax.sampling import cache_sizes, compiled_sample, generate, row_keys, sample
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 from sdft_jax.types import NO_STOP, Sequences, StopTokens
-from tiny import EOS, ragged, tiny_model
+from tiny import EOS, adapted, merged, ragged, tiny_model
 
 KEY = jax.random.key(0)
 SAMPLING = SamplingConfig(max_new_tokens=8, temperature=1.0)
@@ -407,3 +407,17 @@ def test_same_on_a_mesh(tiny, unstopped):
     rollout = generate(model, params, prompt, KEY, SAMPLING)
     np.testing.assert_array_equal(rollout.tokens, unstopped.tokens)
     np.testing.assert_allclose(rollout.logprobs, unstopped.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_sample_like_the_merged_model(tied):
+    plain, base = tiny_model(tie_word_embeddings=tied)
+    options = LoraConfig(rank=2, targets=("v", "embed", "head"))
+    model, params = adapted(plain, base, options, scale=0.1)
+    prompt = ragged(np.random.default_rng(0), 8, 6)
+    rollout = generate(model, params, prompt, KEY, SAMPLING)
+    without_adapters = dataclasses.replace(plain, architecture=model.architecture.merged)
+    expected = generate(without_adapters, merged(model, params), prompt, KEY, SAMPLING)
+    np.testing.assert_array_equal(rollout.tokens, expected.tokens)
+    np.testing.assert_allclose(rollout.logprobs, expected.logprobs, atol=1e-4)
+    assert np.abs(generate(plain, base, prompt, KEY, SAMPLING).logprobs - expected.logprobs).max() > 0.1

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sdft_jax.sampling.keys import from_data, make_key, row_keys
+from sdft_jax.sampling.keys import from_data, make_key, row_keys, sample_keys
 
 
 @pytest.fixture(params=["threefry2x32", "rbg", "unsafe_rbg"])
@@ -49,3 +49,11 @@ def test_one_key_per_row_of_the_default_generator(generator):
 def test_one_key_per_row_is_used_as_it_is(generator):
     keys = jax.random.split(make_key(0), 4)
     np.testing.assert_array_equal(jax.random.key_data(row_keys(keys, 4)), jax.random.key_data(keys))
+
+
+def test_sample_keys_are_the_key_folded_with_the_row_and_the_sample(generator):
+    key = make_key(0)
+    keys = sample_keys(key, *map(jax.numpy.asarray, ([7, 7, 2], [0, 1, 0])))
+    expected = [jax.random.fold_in(jax.random.fold_in(key, row), n) for row, n in ((7, 0), (7, 1), (2, 0))]
+    np.testing.assert_array_equal(jax.random.key_data(keys), [jax.random.key_data(x) for x in expected])
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 3

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sdft_jax.errors import SdftError
@@ -15,6 +16,7 @@ from sdft_jax.sharding import (
     check_divisible,
     constrain,
     decoding_sharding,
+    derived_sharding,
     make_mesh,
     partition_spec,
     release_axes,
@@ -117,6 +119,30 @@ def test_constrain_places_an_array_and_changes_no_value():
     np.testing.assert_array_equal(placed, x)
     with pytest.raises(SdftError, match=r"activations: axis 'batch' of size 6 .* 4 parts"):
         constrain(x[:6], Sharding(make_mesh(2, 2, 2)), "batch", None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((8, 64, 32), (None, "fsdp", "tensor")),
+        ((8, 64, 1), (None, "fsdp", None)),
+        ((8, 64), (None, "fsdp")),
+        ((8, 32), (None, "tensor")),
+        ((64, 32), ("fsdp", "tensor")),
+        ((8, 1), ()),
+        ((), ()),
+        ((7, 64), ()),
+    ],
+)
+def test_an_array_that_was_reduced_is_split_along_the_axes_that_remain(shape, spec):
+    of = NamedSharding(make_mesh(2, 2, 2), P(None, "fsdp", "tensor"))
+    assert derived_sharding(shape, (8, 64, 32), of) == NamedSharding(of.mesh, P(*spec))
+
+
+def test_axes_without_an_entry_are_not_split():
+    of = NamedSharding(make_mesh(2, 2, 2), P("fsdp"))
+    assert derived_sharding((4, 8, 1), (4, 8, 16), of).spec == P("fsdp", None, None)
+    assert derived_sharding((8, 16), (4, 8, 16), of).spec == P(None, None)
 
 
 def test_single_device():

@@ -19,9 +19,11 @@ from jax.experimental import multihost_utils
 from states import EIGHT, TARGETS, abstract, assert_identical, batches, placed, train_state, with_noise
 
 from runs import finish, step_names
+from sdft_jax.algorithm.state import abstract_state, apply_gradients, init_state
 from sdft_jax.errors import SdftError
 from sdft_jax.training import checkpoint
 from sdft_jax.types import TrainState
+from tiny import tiny_learner
 
 
 def directory_of(output: Path) -> epath.Path:
@@ -86,6 +88,22 @@ def test_round_trip_is_bit_identical_on_any_mesh(sharded, target):
     assert_identical(restored.state, train_state())
     for got, wanted in zip(jax.tree.leaves(restored.state), jax.tree.leaves(like), strict=True):
         assert got.sharding.is_equivalent_to(wanted.sharding, got.ndim)
+
+
+@pytest.mark.parametrize(
+    "settings", ["optimizer.moments=float8", "optimizer.moments=bfloat16", "optimizer.name=adafactor"]
+)
+def test_the_state_of_an_optimizer_moves_to_another_mesh(tmp_path, settings):
+    learner, params = tiny_learner(settings, mesh=(2, 2, 2))
+    state = init_state(learner, params)
+    gradients = jax.tree.map(jnp.sin, state.params)
+    state, _ = jax.jit(lambda s, g: apply_gradients(learner, s, g))(state, gradients)
+    other, _ = tiny_learner(settings, mesh=(1, 4, 1))
+    with open_manager(tmp_path) as manager:
+        assert checkpoint.save(manager, 1, state, batches(), {})
+    with open_manager(tmp_path) as manager:
+        restored = checkpoint.restore_latest(manager, abstract_state(other), batches())
+    assert_identical(restored.state, state)
 
 
 def test_iterator_and_meta_are_restored(run):

@@ -4,13 +4,16 @@ import json
 
 import pytest
 
-from runs import config_of
-from sdft_jax.data.encoding import make_format
+from fixtures.chat import QWEN3
+from fixtures.chat import build_tokenizer as build_bytes
+from runs import config_of, write_model
+from sdft_jax.data.encoding import Dropped, make_format
+from sdft_jax.data.lazy_rows import LazyRows
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.eval_set import load_eval_set
 from sdft_jax.models import read_eos_ids
 from sdft_jax.models.hf.tokenizer import load_tokenizer
-from sdft_jax.training.inputs import fingerprint, load_inputs, refuse_trained, trained_prompts
+from sdft_jax.training.inputs import fingerprint, hold_out, load_inputs, trained_prompts
 
 
 def load(model, *overrides):
@@ -151,6 +154,12 @@ def test_evaluation_on_trained_prompts_is_refused(tiny_directory, key):
     load(tiny_directory, *overrides, "train.method=oracle")
 
 
+def test_general_prompts_that_the_method_does_not_read_hide_no_overlap(tiny_directory):
+    same = ("data.path=mini:blax:heldout", "data.general=mini:blax:heldout")
+    with pytest.raises(SdftError, match="8 of its 8 prompts are also training prompts"):
+        load(tiny_directory, *same)
+
+
 def test_trained_prompts_by_source(tiny_directory, knowledge):
     config = config_of(
         tiny_directory, "unused", "train.method=reinvoke", f"data.general={knowledge['general']}"
@@ -158,13 +167,24 @@ def test_trained_prompts_by_source(tiny_directory, knowledge):
     inputs = load_inputs(config)
     trained = trained_prompts(config.method, config.data, inputs)
     assert trained == {"mini:blax": inputs.train, str(knowledge["general"]): inputs.general}
-    refuse_trained(trained, config.eval, "none", None)
-    refuse_trained(trained, config.eval, config.eval.path, inputs.new)
+    assert hold_out(inputs, config, config.eval, "none", None) is inputs
+    assert hold_out(inputs, config, config.eval, config.eval.path, inputs.new).train == inputs.train
 
 
 def differences(one, two):
     first, second = fingerprint(one), fingerprint(two)
     return {name for name in first if first[name] != second[name]}
+
+
+def test_every_demonstration_of_a_row_is_part_of_the_fingerprint(tiny_directory, tmp_path):
+    def inputs(*shown):
+        path = write(tmp_path / "rows.jsonl", {"prompt": "please take c f", "shown": shown})
+        return load(tiny_directory, f"data.path={path}", "data.demonstrations=shown")
+
+    first = inputs("c", "f")
+    assert [len(row.others) for row in first.train] == [1]
+    assert differences(first, inputs("c", "f")) == set()
+    assert differences(first, inputs("c", "k")) == {"the training rows"}
 
 
 def test_fingerprint_names_what_differs(tiny_directory, half_directory, tmp_path):
@@ -178,3 +198,113 @@ def test_fingerprint_names_what_differs(tiny_directory, half_directory, tmp_path
     other = load(tiny_directory)
     other.tokenizer.chat_template += " "
     assert differences(first, other) == {"the tokenizer or its chat template"}
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory):
+    """A model whose chat template switches thinking on and off."""
+    directory = tmp_path_factory.mktemp("thinking")
+    write_model(directory, tokenizer=build_bytes(QWEN3))
+    return directory
+
+
+def test_thinking_student_with_a_thoughtless_teacher_is_refused_by_on_policy_methods(thinking):
+    rows = ("data.max_prompt=256", "data.max_teacher_prompt=512", "eval.path=null", "eval.prior=null")
+    off = "data.teacher_template_kwargs.enable_thinking=false"
+    with pytest.raises(SdftError, match=r"^the student thinks, with prompts that end in .* collapses"):
+        load(thinking, *rows, off)
+    for method, thinks in (("offline", [True, False]), ("sft", [True])):
+        ends = load(thinking, *rows, off, f"train.method={method}", "sampling.max_new_tokens=64").ends
+        assert [end.thinks for end in ends.values()] == thinks
+    both = load(thinking, *rows, "data.template_kwargs.enable_thinking=false").ends
+    assert [end.thinks for end in both.values()] == [False, False]
+    assert both["student"].text.endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+def test_raw_texts_have_no_ends(tiny_directory, knowledge):
+    assert load(tiny_directory, "train.method=cpt", f"data.path={knowledge['texts']}").ends == {}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A file of 40 rows; row 13 is over the limits of `large_config`, and row 3 is an evaluation prompt."""
+    letters = "abcdefghij"
+    rows = [{"prompt": f"please take {a} {b}", "demonstration": a} for a in letters for b in letters[:4]]
+    rows[13] = {"prompt": "a " * 80, "demonstration": "a"}
+    return write(tmp_path_factory.mktemp("large") / "rows.jsonl", *rows)
+
+
+def load_large(model, path, *overrides):
+    evaluations = ("eval.path=null", "eval.prior=null")
+    return load(model, f"data.path={path}", "data.limit=null", "data.check=4", *evaluations, *overrides)
+
+
+def test_rows_of_a_large_source_are_tokenized_on_access(tiny_directory, large):
+    inputs, whole = (load_large(tiny_directory, large, f"data.check={check}") for check in (4, 40))
+    assert isinstance(inputs.train, LazyRows)
+    assert [row.row for row in inputs.train.checked] == [0, 26, 39]  # and 13, which is over the limit
+    assert (len(inputs.train), len(whole.train)) == (40, 39)
+    assert (inputs.dropped, inputs.dropped_share) == (whole.dropped, 0.25) == (Dropped(prompt=(13,)), 0.25)
+    assert whole.dropped_share == 1 / 40
+    for row in whole.train:
+        same = inputs.train[row.row]
+        assert (same.row, same.prompt.tolist()) == (row.row, row.prompt.tolist())
+        assert same.teacher_prompt.tolist() == row.teacher_prompt.tolist()
+    assert inputs.train[13].row != 13
+    assert inputs.train.dropped == Dropped(prompt=(13,))
+
+
+def test_evaluation_prompts_in_a_large_source_are_not_trained_on(tiny_directory, large, tmp_path):
+    rows = large.read_text().splitlines()
+
+    def evaluation(number):
+        row = json.loads(rows[number]) | {"answer": "a"}
+        return f"eval.path={write(tmp_path / f'{number}.jsonl', row)}"
+
+    inputs = load_large(tiny_directory, large, evaluation(3))
+    assert 3 not in {row.row for row in inputs.train}
+    assert inputs.train.dropped == Dropped(prompt=(13,), evaluated=(3,))
+    with pytest.raises(SdftError, match="1 of its 1 prompts are also training prompts"):
+        load_large(tiny_directory, large, evaluation(26))
+    allowed = load_large(tiny_directory, large, evaluation(3), "eval.overlap=allow")
+    assert allowed.train[3].row == 3
+
+
+def test_digest_of_a_large_source(tiny_directory, large, tmp_path):
+    first, rows = load_large(tiny_directory, large), large.read_text().splitlines()
+
+    def changed(*numbers, drop=0):
+        other = {**json.loads(rows[0]), "prompt": "please take j j"}
+        lines = [json.dumps(other) if i in numbers else row for i, row in enumerate(rows)]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(lines[: len(lines) - drop]))
+        return differences(first, load_large(tiny_directory, path))
+
+    assert changed() == changed(5) == set()  # row 5 may have been repaired
+    assert changed(26) == changed(drop=1) == {"the training rows"}
+
+
+def test_dropped_turns_of_a_large_source_have_the_numbers_of_their_rows(tiny_directory, tmp_path):
+    short = [{"role": "user", "content": "take a"}, {"role": "assistant", "content": "a"}]
+    traces = [short * 2, short * 3, [{"role": "user", "content": "a " * 80}, short[1]], short]
+    path = write(tmp_path / "traces.jsonl", *({"messages": trace} for trace in traces))
+    inputs = load_large(tiny_directory, path, "data.messages=messages", "data.check=1")
+    assert len(list(inputs.train)) == 2 + 3 + 1 + 1
+    assert inputs.train.dropped == Dropped(prompt=(2,))
+
+
+def test_general_prompts_of_a_large_source(tiny_directory, large):
+    inputs = load_large(
+        tiny_directory, large, "train.method=reinvoke", f"data.general={large}", "data.overlong=drop"
+    )
+    assert isinstance(inputs.general, LazyRows)
+    assert inputs.general_dropped == Dropped(prompt=(13,))
+    assert {len(part) for row in inputs.general for part in (row.teacher_prompt, row.target)} == {0}
+
+
+def test_raw_texts_of_a_large_source(tiny_directory, knowledge):
+    overrides = ("train.method=cpt", "data.check=1", "data.max_teacher_prompt=30")
+    inputs = load_large(tiny_directory, knowledge["texts"], *overrides)
+    assert inputs.train.longest == (1, 0, 30)
+    assert [row.row for row in inputs.train] == [0, 0]
+    assert inputs.train.dropped == Dropped(text=(1,))

@@ -23,8 +23,10 @@ from rich.console import Console
 from runs import config_of, finish, read, start, step_names, write_config
 from sdft_jax import cli
 from sdft_jax.algorithm.rollout import target_rollout
+from sdft_jax.data.batches import make_batches
 from sdft_jax.errors import SdftError
 from sdft_jax.evaluation.scoring import Evaluation
+from sdft_jax.mini.lists import Skill, demonstrations
 from sdft_jax.models import load_model
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training import checkpoint, evaluations, loop
@@ -72,7 +74,7 @@ INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from sdft_jax import cli
-from sdft_jax.evaluation import scoring
+from sdft_jax.evaluation import completions
 from sdft_jax.training import checkpoint, loop
 from sdft_jax.reporting import sinks
 from sdft_jax.models.hf import writing
@@ -114,14 +116,14 @@ if place == "evaluation":
         return evaluate(run, state, step, *rest)
     loop._evaluate = evaluate_or_die
 if place.startswith("batch"):
-    generate, batches = scoring.generate, []
+    generate, batches = completions.generate, []
     def generate_and_interrupt(*arguments):
         batches.append(len(batches))
         if place == f"batch {len(batches)}":
             os.kill(os.getpid(), signal.SIGTERM)
         assert place >= f"batch {len(batches)}", "a batch after the signal"
         return generate(*arguments)
-    scoring.generate = generate_and_interrupt
+    completions.generate = generate_and_interrupt
 if place == "checkpoint":
     sys.path.insert(0, TESTS)
     from before_commit import before_commit
@@ -161,54 +163,47 @@ def test_run_that_is_killed_repeatedly_ends_bit_identical(finished, tiny_directo
     assert_same(finished, output)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_signal_saves_the_step(finished, tiny_directory, tmp_path, caches, name):
+OTHER_SETTINGS = {
+    "JAX_ENABLE_X64": "1",
+    "JAX_DEFAULT_PRNG_IMPL": "rbg",
+    "JAX_THREEFRY_PARTITIONABLE": "0",
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+}
+"""Settings of JAX that would change results."""
+
+
+@pytest.mark.parametrize(("name", "environment"), [("SIGTERM", OTHER_SETTINGS), ("SIGINT", {})])
+def test_signal_saves_the_step(finished, tiny_directory, tmp_path, caches, name, environment):
+    """The run is resumed bit-identically, also under other settings of JAX; all signals: test_preemption."""
     output = tmp_path / "run"
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
-    code, errors = finish(start(["-c", INTERRUPTED, name, str(output), *command], caches))
+    interrupted = ["-c", INTERRUPTED, name, str(output), *command]
+    code, errors = finish(start(interrupted, caches, os.environ | environment))
     assert code == 128 + getattr(signal, name), errors
     *others, last = errors.splitlines()
     assert last == f"sdft: stopped by {name} after step 3: start the same command again to resume."
     assert all("Grain" in line for line in others)  # grain's warning of an older jaxlib
     assert step_names(output) == [3]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3]
-    assert cli.main([*command, "train.save_every=2"]) == 0
+    assert cli.main([*command, *(["train.save_every=2"] if name == "SIGINT" else [])]) == 0
     left, right = content(finished), content(output)
     del left["steps"], right["steps"]
     assert left == right
 
 
-def test_run_resumes_under_other_settings_of_jax(finished, tiny_directory, tmp_path, caches):
-    output = tmp_path / "run"
-    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
-    settings = {
-        "JAX_ENABLE_X64": "1",
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",
-        "JAX_THREEFRY_PARTITIONABLE": "0",
-        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
-    }
-    interrupted = ["-c", INTERRUPTED, "SIGTERM", str(output), *command]
-    code, errors = finish(start(interrupted, caches, os.environ | settings))
-    assert code == 128 + signal.SIGTERM, errors
-    assert step_names(output) == [3]
-    assert cli.main(command) == 0
-    left, right = content(finished), content(output)
-    del left["steps"], right["steps"]
-    assert left == right
-
-
-@pytest.mark.parametrize(("batch", "step"), [(4, 3), (6, 6)])
 def test_signal_within_an_evaluation_ends_the_run_before_the_next_batch(
-    finished, tiny_directory, tmp_path, caches, batch, step
+    finished, tiny_directory, tmp_path, caches
 ):
     """Three batches are evaluated before training, and two after it and at step 3, which is not saved yet."""
     output = tmp_path / "run"
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output)]
-    code, errors = finish(start(["-c", INTERRUPTED, f"batch {batch}", str(output), *command], caches))
-    assert code == 143, errors
-    assert f"sdft: stopped by SIGTERM after step {step}: start the same command again" in errors
-    assert max(step_names(output)) == step
-    assert [row["step"] for row in read(output / "evaluations.jsonl")] == ([0] if step == 3 else [0, 3])
+    # the resumed run evaluates step 3 first
+    for batch, step, evaluated in ((4, 3, [0]), (3, 6, [0, 3])):
+        code, errors = finish(start(["-c", INTERRUPTED, f"batch {batch}", str(output), *command], caches))
+        assert code == 143, errors
+        assert f"sdft: stopped by SIGTERM after step {step}: start the same command again" in errors
+        assert max(step_names(output)) == step
+        assert [row["step"] for row in read(output / "evaluations.jsonl")] == evaluated
     assert cli.main(command) == 0
     assert_same(finished, output)
 
@@ -393,6 +388,69 @@ def test_inputs_that_changed_since_the_run_began_are_refused(finished, tiny_dire
     with pytest.raises(SdftError, match=rf"^the training rows changed since the run in {output} began: rest"):
         train(config, changed)
     assert_same(finished, output)
+
+
+LARGE = (
+    *PLAIN,
+    "train.save_every=6",
+    "data.check=3",
+    "data.max_prompt=16",
+    "data.max_teacher_prompt=32",
+    "data.prompt_buckets=[16]",
+    "data.teacher_buckets=[32]",
+)
+"""Settings of a source of which 3 rows are read before the first step, rows 0, 11 and 23."""
+
+
+def write_rows(file: Path, **changes: str) -> str:
+    """Write the rows of other tests, except for changed lines; return the override that trains on them."""
+    lines = [json.dumps(row) for row in demonstrations(Skill("blax", "reverse", "letters"), 24)]
+    for number, line in changes.items():
+        lines[int(number.removeprefix("row"))] = line
+    file.write_text("\n".join(lines))
+    return f"data.path={file}"
+
+
+@pytest.fixture
+def third_batch(tiny_directory, tmp_path):
+    """A row that only the third batch of the first pass has, and that is not read before the first step."""
+    config = config_of(tiny_directory, tmp_path, *LARGE, write_rows(tmp_path / "rows.jsonl"))
+    inputs = load_inputs(config)
+    batches = make_batches(inputs.train, config, inputs.stop.pad_id)
+    *_, rows = (next(batches).row.tolist() for _ in range(3))
+    return f"row{next(row for row in rows if row not in (0, 11, 23))}"
+
+
+def assert_same_result(one: Path, two: Path) -> None:
+    left, right = ((path / "model" / "model.safetensors").read_bytes() for path in (one, two))
+    assert left == right
+    assert read(one / "metrics.jsonl") == read(two / "metrics.jsonl")
+
+
+def test_run_ends_at_a_bad_row_and_resumes_when_it_is_repaired(tiny_directory, tmp_path, third_batch):
+    rows = write_rows(tmp_path / "rows.jsonl", **{third_batch: '{"prompt": "please'})
+    line = int(third_batch.removeprefix("row")) + 1
+    with pytest.raises(SdftError, match=rf"rows\.jsonl, line {line} is not valid JSON"):
+        run(tiny_directory, tmp_path / "a", *LARGE, rows)
+    assert step_names(tmp_path / "a") == [2]
+    write_rows(tmp_path / "rows.jsonl")
+    run(tiny_directory, tmp_path / "a", *LARGE, rows)
+    run(tiny_directory, tmp_path / "b", *LARGE, rows)
+    assert_same_result(tmp_path / "a", tmp_path / "b")
+
+
+def test_run_ends_at_a_long_row_and_resumes_without_it(tiny_directory, tmp_path, third_batch, capsys):
+    long = json.dumps({"prompt": "please blax" + " a" * 40, "demonstration": "a"})
+    rows = write_rows(tmp_path / "rows.jsonl", **{third_batch: long})
+    with pytest.raises(SdftError, match=r"the prompt has \d+ tokens, .*or set data\.overlong=drop"):
+        run(tiny_directory, tmp_path / "a", *LARGE, rows, "data.overlong=error")
+    assert step_names(tmp_path / "a") == [2]
+    capsys.readouterr()
+    run(tiny_directory, tmp_path / "a", *LARGE, rows)
+    number = third_batch.removeprefix("row")
+    assert f"dropped 1 rows while training: 1 over data.max_prompt (rows {number})" in capsys.readouterr().out
+    run(tiny_directory, tmp_path / "b", *LARGE, rows)
+    assert_same_result(tmp_path / "a", tmp_path / "b")
 
 
 def test_share_of_dropped_rows_is_a_metric(tiny_directory, tmp_path):

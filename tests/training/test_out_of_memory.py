@@ -10,7 +10,14 @@ import pytest
 
 from runs import finish, read, start, step_names, write_config
 from sdft_jax import cli
-from sdft_jax.training.out_of_memory import explained, is_exhausted
+from sdft_jax.algorithm.learner import make_model
+from sdft_jax.config import load_config, sharding_from
+from sdft_jax.errors import SdftError
+from sdft_jax.models import read_architecture
+from sdft_jax.plan.footprint import as_size, state_arrays, update_arrays
+from sdft_jax.plan.program import model_shape
+from sdft_jax.training import out_of_memory
+from sdft_jax.training.out_of_memory import explained, is_exhausted, refuse_too_large
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no limit on a process's memory")
 
@@ -93,6 +100,39 @@ def test_evaluation_without_training_is_explained(tiny_directory, caches):
     assert "evaluation KV cache keys [2, 4096, 1, 16, 65568] float32: 32.02 GiB per device" in errors
     assert "eval.batch_size=2048, about 32." in errors
     assert "teacher" not in errors
+
+
+def test_state_that_exceeds_a_device_is_refused_before_weights_are_read(
+    tiny_directory, tmp_path, monkeypatch, capsys
+):
+    """A CPU has no limit; here it has that of an accelerator: the bytes of the state, or one byte less."""
+    path = write_config(tmp_path / "run.yaml", tiny_directory, tmp_path / "run", "mesh.fsdp=1")
+    config = load_config(path)
+    model = make_model(config, read_architecture(tiny_directory), sharding_from(config))
+    size = sum(array.bytes for array in state_arrays(config, model))
+    monkeypatch.setattr(out_of_memory, "_statistics", dict)
+    refuse_too_large(config, model, update_arrays)
+    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": size})
+    refuse_too_large(config, model, update_arrays)
+    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": size - 1})
+    assert cli.main(["train", path]) == 2
+    assert not (tmp_path / "run").exists()
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sdft: ")]
+    assert line.startswith(f"sdft: the training state alone needs {as_size(size)} per device, and cpu has ")
+    assert "set model.param_dtype=bfloat16 (rounding removes small updates), about " in line
+
+
+def test_adapters_and_devices_that_would_hold_the_model_are_named(monkeypatch):
+    """Qwen2.5-7B: 16 bytes in the state for each of 7.6e9 parameters, on devices of 80 GiB."""
+    config = load_config(None, ["model.path=Qwen2.5-7B", "sampling.max_new_tokens=512", "mesh.fsdp=1"])
+    model = make_model(config, model_shape(config), sharding_from(config))
+    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": 80 * 2**30})
+    with pytest.raises(SdftError) as error:
+        refuse_too_large(config, model, update_arrays)
+    assert str(error.value).startswith(
+        "the training state alone needs 113.48 GiB per device, and cpu has 80.00 GiB: use 4 such devices, or "
+        "set lora.rank=32 (trains only adapters of this rank), about 98."
+    )
 
 
 def test_other_errors_pass():

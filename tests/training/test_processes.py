@@ -5,8 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +21,12 @@ from process_groups import (
 from runs import TIMEOUT, finish, read, start, step_names, wait_until, write_config
 from sdft_jax import cli
 from sdft_jax.errors import SdftError
+from sdft_jax.evaluation.answer_log import read_answers
 from sdft_jax.training import processes
 
-SETTINGS = ("mesh.data=-1", "mesh.fsdp=2", "train.steps=10", "train.save_every=1", "checkpoint.keep_last=99")
+SETTINGS = ("mesh.data=-1", "mesh.fsdp=2", "train.steps=8", "train.save_every=1", "checkpoint.keep_last=99")
+PLAIN = ("eval.path=null", "eval.prior=null", "train.rollouts_every=0")
+"""Settings without evaluations and rollouts."""
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_two_processes_train_as_one(two, directory, config, shared_compilations)
     output = directory / "one"
     assert cli.main(["train", config, f"output={output}", "mesh.data=2"]) == 0
     assert_close(two, output)
-    assert step_names(two) == step_names(output) == list(range(1, 11))
+    assert step_names(two) == step_names(output) == list(range(1, 9))
 
 
 AT_STEP = """
@@ -87,7 +88,7 @@ KILLED = (
     + """
 def act():
     (output,) = (word.removeprefix("output=") for word in sys.argv if word.startswith("output="))
-    while not os.path.exists(f"{output}/checkpoints/2"):
+    while not os.path.exists(f"{output}/checkpoints/3/evaluation.json"):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -98,7 +99,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def killed(two, directory, config, caches):
-    """The output of a run of two processes, one of which was killed at step 4."""
+    """The output of a run of two processes, one of which was killed at step 4, and a copy `four`."""
     output = directory / "killed"
     group = begin(config, 2, caches, f"output={output}", programs=[CLI, ["-c", KILLED]])
     codes, errors = group.end()  # process 0 ends by itself
@@ -106,28 +107,90 @@ def killed(two, directory, config, caches):
     (message,) = messages(errors[0])
     assert message.startswith("sdft: process 1 on ")
     assert "has ended without a message, since it was killed" in message
-    assert 2 in step_names(output)
-    assert not {4, 5} & set(step_names(output))
+    assert step_names(output) == [1, 2, 3]
     assert not (output / "model").exists()
     shutil.copytree(output, directory / "four")
     return output
 
 
-def test_killed_run_is_resumed_bit_identically(killed, two, config, caches):
-    codes, errors = begin(config, 2, caches, f"output={killed}").end()
+ENDLESS_EVALUATION = """
+import itertools, os, signal, sys
+from jax._src.distributed import global_state
+from sdft_jax import cli
+from sdft_jax.evaluation import completions
+from sdft_jax.reporting import reporter
+
+generate, track, batches = completions.generate, reporter.track, []
+
+def generate_and_interrupt(*arguments):
+    batches.append(len(batches))
+    if len(batches) == 1 and global_state.process_id == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return generate(*arguments)
+
+def track_endlessly(items, description, console):
+    return itertools.cycle(track(items, description, console))
+
+completions.generate, reporter.track = generate_and_interrupt, track_endlessly
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""An evaluation that ends only by the signal."""
+
+
+def test_killed_run_is_resumed_stopped_within_an_evaluation_and_ends_bit_identical(
+    killed, two, config, caches
+):
+    """SIGTERM on one host, in the evaluation at step 6, which is not saved yet, stops both."""
+    more = (f"output={killed}", "train.save_every=4")
+    codes, errors = begin(config, 2, caches, *more, programs=[["-c", ENDLESS_EVALUATION]] * 2).end()
+    assert codes == [143, 143], errors
+    assert all("sdft: stopped by SIGTERM after step 6: start the same command" in text for text in errors)
+    assert step_names(killed) == [1, 2, 3, 4, 6]
+    assert [row["step"] for row in read(killed / "evaluations.jsonl")] == [0, 3]
+    codes, errors = begin(config, 2, caches, *more).end()
     assert codes == [0, 0], errors
     assert results(killed) == results(two)
 
 
-def test_killed_run_is_resumed_by_four_processes(killed, two, directory, config, caches):
+TERMINATED = (
+    AT_STEP.replace("STEP", "2")
+    + """
+from jax._src.distributed import global_state
+
+def act():
+    if global_state.process_id == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    # JAX checks for a signal once per second, and then informs all processes by this key.
+    global_state.client.blocking_key_value_get("RECEIVED_PREEMPTION_NOTICE", 600_000)
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+)
+
+
+def test_killed_run_is_resumed_by_four_processes_and_by_one(killed, two, directory, config, caches):
+    """The four are stopped at step 5 by SIGTERM on one host, all after the same step."""
     output = directory / "four"
-    codes, errors = begin(config, 4, caches, f"output={output}", "mesh.fsdp=4").end()
-    assert codes == [0] * 4, errors
+    programs = [["-c", TERMINATED]] * 4
+    codes, errors = begin(config, 4, caches, f"output={output}", "mesh.fsdp=4", programs=programs).end()
+    assert codes == [143] * 4, errors
+    stops = [
+        [line for line in text.splitlines() if "stopped by SIGTERM after step" in line] for text in errors
+    ]
+    assert stops == [stops[0]] * 4
+    assert len(stops[0]) == 1
+    last = max(step_names(output))
+    assert f"after step {last}:" in stops[0][0]
+    assert 5 <= last < 8
+    environment = os.environ | {"XLA_FLAGS": devices_flag(1)}
+    arguments = [*CLI, "train", config, f"output={output}", "mesh.data=1", "mesh.fsdp=1"]
+    code, errors = finish(start(arguments, caches, environment))
+    assert code == 0, errors
     assert_close(two, output)
 
 
 FAILED = (
-    AT_STEP.replace("STEP", "3")
+    AT_STEP.replace("STEP", "2")
     + """
 from jax._src.distributed import global_state
 from sdft_jax.errors import SdftError
@@ -146,86 +209,12 @@ def test_error_of_one_process_ends_the_other_within_a_step(directory, config, ca
     """Process 0 waits in a collective operation, which must not fail before it knows of the error."""
     output = directory / f"failed-{fault}"
     program = ["-c", f"FAULT = {fault!r}" + FAILED]
-    codes, errors = begin(config, 2, caches, f"output={output}", programs=[CLI, program]).end()
+    codes, errors = begin(config, 2, caches, f"output={output}", *PLAIN, programs=[CLI, program]).end()
     assert codes == [code, code], errors
     (message,) = messages(errors[0])
     assert f"has ended with exit code {code}: see its message." in message
     assert "Traceback" not in errors[0]
     assert ("this host alone is full" if fault == "mistake" else "KeyError: 'bug'") in errors[1]
-
-
-TERMINATED = (
-    AT_STEP.replace("STEP", "4")
-    + """
-from jax._src.distributed import global_state
-
-def act():
-    if global_state.process_id == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    # JAX checks for a signal once per second, and then informs all processes by this key.
-    global_state.client.blocking_key_value_get("RECEIVED_PREEMPTION_NOTICE", 600_000)
-
-sys.exit(cli.main(sys.argv[1:]))
-"""
-)
-
-
-def test_sigterm_on_one_host_stops_all_after_the_same_step(two, directory, config, caches):
-    output = directory / "stopped"
-    codes, errors = begin(config, 2, caches, f"output={output}", programs=[["-c", TERMINATED]] * 2).end()
-    assert codes == [143, 143], errors
-    messages = [
-        [line for line in text.splitlines() if "stopped by SIGTERM after step" in line] for text in errors
-    ]
-    assert messages[0] == messages[1]
-    assert len(messages[0]) == 1
-    last = max(step_names(output))
-    assert f"after step {last}:" in messages[0][0]
-    assert 4 <= last < 10
-    # One process resumes the run, on another mesh.
-    environment = os.environ | {"XLA_FLAGS": devices_flag(1)}
-    arguments = [*CLI, "train", config, f"output={output}", "mesh.data=1", "mesh.fsdp=1"]
-    code, errors = finish(start(arguments, caches, environment))
-    assert code == 0, errors
-    assert_close(two, output)
-
-
-ENDLESS_EVALUATION = """
-import itertools, os, signal, sys
-from jax._src.distributed import global_state
-from sdft_jax import cli
-from sdft_jax.evaluation import scoring
-from sdft_jax.reporting import reporter
-
-generate, track, batches = scoring.generate, reporter.track, []
-
-def generate_and_interrupt(*arguments):
-    batches.append(len(batches))
-    if len(batches) == 4 and global_state.process_id == 1:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return generate(*arguments)
-
-def track_endlessly(items, description, console):
-    return itertools.cycle(items) if len(batches) > 2 else track(items, description, console)
-
-scoring.generate, reporter.track = generate_and_interrupt, track_endlessly
-sys.exit(cli.main(sys.argv[1:]))
-"""
-"""Three batches are evaluated before training; the evaluation at step 3 ends only by the signal."""
-
-
-def test_sigterm_on_one_host_within_an_evaluation_stops_all(two, directory, config, caches):
-    output = directory / "evaluating"
-    programs = [["-c", ENDLESS_EVALUATION]] * 2
-    more = (f"output={output}", "train.save_every=2")
-    codes, errors = begin(config, 2, caches, *more, programs=programs).end()
-    assert codes == [143, 143], errors
-    assert all("sdft: stopped by SIGTERM after step 3: start the same command" in text for text in errors)
-    assert step_names(output) == [2, 3]
-    assert [row["step"] for row in read(output / "evaluations.jsonl")] == [0]
-    codes, errors = begin(config, 2, caches, *more).end()
-    assert codes == [0, 0], errors
-    assert results(output) == results(two)
 
 
 PROGRESS = r"[\w ]+ \d+/\d+, ([^,]*, )?[\d:]+ elapsed(, [\d:]+ left)?"
@@ -260,16 +249,22 @@ def test_two_processes_evaluate_as_one(half_directory, directory, caches, capsys
         "sampling.max_new_tokens=12",
         "model.compute_dtype=float32",
     ]
-    group = begin(words[0], 2, caches, *words[1:], f"--json={directory / 'two.jsonl'}", command="evaluate")
+    files = {
+        name: (f"--json={directory / name}.jsonl", f"--out={directory / name}") for name in ("alone", "group")
+    }
+    group = begin(words[0], 2, caches, *words[1:], *files["group"], command="evaluate")
     outputs = [member.communicate(timeout=TIMEOUT) for member in group.members]
     assert [member.returncode for member in group.members] == [0, 0], outputs
     first, second = (table(text) for text, _ in outputs)
     assert second == [], "process 1 prints nothing"
-    assert cli.main(["evaluate", *words, f"--json={directory / 'one.jsonl'}", "mesh.fsdp=1"]) == 0
-    assert table(capsys.readouterr().out) == first
+    assert cli.main(["evaluate", *words, *files["alone"], "mesh.fsdp=1"]) == 0
+    alone = capsys.readouterr().out.replace(str(directory / "alone"), str(directory / "group"))
+    assert table(alone) == first
+    assert read_answers(directory / "alone") == read_answers(directory / "group")
+    assert len(read_answers(directory / "alone")) == 20
     assert {"student", "teacher"} <= {word for line in first for word in line.split()}
-    rows = (directory / "two.jsonl").read_text()
-    assert rows == (directory / "one.jsonl").read_text()
+    rows = (directory / "group.jsonl").read_text()
+    assert rows == (directory / "alone.jsonl").read_text()
     assert len(rows.splitlines()) == 10
 
 
@@ -283,51 +278,56 @@ def test_different_configurations_are_refused(directory, config, caches):
     assert not (directory / "differ").exists()
 
 
-def test_refused_run_directory_ends_all_processes(directory, config, caches):
-    output = directory / "foreign"
-    output.mkdir()
-    (output / "thesis.tex").write_text("")
-    codes, errors = begin(config, 2, caches, f"output={output}").end()
-    assert codes == [2, 2], errors
-    assert f"sdft: output={output} holds files that do not belong to a run, such as thesis.tex: " in errors[0]
-    assert "sdft: process 0 cannot use the run directory: see its message." in errors[1]
-    assert os.listdir(output) == ["thesis.tex"]
-
-
-OTHER_ROWS = """
+REFUSED = """
 import sys
-from sdft_jax import cli
+import jax
+from sdft_jax.commands.processes import join_processes
+from sdft_jax.commands.train import run
+from sdft_jax.config import load_config
 from sdft_jax.errors import SdftError
 from sdft_jax.training import inputs
+from sdft_jax.training.liveness import leave
 
+path, place = sys.argv[2:]
 read_rows = inputs.read_rows
 
-def other_rows(path, split):
-    if sys.argv[1] == "missing":
-        raise SdftError(f"{path} does not exist: give a file.")
+def missing(path, split):
+    raise SdftError(f"{path} does not exist: give a file.")
+
+def other(path, split):
     return list(reversed(read_rows(path, split)))
 
-inputs.read_rows = other_rows
-sys.exit(cli.main(sys.argv[2:]))
+join_processes(load_config(path, []))
+for name, read in {"foreign": read_rows, "missing": missing, "other": other}.items():
+    inputs.read_rows = read if jax.process_index() else read_rows
+    try:
+        run(load_config(path, [f"output={place}/{name}"]))
+    except SdftError as error:
+        print(f"sdft: {name}: {error}", file=sys.stderr, flush=True)
+leave(0)
 """
-"""A host whose file of rows is missing, or has other rows under the same name."""
+"""Runs into a directory of others, without the rows on process 1, and with other rows there."""
 
 
-@pytest.mark.parametrize(
-    ("fault", "first", "second"),
-    [
-        ("missing", "process 1 cannot start: see its message.", "mini:blax does not exist: give a file."),
-        ("other", "processes 1 differ from process 0: start all", "(the training rows is "),
-    ],
-)
-def test_host_with_other_rows_ends_all_processes(directory, config, caches, fault, first, second):
-    output = directory / f"rows-{fault}"
-    programs = [CLI, ("-c", OTHER_ROWS, fault)]
-    codes, errors = begin(config, 2, caches, f"output={output}", programs=programs).end()
-    assert codes == [2, 2], errors
-    assert first in errors[0]
-    assert second in errors[1]
-    assert not output.exists()
+def test_mistake_on_one_host_is_reported_by_all(directory, config, caches):
+    place = directory / "refused"
+    (place / "foreign").mkdir(parents=True)
+    (place / "foreign" / "thesis.tex").write_text("")
+    codes, errors = begin(config, 2, caches, str(place), programs=[["-c", REFUSED]] * 2).end()
+    assert codes == [0, 0], errors
+    first, second = (messages(text) for text in errors)
+    assert len(first) == len(second) == 3, errors
+    holds = (
+        f"sdft: foreign: output={place}/foreign holds files that do not belong to a run, such as thesis.tex: "
+    )
+    assert first[0].startswith(holds)
+    assert second[0] == "sdft: foreign: process 0 cannot use the run directory: see its message."
+    assert first[1] == "sdft: missing: process 1 cannot start: see its message."
+    assert second[1] == "sdft: missing: mini:blax does not exist: give a file."
+    assert first[2].startswith("sdft: other: processes 1 differ from process 0: start all")
+    assert "(the training rows is " in second[2]
+    assert os.listdir(place / "foreign") == ["thesis.tex"]
+    assert os.listdir(place) == ["foreign"]
 
 
 def messages(errors):
@@ -335,12 +335,11 @@ def messages(errors):
     return [line for line in errors.splitlines() if line.startswith("sdft: ")]
 
 
-def test_coordinator_that_does_not_answer_is_named(config, caches):
-    environment = member_environment("127.0.0.1:9", 2, 1) | {"SDFT_TIMEOUT": "1"}
-    code, errors = finish(start([*CLI, "train", config], caches, environment))
-    assert code == 2, errors
-    (message,) = messages(errors)
-    assert "the coordinator 127.0.0.1:9 could not be reached within 1 s (Connection refused): " in message
+def test_coordinator_that_does_not_answer_is_named():
+    environment = {"SDFT_COORDINATOR": "127.0.0.1:9", "SDFT_PROCESSES": "2", "SDFT_PROCESS": "1"}
+    message = r"the coordinator 127\.0\.0\.1:9 could not be reached within 1 s \(Connection refused\): "
+    with pytest.raises(SdftError, match=message):
+        processes.initialize(environment | {"SDFT_TIMEOUT": "1"})
 
 
 def is_listening(address):
@@ -349,15 +348,16 @@ def is_listening(address):
         return connection.connect_ex((host, int(port))) == 0
 
 
-def test_missing_processes_are_reported(config, caches):
-    """Two of three processes are started: process 1 gives up while process 0 still waits, then process 0."""
-    address = free_address()
+def test_missing_processes_are_reported(caches):
+    """Of three processes, two are started, of which process 1 gives up first; or only process 0."""
 
-    def begin_member(number, seconds):
+    def begin_member(address, number, seconds):
         environment = member_environment(address, 3, number) | {"SDFT_TIMEOUT": str(seconds)}
-        return start([*CLI, "train", config], caches, environment)
+        return start(
+            ["-c", "from sdft_jax.training.processes import initialize as i; i()"], caches, environment
+        )
 
-    def check(process, number):
+    def check(process, address, number):
         code, errors = finish(process)
         assert code == 1, errors
         (message,) = errors.splitlines()
@@ -365,12 +365,13 @@ def test_missing_processes_are_reported(config, caches):
         assert message.startswith(f"{beginning} joined: ")
         assert message.endswith("; SDFT_TIMEOUT=SECONDS sets a longer timeout.")
 
-    coordinator = begin_member(0, 100_000)
+    address, other = free_address(), free_address()
+    coordinator, alone = begin_member(address, 0, 100_000), begin_member(other, 0, 8)
     wait_until(lambda: is_listening(address), coordinator)
-    check(begin_member(1, 8), 1)
+    check(begin_member(address, 1, 8), address, 1)
     coordinator.kill()
     coordinator.communicate()
-    check(begin_member(0, 8), 0)
+    check(alone, other, 0)
 
 
 @pytest.mark.parametrize("name", ["SDFT_PROCESSES", "SDFT_PROCESS"])
@@ -407,23 +408,16 @@ def test_single_process_joins_none():
     processes.require_agreement({"train": {"seed": 1}})
 
 
-def test_code_digest_depends_on_all_source_files(tmp_path):
-    code = "from sdft_jax.training.processes import code_digest; print(code_digest())"
+def test_code_digest_depends_on_all_source_files(tmp_path, monkeypatch):
     package = Path(processes.__file__).parents[1]
     copy = tmp_path / "sdft_jax"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-
-    def digest():
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
-        return done.stdout.strip()
-
-    unchanged = digest()
+    unchanged = processes.code_digest()
+    monkeypatch.setattr(processes, "__file__", str(copy / "training" / "processes.py"))
     assert re.fullmatch("[0-9a-f]{16}", unchanged)
     assert unchanged == processes.code_digest()
     for name in ("types.py", "algorithm/update.py"):
         (copy / name).write_text((package / name).read_text() + "\n")
-        assert digest() != unchanged
+        assert processes.code_digest() != unchanged
         (copy / name).write_text((package / name).read_text())
-    assert digest() == unchanged
+    assert processes.code_digest() == unchanged

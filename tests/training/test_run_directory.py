@@ -85,6 +85,7 @@ def test_claim_then_resume(tmp_path):
         ("data.path", "x.jsonl"),
         ("train.steps", 9),
         ("teacher.rate", 0.5),
+        ("data.thoughts", "remove"),
         ("eval.base", "x"),
         ("continual.stages", [{"name": "x"}]),
         ("continual.seeds", [1]),
@@ -102,6 +103,18 @@ def test_another_run_is_refused(tmp_path, key, value):
         claim(tmp_path / "run", changed(key, value))
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
     assert claim(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["data.template_kwargs", "data.teacher_template_kwargs"])
+def test_arguments_of_the_chat_template_belong_to_the_run(tmp_path, key):
+    switched = changed(key, {"enable_thinking": False})
+    assert identity(switched) != identity(CONFIG)
+    for first, second in ((CONFIG, switched), (switched, CONFIG)):
+        output = tmp_path / str(first is CONFIG)
+        claim(output, first)
+        with pytest.raises(SdftError, match=rf"another run: its {key}\.enable_thinking is .* this one's is"):
+            claim(output, second)
+        assert claim(output, first) is True
 
 
 def test_more_keys_may_differ_if_the_caller_allows_them(tmp_path):
@@ -270,3 +283,16 @@ def test_paths_of_a_run_are_found_from_another_directory(tmp_path, monkeypatch):
     assert (config.model.path, config.data.path) == (f"{tmp_path}/models/base", "mini:blax")
     assert identity(to_dict(config)) == identity(given)
     assert claim(tmp_path / "run", given) is True
+
+
+def test_the_constants_of_the_optimizer_that_an_older_version_wrote_are_its_defaults(tmp_path):
+    """A run that began when AdamW's constants were defaults of the settings goes on, with the same digest."""
+    older = {key: value for key, value in CONFIG["optimizer"].items() if key not in ("name", "moments")}
+    older = {**CONFIG, "optimizer": {**older, "b1": 0.9, "b2": 0.999, "eps": 1e-8}}
+    claim(tmp_path / "run", older)
+    assert claim(tmp_path / "run", CONFIG) is True
+    assert identity(older) == identity(CONFIG)
+    lion = {**CONFIG, "optimizer": {**CONFIG["optimizer"], "name": "lion"}}
+    explicit, other = ({**lion, "optimizer": {**lion["optimizer"], "b2": b2}} for b2 in (0.99, 0.999))
+    assert identity(lion) == identity(explicit) != identity(other)
+    assert identity(other) != identity({**CONFIG, "optimizer": {**CONFIG["optimizer"], "b2": 0.99}})

@@ -4,18 +4,22 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load_file, save_file
 
-from runs import config_of, read, step_names
+from make_fixtures import DIRECTORY
+from runs import config_of, read, step_names, write_model
 from sdft_jax import cli
 from sdft_jax.algorithm import make_model
 from sdft_jax.config import load_config, sharding_from
+from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, load_model, read_architecture
-from sdft_jax.models.lora import adapter_params, base_params, has_adapters
+from sdft_jax.models.lora import A, B, adapter_params, base_params, is_adapter
 from sdft_jax.training.checkpoint import read_meta
 from sdft_jax.training.export import export, load_run, load_speaker
 from sdft_jax.training.inputs import load_inputs
@@ -23,10 +27,12 @@ from sdft_jax.training.loop import train
 from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.training.start import load_start
 from tiny import ragged
+from wrapped import OLD, OTHERS, wrap
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 LORA = ("lora.rank=4", "optimizer.learning_rate=1e-2")
+GEMMA = dict(architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", sliding_window=16)
 logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
@@ -74,12 +80,56 @@ def test_a_run_trains_and_its_model_is_merged(adapted_run, tiny_directory):
     assert "kl_to_base" not in first
     assert min(last["kl_to_base"], last["distance"]) > 1e-2
     model, params = load_model(output / "model")
-    assert not has_adapters(params)
+    assert not any(map(is_adapter, params["layers"]))
     np.testing.assert_allclose(logits(model, params), logits(run.model, run.params), atol=1e-4)
     moved = [
         np.sum((np.float64(params["layers"][name]) - run.params["layers"][name]) ** 2) for name in "qkvo"
     ]
     assert 0 < sum(moved) < last["distance"] ** 2
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_of_embedding_and_head_train_and_are_merged(tied, tmp_path):
+    """If the two are one matrix, they are two in the merged model, which is the same function."""
+    write_model(tmp_path / "base", tied)
+    settings = (*LORA, "lora.targets=[v,embed,head]", "train.steps=2", "eval.path=null")
+    run = train(config_of(tmp_path / "base", tmp_path / "run", *settings))
+    model, params = load_model(run.exported)
+    assert not model.architecture.tie_word_embeddings
+    np.testing.assert_allclose(logits(model, params), logits(run.model, run.params), atol=1e-4)
+    scale, rank = run.model.architecture.lora.scale, run.model.architecture.lora.rank
+    every = {**run.params, **run.params["layers"]}
+    squares = 0.0
+    for name in ("v", "embed", "head"):
+        a, b = (np.float64(every[f"{name}_lora_{factor}"]) for factor in "ab")
+        b = b.T if name == "head" else b
+        a, b = a.reshape(-1, *a.shape[-2:]), b.reshape(len(a) if name == "v" else 1, rank, -1)
+        squares += np.sum(np.square(scale * a @ b))
+    last = run.evaluations[-1]
+    assert last["distance"] == pytest.approx(squares**0.5, rel=1e-4)
+    assert last["kl_to_base"] > 0
+
+
+def test_a_wrapper_trains_and_every_export_is_one(tmp_path):
+    write_model(tmp_path / "base", tied=True, **GEMMA)
+    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+    wrap(tmp_path / "base", OLD, outer)
+    settings = (*LORA, "lora.targets=[v,embed]", "train.steps=1", "eval.path=null")
+    run = train(config_of(tmp_path / "base", tmp_path / "run", *settings))
+    export(str(tmp_path / "run"), str(tmp_path / "merged"), merge=True)
+    base, own, merged = (
+        load_file(path / "model.safetensors")
+        for path in (tmp_path / "base", Path(run.exported), tmp_path / "merged")
+    )
+    head = "language_model.lm_head.weight"
+    assert own.keys() == merged.keys() == base.keys() | {head}
+    assert {name for name in base if base[name].tobytes() == own[name].tobytes()} > OTHERS.keys()
+    for name, tensor in own.items():
+        np.testing.assert_allclose(merged[name], tensor, atol=1e-6)
+    assert not np.array_equal(own["language_model.model.embed_tokens.weight"], own[head])
+    export(str(tmp_path / "run"), str(tmp_path / "adapter"))
+    names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(name.startswith("base_model.model.model.language_model.") for name in names)
 
 
 def test_checkpoints_hold_the_adapters_their_ema_and_the_optimizer(adapted_run):
@@ -100,6 +150,51 @@ def test_checkpoints_hold_the_adapters_their_ema_and_the_optimizer(adapted_run):
     assert 0 <= stored - 4 * adapters < 64
     files = [file for file in (checkpoint / "state").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < stored + 8192 * len(arrays)
+
+
+def test_the_reference_of_distances_is_not_the_source_of_the_exported_model(tmp_path):
+    write_model(tmp_path / "base", tied=True)
+    write_model(tmp_path / "other")
+    (tmp_path / "other" / "generation_config.json").write_text('{"top_k": 7}')
+    settings = (*LORA, "lora.quantize=nf4", "train.steps=1", "eval.prior=null", "train.eval_every=0")
+    run = train(config_of(tmp_path / "base", tmp_path / "run", *settings, f"eval.base={tmp_path / 'other'}"))
+    assert run.evaluations[0]["distance"] > 1
+    assert load_model(run.exported)[0].architecture.tie_word_embeddings
+    assert not (run.exported / "generation_config.json").exists()
+
+
+def test_a_reference_of_another_architecture_is_refused_before_the_run_is_written(tiny_directory, tmp_path):
+    other = DIRECTORY / "qwen2"
+    with pytest.raises(SdftError, match=rf"^eval\.base={other} has other parameters than the model: "):
+        train(config_of(tiny_directory, tmp_path / "run", *LORA, f"eval.base={other}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_with_a_quantized_base(tiny_directory, tmp_path):
+    """Its checkpoint has no codes, and what it exports is the model that it evaluated."""
+    options = (*LORA, "lora.quantize=nf4", "train.steps=2")
+    output = tmp_path / "run"
+    run = train(config_of(tiny_directory, output, *options))
+    base = load_model(tiny_directory, quantize="nf4")[1]
+    assert_identical(base_params(run.params), base)
+    arrays = read_meta(epath.Path(output / "checkpoints" / "2"))["arrays"]
+    assert {name.rsplit("/", 1)[1] for name in arrays if "/layers/" in name} == set(
+        adapter_params(run.params)["layers"]
+    )
+    model, params = load_model(output / "model")
+    np.testing.assert_allclose(logits(model, params), logits(run.model, run.params), atol=1e-4)
+    export(str(output), str(tmp_path / "merged"), merge=True)
+    files = [path / "model.safetensors" for path in (tmp_path / "merged", output / "model")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert_identical(load_run(RunDirectory(str(output)))[1], run.params)
+    products = [
+        run.model.architecture.lora.scale
+        * np.matmul(*(np.float64(run.params["layers"][name + x]) for x in (A, B)))
+        for name in ("gate", "up", "down")
+    ]
+    assert 0 < sum(np.sum(x**2) for x in products) < run.evaluations[-1]["distance"] ** 2 * 1.001
+    with pytest.raises(SdftError, match=r"lora\.quantize"):
+        train(config_of(tiny_directory, output, *LORA, "train.steps=2"))
 
 
 def test_a_run_with_a_frozen_teacher_stores_no_teacher(tiny_directory, tmp_path):
@@ -138,7 +233,7 @@ def test_the_best_checkpoint_is_joined_with_the_base(tiny_directory, tmp_path):
             tiny_directory, tmp_path / "run", *LORA, "train.choose=best", "train.steps=3", "eval.prior=null"
         )
     )
-    assert has_adapters(run.params)
+    assert any(map(is_adapter, run.params["layers"]))
     assert_identical(load_run(RunDirectory(str(tmp_path / "run")), best=True)[1], run.params)
 
 
@@ -146,6 +241,7 @@ def test_export_writes_an_adapter_or_a_plain_checkpoint(adapted_run, tiny_direct
     output, run = adapted_run
     assert cli.main(["export", str(output), str(tmp_path / "adapter")]) == 0
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -160,6 +256,13 @@ def test_export_writes_an_adapter_or_a_plain_checkpoint(adapted_run, tiny_direct
     assert_identical(params, run.params)
 
 
+def test_the_run_keeps_its_own_model(adapted_run):
+    output, _ = adapted_run
+    with pytest.raises(SdftError, match="is the run's own model: write to another directory"):
+        export(str(output), str(output / "model"))
+    assert (output / "model" / "model.safetensors").exists()
+
+
 def test_sample_and_evaluate_read_a_run_or_base_and_adapter(adapted_run, tiny_directory, tmp_path, capsys):
     output, run = adapted_run
     export(str(output), str(tmp_path / "adapter"))
@@ -169,6 +272,24 @@ def test_sample_and_evaluate_read_a_run_or_base_and_adapter(adapted_run, tiny_di
     ):
         config = load_config(None, ["model.compute_dtype=float32", "mesh.fsdp=1", *overrides])
         assert_identical(load_speaker(config).params, run.params)
+
+
+def test_a_run_has_its_own_adapters(adapted_run, tmp_path):
+    output, _ = adapted_run
+    settings = [f"model.path={output}", "model.compute_dtype=float32", "mesh.fsdp=1"]
+    load_speaker(load_config(None, [*settings, "lora.rank=4"]))
+    with pytest.raises(SdftError, match="is a run, which has its own adapters: remove the settings of lora"):
+        load_speaker(load_config(None, [*settings, "lora.rank=4", "lora.alpha=8"]))
+
+
+def test_adapters_of_a_base_that_changed_are_refused(tiny_directory, tmp_path):
+    base = shutil.copytree(tiny_directory, tmp_path / "base")
+    train(config_of(base, tmp_path / "run", *LORA, "train.steps=1", "eval.path=null", "eval.prior=null"))
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, base / "model.safetensors")
+    for merge in (False, True):
+        with pytest.raises(SdftError, match="the weights changed since the run trained adapters of them"):
+            export(str(tmp_path / "run"), str(tmp_path / "out"), merge=merge)
 
 
 def test_a_run_that_starts_from_an_adapter(adapted_run, tiny_directory, tmp_path):
@@ -188,12 +309,18 @@ def test_a_run_that_starts_from_an_adapter(adapted_run, tiny_directory, tmp_path
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["lora.targets=[q,attn]"], "'attn' matches no projection: use some of q, k, v, o, gate, up, down."),
-        (["lora.rank=33"], "lora.rank=33 is above the rank of projection q"),
+        (
+            ["lora.targets=[q,attn]"],
+            "'attn' matches no projection: use some of q, k, v, o, gate, up, down, embed",
+        ),
+        (["lora.rank=33"], "lora.rank=33 is above the rank of projection k"),
         (["lora.adapter=nowhere"], "adapter_config.json"),
+        (["lora.adapter="], "lora.adapter is empty: give the directory of a PEFT adapter, or null"),
         (["lora.rank=0", "lora.adapter=nowhere"], "set lora.rank to r of its adapter_config.json"),
         (["optimizer.freeze=[embed]"], "remove one of the two settings"),
         (["lora.alpha=0"], "lora.alpha"),
+        (["lora.quantize=int4"], "lora.quantize"),
+        (["lora.rank=0", "lora.quantize=int8"], "set lora.rank, or lora.quantize=null"),
     ],
     ids=str,
 )

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.errors import SdftError
 from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.decoder import Model
-from sdft_jax.models.families import PROJECTIONS
-from sdft_jax.models.hf.reading import Entry, layer_slice, read_entry, refuse_non_finite
+from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, HEAD
+from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
+from sdft_jax.models.hf.reading import Entry, open_checkpoint, read_entry, refuse_non_finite
 from sdft_jax.models.hf.safetensors_io import Stored, read_header
-from sdft_jax.models.hf.writing import ADAPTER_CONFIG, Piece, write_directory, write_json
-from sdft_jax.models.lora import Lora
+from sdft_jax.models.hf.wrapped import MODULE, module_name, plain_name
+from sdft_jax.models.hf.writing import ADAPTER_CONFIG, parameter_piece, write_directory, write_json
+from sdft_jax.models.lora import ADAPTABLE, Lora, is_adapter
 from sdft_jax.sharding import tree_shardings
 from sdft_jax.types import Params
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 """The beginning of the names of tensors in a file of PEFT."""
-_MODULES = {tensor.name: tensor.source.split(".")[1] for tensor in PROJECTIONS}
-"""Name of a projection -> its module's name in transformers, such as q_proj."""
+_COPY = ".base_layer.weight"
+"""The end of the names of copies of the base's weights in a file of PEFT."""
+_MODULES = {tensor.name: tensor.source.split(".")[-2] for tensor in (*ADAPTABLE, *DELTA_PROJECTIONS)}
+"""Name of a matrix -> its module's name in transformers, such as q_proj."""
 _MUST_BE_OFF = (
     "rank_pattern",
     "alpha_pattern",
@@ -35,6 +38,10 @@ _MUST_BE_OFF = (
     "use_dora",
     "layers_to_transform",
     "lora_bias",
+    "ensure_weight_tying",
+    "alora_invocation_tokens",
+    "use_qalora",
+    "layer_replication",
 )
 """Features of PEFT that change the computation or add tensors."""
 _CHANGE_BASE = ("pissa", "olora", "loftq", "corda")
@@ -44,7 +51,7 @@ _CHANGE_BASE = ("pissa", "olora", "loftq", "corda")
 def save_adapter(
     model: Model, params: Params, path: str | os.PathLike[str], base: str, dtype: Any = None
 ) -> None:
-    """Write the adapters of a model as a directory that PEFT loads; every process must call it.
+    """Write the adapters of a model as a directory that PEFT loads, with a card; every process must call it.
 
     Args:
         model: the model.
@@ -59,47 +66,60 @@ def save_adapter(
     lora = model.architecture.lora
     if lora is None:
         raise SdftError("the model has no adapters (lora.rank=0): write it as a plain checkpoint.")
+    wrapped = model.architecture.wrapper is not None
     pieces = [
-        Piece(
-            _PREFIX + name,
-            functools.partial(layer_slice, entry.get(params), layer),
-            entry.tensor,
-            layer,
-            np.dtype(jnp.dtype(entry.get(params).dtype if dtype is None else dtype)),
-            entry.tensor.stored_shape(model.architecture.sizes),
+        parameter_piece(
+            model,
+            params,
+            entry,
+            layer if entry.layers else None,
+            _PREFIX + (module_name(name) if wrapped else name),
+            entry.get(params).dtype if dtype is None else dtype,
         )
         for entry in _entries(model.architecture)
         for layer, name in enumerate(entry.stored_names())
     ]
-    config = _peft_config(lora, base)
-    write_directory(
-        model,
-        Path(path).absolute(),
-        {ADAPTER_WEIGHTS: pieces},
-        lambda directory: write_json(directory / ADAPTER_CONFIG, config),
-    )
+    target = Path(path).absolute()
+
+    def write_side_files(directory: Path) -> None:
+        write_json(directory / ADAPTER_CONFIG, _peft_config(lora, base, wrapped))
+        card = plain_adapter_card(find_base(base, model.source or base), lora.rank, target.name)
+        (directory / CARD).write_text(card, encoding="utf-8")
+
+    write_directory(model, target, {ADAPTER_WEIGHTS: pieces}, write_side_files)
 
 
-def load_adapter(model: Model, path: str | os.PathLike[str], dtype: Any) -> dict[str, Any]:
+def load_adapter(
+    model: Model, path: str | os.PathLike[str], dtype: Any, base: str | os.PathLike[str]
+) -> dict[str, Any]:
     """Read a PEFT adapter as the adapters of a model: a parameter tree without the base.
+
+    Args:
+        model: the model.
+        path: the directory of the adapter.
+        dtype: the dtype of the parameters.
+        base: the directory of the base model.
 
     Raises:
         SdftError: as `open_adapter`, or a parameter is NaN or infinite.
     """
-    architecture, stored = model.architecture, open_adapter(model.architecture, path)
+    architecture, stored = model.architecture, open_adapter(model.architecture, path, base)
     shardings = tree_shardings(model.sharding, model.logical_axes(), model.abstract_params(dtype))
-    layers = {
-        entry.tensor.name: read_entry(
-            stored, architecture, entry, range(entry.layers), dtype, entry.get(shardings)
-        )
-        for entry in _entries(architecture)
-    }
-    refuse_non_finite({"layers": layers}, path)
-    return {"layers": layers}
+    params: dict[str, Any] = {"layers": {}}
+    for entry in _entries(architecture):
+        leaf = read_entry(stored, architecture, entry, range(entry.layers), dtype, entry.get(shardings))
+        entry.put(params, leaf)
+    refuse_non_finite(params, path)
+    return params
 
 
-def open_adapter(architecture: Architecture, path: str | os.PathLike[str]) -> dict[str, Stored]:
+def open_adapter(
+    architecture: Architecture, path: str | os.PathLike[str], base: str | os.PathLike[str]
+) -> dict[str, Stored]:
     """Return the location of each tensor of an adapter, by the name of its layer in a checkpoint.
+
+    PEFT also writes copies of the base's embedding and head if they are adapted; they must equal those of the
+    base at `base`.
 
     Raises:
         SdftError: a file is missing or corrupt, the adapter has another rank, scale or other projections than
@@ -110,7 +130,14 @@ def open_adapter(architecture: Architecture, path: str | os.PathLike[str]) -> di
     file = Path(path) / ADAPTER_CONFIG
     _check_config(read_json(file, "give the directory of a PEFT adapter"), lora, file)
     weights = Path(path) / ADAPTER_WEIGHTS
+    if not weights.exists():
+        raise SdftError(
+            f"{weights} does not exist: copy it from the adapter, or save that with PEFT as safetensors."
+        )
     stored = {name.removeprefix(_PREFIX): tensor for name, tensor in read_header(weights).items()}
+    if architecture.wrapper:
+        stored = {plain_name(name) or name: tensor for name, tensor in stored.items()}
+    copies = {name: stored.pop(name) for name in list(stored) if name.endswith(_COPY)}
     expected = {
         name: entry.tensor.stored_shape(architecture.sizes)
         for entry in _entries(architecture)
@@ -128,7 +155,22 @@ def open_adapter(architecture: Architecture, path: str | os.PathLike[str]) -> di
                 f"{weights}: {name} has shape {list(stored[name].shape)}, and the adapter of this model has "
                 f"{list(shape)}: it adapts another base model: correct model.path or lora.adapter."
             )
+    if copies:
+        _check_copies(copies, open_checkpoint(base, architecture), weights)
     return stored
+
+
+def _check_copies(copies: Mapping[str, Stored], base: Mapping[str, Stored], weights: Path) -> None:
+    """Raise SdftError if a copy of a weight of the base, in the file of an adapter, is another one."""
+    for name, copy in copies.items():
+        source = name.removesuffix(_COPY) + ".weight"
+        own = base.get(source) or base[EMBEDDING.source]  # the head may be tied
+        values = own.map().astype(copy.dtype)
+        if not np.array_equal(values, copy.map()):
+            raise SdftError(
+                f"{weights}: {name} differs from {source} of the base model: the adapter is of another base, "
+                "or of one with a trained or resized vocabulary: correct model.path or lora.adapter."
+            )
 
 
 def _check_config(config: Mapping[str, Any], lora: Lora, file: Path) -> None:
@@ -137,13 +179,18 @@ def _check_config(config: Mapping[str, Any], lora: Lora, file: Path) -> None:
         raise SdftError(f"{file}: peft_type is {config.get('peft_type')!r}: only LORA is supported.")
     for key in _MUST_BE_OFF:
         if config.get(key):
-            raise SdftError(f"{file}: {key} is not supported (its value is {config[key]!r}).")
+            raise SdftError(
+                f"{file}: {key} is not supported (its value is {config[key]!r}): merge the adapter into its "
+                "base with PEFT, or give another one."
+            )
     if str(config.get("init_lora_weights")).lower().startswith(_CHANGE_BASE):
         raise SdftError(
             f"{file}: init_lora_weights is {config['init_lora_weights']!r}, which also changes the base "
             "model: convert it to a plain LoRA with PEFT."
         )
     rank = config.get("r")
+    if type(rank) is not int:
+        raise SdftError(f"{file}: r is {rank!r}, and not an integer: export the adapter again.")
     if rank != lora.rank:
         raise SdftError(
             f"{file}: the adapter has rank {rank}, and lora.rank={lora.rank}: set lora.rank={rank}."
@@ -158,7 +205,7 @@ def _check_config(config: Mapping[str, Any], lora: Lora, file: Path) -> None:
         )
 
 
-def _peft_config(lora: Lora, base: str) -> dict[str, Any]:
+def _peft_config(lora: Lora, base: str, wrapped: bool) -> dict[str, Any]:
     """Return the content of adapter_config.json."""
     return {
         "peft_type": "LORA",
@@ -168,14 +215,25 @@ def _peft_config(lora: Lora, base: str) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rank_stabilized,
-        "target_modules": [_MODULES[name] for name in lora.targets],
+        "target_modules": _pattern(lora) if wrapped else [_MODULES[name] for name in lora.targets],
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
     }
 
 
+def _pattern(lora: Lora) -> str:
+    """Return a regular expression of the adapted modules: a vision tower has modules of the same names."""
+    inner = "|".join(_MODULES[name] for name in lora.targets if name != HEAD.name)
+    parts = [rf"{re.escape(MODULE)}(?:.*\.)?(?:{inner})"] if inner else []
+    return "|".join([*parts, *([_MODULES[HEAD.name]] if HEAD.name in lora.targets else [])])
+
+
 def _entries(architecture: Architecture) -> Iterator[Entry]:
     """Yield the factors of every adapter."""
-    for tensor in architecture.lora.tensors() if architecture.lora else ():
-        yield Entry(tensor, architecture.num_hidden_layers)
+    lora = architecture.lora
+    for tensor in lora.outer_tensors if lora else ():
+        yield Entry(tensor)
+    for tensor in architecture.layer_tensors:
+        if is_adapter(tensor.name):
+            yield Entry(tensor, architecture.layers_with(tensor))

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sdft_jax.config.settings import Quantization
 from sdft_jax.errors import SdftError
-from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture, read_architecture
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
 from sdft_jax.models.hf.hub import model_directory
-from sdft_jax.models.hf.safetensors_io import Stored, read_header
-from sdft_jax.models.lora import A, B, has_adapters, merged_weight
+from sdft_jax.models.hf.safetensors_io import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Stored,
+    checkpoint_files,
+    read_header,
+)
+from sdft_jax.models.hf.wrapped import plain_name
+from sdft_jax.models.lora import A, B, merged_weight
+from sdft_jax.models.quantize import SCALE, dequantize, quantize
 from sdft_jax.sharding import Sharding, single_device, tree_shardings
 from sdft_jax.types import Params
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+QUANTIZED = ("F8_E4M3", "F8_E5M2", "I8", "U8", "I32")
+"""Dtypes of quantized weights, which mean nothing without their scales."""
 
 
 def load_model(
@@ -36,6 +45,7 @@ def load_model(
     sharding: Sharding | None = None,
     compute_dtype: Any = None,
     remat: str = "none",
+    quantize: Quantization | None = None,
 ) -> tuple[Model, Params]:
     """Read a Hugging Face checkpoint.
 
@@ -45,6 +55,7 @@ def load_model(
         sharding: the mesh and rules of the parameters and activations; default: `single_device()`.
         compute_dtype: the dtype of activations; default: `dtype`.
         remat: a key of `decoder.REMAT_POLICIES`.
+        quantize: the format of the projections, `int8` or `nf4`; they are quantized layer by layer.
 
     Returns:
         The model and its parameters. Each device reads only its own slices, and host memory contains at most
@@ -52,10 +63,13 @@ def load_model(
 
     Raises:
         SdftError: the model is not supported; a file is missing, truncated or corrupt; a tensor is missing,
-            unexpected or of the wrong shape; or the mesh does not divide the parameters.
+            unexpected or of the wrong shape; the mesh does not divide the parameters; or there is no such
+            format.
     """
+    if quantize not in (None, *get_args(Quantization)):
+        raise SdftError(f"quantize={quantize!r}: use one of {', '.join(get_args(Quantization))}, or None.")
     path = model_directory(os.fspath(path))
-    architecture = read_architecture(path)
+    architecture = dataclasses.replace(read_architecture(path), quantize=quantize)
     if sharding is None:
         sharding = single_device()
     compute = jnp.dtype(dtype if compute_dtype is None else compute_dtype).name
@@ -65,8 +79,11 @@ def load_model(
     stored = open_checkpoint(path, architecture)
     params: dict[str, Any] = {"layers": {}}
     for entry in entries(architecture):
-        leaf = read_entry(stored, architecture, entry, range(entry.layers), dtype, entry.get(shardings))
-        entry.put(params, leaf)
+        if quantize and entry.tensor in architecture.projections:
+            params["layers"] |= _read_quantized(stored, model, entry, shardings["layers"])
+        else:
+            leaf = read_entry(stored, architecture, entry, range(entry.layers), dtype, entry.get(shardings))
+            entry.put(params, leaf)
     refuse_non_finite(params, path)
     return model, params
 
@@ -92,12 +109,19 @@ class Entry:
     """One parameter of the tree, either inside the layers or outside them."""
 
     tensor: Tensor
-    layers: int
-    """The length of the layer axis; 0 outside the layers."""
+    numbers: tuple[int, ...] = ()
+    """The layers that have it, in the order in which it is stacked; empty outside the layers."""
+
+    @property
+    def layers(self) -> int:
+        """The length of the layer axis; 0 outside the layers."""
+        return len(self.numbers)
 
     def get(self, tree: Mapping[str, Any]) -> Any:
-        """Return this parameter's leaf of a tree."""
-        return (tree["layers"] if self.layers else tree)[self.tensor.name]
+        """Return this parameter's leaf of a tree; the head of a tree without one is the embedding."""
+        own = tree["layers"] if self.layers else tree
+        tied = self.tensor == HEAD and HEAD.name not in own
+        return own[EMBEDDING.name if tied else self.tensor.name]
 
     def put(self, tree: dict[str, Any], leaf: Any) -> None:
         """Set this parameter's leaf of a tree."""
@@ -106,25 +130,32 @@ class Entry:
     def stored_names(self) -> list[str]:
         """Return the names of its tensors in a checkpoint, layer by layer."""
         source = self.tensor.source
-        return [f"model.layers.{layer}.{source}" for layer in range(self.layers)] if self.layers else [source]
+        return [f"model.layers.{layer}.{source}" for layer in self.numbers] or [source]
 
 
 def entries(architecture: Architecture) -> Iterator[Entry]:
     """Yield every parameter of a model's checkpoint, which holds no adapters."""
-    for tensor in architecture.outer_tensors:
-        yield Entry(tensor, 0)
-    for tensor in architecture.base.layer_tensors:
-        yield Entry(tensor, architecture.num_hidden_layers)
+    plain = architecture.plain
+    for tensor in plain.outer_tensors:
+        yield Entry(tensor)
+    for tensor in plain.layer_tensors:
+        yield Entry(tensor, plain.layers_with(tensor))
 
 
 def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) -> dict[str, Stored]:
-    """Return the location of each tensor of a checkpoint by name.
+    """Return the location of each tensor of a checkpoint by name; of a wrapper, those of its text model.
 
     Raises:
-        SdftError: a file is missing or corrupt, or names and shapes of the tensors do not match config.json.
+        SdftError: a file is missing or corrupt, weights are quantized, or names and shapes of the tensors do
+            not match config.json.
     """
     directory = Path(path)
-    stored = _read_headers(directory)
+    stored = _text_tensors(_read_headers(directory), architecture)
+    if coded := next((name for name, tensor in stored.items() if tensor.code in QUANTIZED), None):
+        raise SdftError(
+            f"{stored[coded].file}: {coded} has dtype {stored[coded].code}, that of quantized weights, whose "
+            "format config.json does not name: use the original checkpoint, with bfloat16 or float32 weights."
+        )
     if architecture.tie_word_embeddings and EMBEDDING.source not in stored and HEAD.source in stored:
         stored[EMBEDDING.source] = stored.pop(HEAD.source)  # safetensors keeps either name of a shared tensor
     count = sum(max(1, entry.layers) for entry in entries(architecture))
@@ -162,6 +193,32 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
             f"{EMBEDDING.source}: set tie_word_embeddings to false in config.json."
         )
     return stored
+
+
+def other_tensors(path: str | os.PathLike[str], architecture: Architecture) -> list[Stored]:
+    """Return the tensors of a wrapper that are not those of its text model; [] for a text model alone."""
+    if architecture.wrapper is None:
+        return []
+    stored = _read_headers(Path(path))
+    return [tensor for name, tensor in stored.items() if plain_name(name) is None]
+
+
+def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict[str, Stored]:
+    """Return the parameters of a text model by the names that they have outside a wrapper."""
+    if architecture.wrapper:
+        stored = {own: tensor for name, tensor in stored.items() if (own := plain_name(name))}
+    # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
+    return {name: tensor for name, tensor in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def open_reference(path: str | os.PathLike[str], architecture: Architecture) -> dict[str, Stored]:
+    """Return `open_checkpoint` of a model to compare with one of this architecture.
+
+    Either may be tied, or within a wrapper.
+    """
+    own = read_architecture(path)
+    own = dataclasses.replace(architecture, tie_word_embeddings=own.tie_word_embeddings, wrapper=own.wrapper)
+    return open_checkpoint(path, own)
 
 
 def weights_digest(stored: Mapping[str, Stored]) -> str:
@@ -214,14 +271,47 @@ def read_entry(
     return jax.make_array_from_callback((len(views), *shape) if entry.layers else shape, sharding, read)
 
 
+def _read_quantized(
+    stored: Mapping[str, Stored], model: Model, entry: Entry, shardings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """Read one projection into codes and scales, with one layer of it at a time on the devices."""
+    tensor, format = entry.tensor, model.architecture.quantize
+    assert format is not None
+    names = (tensor.name, tensor.name + SCALE)
+    place = tuple(shardings[name] for name in names)
+
+    @functools.partial(jax.jit, out_shardings=place, donate_argnums=0)
+    def put(parts: tuple[jax.Array, ...], weight: jax.Array, layer: Any) -> tuple[jax.Array, ...]:
+        new = quantize(tensor, format, weight)
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(part, own, layer, axis=0)
+            for part, own in zip(parts, new, strict=True)
+        )
+
+    shapes = model.abstract_params()["layers"]
+    parts = tuple(
+        jnp.zeros(shapes[name].shape, shapes[name].dtype, device=own)
+        for name, own in zip(names, place, strict=True)
+    )
+    for layer in range(entry.layers):
+        one = range(layer, layer + 1)
+        parts = put(parts, read_entry(stored, model.architecture, entry, one, "float32", place[0]), layer)
+    return dict(zip(names, parts, strict=True))
+
+
 def plain_parameter(model: Model, params: Params, entry: Entry, layer: int | None) -> jax.Array:
-    """Return a parameter, or [1, ...] of one layer of it, with the adapter merged into it in float32."""
-    if layer is None:
-        return entry.get(params)
+    """Return a parameter, or [1, ...] of one layer of it: quantized weights in float32, with the adapter
+    merged into them.
+    """
     lora, name = model.architecture.lora, entry.tensor.name
-    names = [name, name + A, name + B] if lora and name in lora.targets and has_adapters(params) else [name]
-    slices = [layer_slice(params["layers"][name], layer) for name in names]
-    return slices[0] if lora is None or len(slices) == 1 else merged_weight(lora, *slices)
+    tree = params["layers"] if entry.layers else params
+    weight, *others = (
+        leaf if layer is None else layer_slice(leaf, layer)
+        for leaf in (entry.get(params), *(tree[name + end] for end in (SCALE, A, B) if name + end in tree))
+    )
+    if name + SCALE in tree:
+        weight = jax.vmap(dequantize)(weight, others.pop(0))
+    return merged_weight(lora, entry.tensor, weight, *others) if lora and others else weight
 
 
 def layer_slice(leaf: jax.Array, layer: int) -> jax.Array:
@@ -242,35 +332,31 @@ def _squared_distance(a: jax.Array, b: jax.Array) -> jax.Array:
 def distance(model: Model, params: Params, path: str | os.PathLike[str]) -> float:
     """Return the Euclidean distance of the parameters from a checkpoint on disk, computed in float32.
 
-    Adapters count as the change of the weights that they adapt. The checkpoint is rounded to the dtype of
+    Adapters count as the change of the weights that they adapt. The checkpoint is rounded, or quantized, like
     their base, which has not moved.
     """
-    stored = open_checkpoint(path, model.architecture)
+    format, stored = model.architecture.quantize, open_reference(path, model.architecture)
+    stored.setdefault(HEAD.source, stored[EMBEDDING.source])
+    rounded = params["norm"].dtype if model.architecture.lora else jnp.float32
     total = 0.0
-    for entry in entries(model.architecture):
-        leaf = entry.get(params)
-        dtype = leaf.dtype if model.architecture.lora else jnp.float32
+    for entry in entries(model.architecture.merged):
+        quantized = format if entry.tensor in model.architecture.projections else None
+        dtype = jnp.float32 if quantized else rounded
         for layer in range(entry.layers or 1):
             trained = plain_parameter(model, params, entry, layer if entry.layers else None)
             base = read_entry(
                 stored, model.architecture, entry, range(layer, layer + 1), dtype, trained.sharding
             )
+            if quantized:
+                base = jax.vmap(dequantize)(*quantize(entry.tensor, quantized, base))
             total += float(_squared_distance(trained, base))
     return math.sqrt(total)
 
 
 def _read_headers(directory: Path) -> dict[str, Stored]:
-    """Return the tensors in all files of a checkpoint, except those that are not parameters."""
-    if (directory / INDEX_FILE).exists():
-        files = _read_index(directory / INDEX_FILE)
-        if (directory / SINGLE_FILE).exists() and files != [SINGLE_FILE]:
-            raise SdftError(
-                f"{directory} has both {SINGLE_FILE} and {INDEX_FILE}, which lists other files: remove the "
-                "weights that do not belong to this model."
-            )
-    elif (directory / SINGLE_FILE).exists():
-        files = [SINGLE_FILE]
-    else:
+    """Return the tensors in all files of a checkpoint."""
+    files = checkpoint_files(directory)
+    if not files:
         pickles = sorted(
             file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)
         )
@@ -280,22 +366,16 @@ def _read_headers(directory: Path) -> dict[str, Stored]:
             if pickles
             else f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: download the weights."
         )
-    tensors = {name: stored for file in files for name, stored in read_header(directory / file).items()}
-    # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
-    return {name: stored for name, stored in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-
-
-def _read_index(index: Path) -> list[str]:
-    """Return the names of the files that an index lists. Raises SdftError if it is malformed."""
-    weight_map = read_json(index, "download it again").get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise SdftError(f"{index} has no weight_map from tensors to files: download it again.")
-    files = sorted(set(weight_map.values()))
-    if outside := [name for name in files if Path(name).name != name]:
-        raise SdftError(
-            f"{index} lists {outside[0]!r}, which is not a file beside it: download the checkpoint again."
-        )
-    return files
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        header = read_header(file)
+        if twice := min(header.keys() & tensors.keys(), default=None):
+            raise SdftError(
+                f"{directory}: {twice} is both in {tensors[twice].file.name} and in {file.name}, so that "
+                f"{INDEX_FILE} lists files of different models: download it again, into a new directory."
+            )
+        tensors |= header
+    return tensors
 
 
 def _equal(a: Stored, b: Stored) -> bool:

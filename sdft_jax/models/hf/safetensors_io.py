@@ -19,6 +19,10 @@ import ml_dtypes
 import numpy as np
 
 from sdft_jax.errors import SdftError
+from sdft_jax.files import read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -44,11 +48,18 @@ _LARGEST_HEADER = 100_000_000
 class Stored:
     """The location of one tensor in a file."""
 
+    name: str
+    """Its name in the file."""
     file: Path
     dtype: np.dtype
     shape: tuple[int, ...]
     offset: int
     """The position of its first byte in the file."""
+
+    @property
+    def code(self) -> str:
+        """The name of its dtype in the file."""
+        return _CODES[self.dtype]
 
     @property
     def bytes(self) -> int:
@@ -62,12 +73,43 @@ class Stored:
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
 
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint: those that its index lists, or the only one; [] without
+    either.
+
+    Raises:
+        SdftError: the index is malformed, or there are an index and other weights.
+    """
+    index, single = directory / INDEX_FILE, directory / SINGLE_FILE
+    if not index.exists():
+        return [single] if single.exists() else []
+    weight_map = read_json(index, "download it again").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise SdftError(f"{index} has no weight_map from tensors to files: download it again.")
+    files = sorted(set(weight_map.values()))
+    if outside := [name for name in files if Path(name).name != name]:
+        raise SdftError(
+            f"{index} lists {outside[0]!r}, which is not a file beside it: download the checkpoint again."
+        )
+    if single.exists() and files != [SINGLE_FILE]:
+        raise SdftError(
+            f"{directory} has both {SINGLE_FILE} and {INDEX_FILE}, which lists other files: remove the "
+            "weights that do not belong to this model."
+        )
+    return [directory / name for name in files]
+
+
+def stored_names(directory: Path) -> list[str]:
+    """Return the names of the tensors of a checkpoint; [] without safetensors files."""
+    return [name for file in checkpoint_files(directory) for name in read_header(file)]
+
+
 def read_header(file: Path) -> dict[str, Stored]:
     """Return the tensors of one safetensors file by name.
 
     Raises:
-        SdftError: the file is missing, its header is invalid, or its size differs from the size that the
-            header declares.
+        SdftError: the file is missing, its header is invalid, a dtype is unknown, or its size differs from
+            the size that the header declares.
     """
     if file.exists() and not file.is_file():  # opening a named pipe would wait for a writer
         raise SdftError(f"{file} is not a file: download the checkpoint again.")
@@ -80,7 +122,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             header = json.loads(stream.read(length).decode("utf-8"))
         header.pop("__metadata__", None)
         start = _LENGTH.size + length
-        tensors = {name: _entry(file, entry, start) for name, entry in header.items()}
+        tensors = {name: _entry(file, name, entry, start) for name, entry in header.items()}
         end = _end(tensors, start)
     except FileNotFoundError:
         raise SdftError(f"{file} is missing: download the checkpoint again.") from None
@@ -107,14 +149,17 @@ def _end(tensors: Mapping[str, Stored], start: int) -> int:
     return start
 
 
-def _entry(file: Path, entry: Mapping[str, Any], start: int) -> Stored:
+def _entry(file: Path, name: str, entry: Mapping[str, Any], start: int) -> Stored:
     """Return one tensor of a header whose tensor bytes begin at `start`."""
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"unknown dtype {entry['dtype']}")
+        raise SdftError(
+            f"{file}: {name} has the unknown dtype {entry['dtype']!r}: use a checkpoint with bfloat16 or "
+            "float32 weights, or download this one again."
+        )
     begin, end = entry["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (begin, end, *entry["shape"])):
         raise ValueError("offsets and shapes are not all natural numbers")
-    stored = Stored(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
+    stored = Stored(name, file, DTYPES[entry["dtype"]], tuple(entry["shape"]), start + begin)
     if stored.bytes != end - begin:
         raise ValueError(f"shape {stored.shape} does not fit {end - begin} bytes")
     return stored

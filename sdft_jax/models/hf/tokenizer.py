@@ -41,6 +41,9 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             f"{path}: the tokenizer cannot be loaded ({reason(error)}): "
             "give a directory with a valid tokenizer.json and tokenizer_config.json."
         ) from error
+    of_processor = Path(path) / "chat_template.json"  # some multimodal models have their template only there
+    if not tokenizer.chat_template and of_processor.is_file():
+        tokenizer.chat_template = read_json(of_processor, "copy it again from the model").get("chat_template")
     check_tokenizer(tokenizer, path)
     return tokenizer
 
@@ -63,20 +66,30 @@ def read_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> t
     They are the tokenizer's EOS, those of the two config files, and the control token with which the chat
     template ends an assistant turn: base models have a template, but often list only the end of a text.
     """
+    end = _end_of_turn(tokenizer)
+    listed = listed_eos_ids(tokenizer, model_dir)
+    return tuple(dict.fromkeys([*listed, *([] if end is None else [end])]))
+
+
+def listed_eos_ids(tokenizer: PreTrainedTokenizerBase, model_dir: str | Path) -> tuple[int, ...]:
+    """Return the tokenizer's EOS and those of the two config files, at which transformers stops."""
     eos_ids = [tokenizer.eos_token_id]
     for name in ("generation_config.json", "config.json"):
         file = Path(model_dir) / name
         if not file.exists():
             continue
-        ids = read_json(file, "copy it again from the model").get("eos_token_id")
+        config = read_json(file, "copy it again from the model")
+        text_config = config.get("text_config")  # of a multimodal model
+        nested = text_config.get("eos_token_id") if isinstance(text_config, dict) else None
+        ids = config.get("eos_token_id")
+        ids = nested if ids is None else ids
         listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(token) is int for token in listed):
             raise SdftError(
                 f"{file}: eos_token_id is {ids!r}, and not a token id or a list of them: correct it."
             )
         eos_ids += listed
-    end = _end_of_turn(tokenizer)
-    return tuple(dict.fromkeys([*eos_ids, *([] if end is None else [end])]))
+    return tuple(dict.fromkeys(eos_ids))
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]) -> StopTokens:

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import glob
 import json
+import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,18 @@ from jax.experimental import multihost_utils
 
 from sdft_jax.errors import SdftError
 from sdft_jax.models.decoder import Model
-from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
+from sdft_jax.models.families import EMBEDDING, FINAL_NORM, HEAD
+from sdft_jax.models.hf.model_card import CARD, find_base, is_edited, plain_card
 from sdft_jax.models.hf.reading import (
-    INDEX_FILE,
-    SINGLE_FILE,
     Entry,
+    distance,
     entries,
     open_checkpoint,
+    other_tensors,
     plain_parameter,
 )
-from sdft_jax.models.hf.safetensors_io import write_file
+from sdft_jax.models.hf.safetensors_io import INDEX_FILE, SINGLE_FILE, Stored, write_file
+from sdft_jax.models.hf.wrapped import wrapped_name
 from sdft_jax.sharding import to_host
 from sdft_jax.types import Params
 
@@ -42,28 +45,57 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "tekken.json",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates",
 )
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "audio_tokenizer_config.json",
+)
+"""The files with which transformers prepares images, videos and sounds for a wrapper."""
 GENERATION_CONFIG = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
-_OWN_FILES = {*TOKENIZER_FILES, GENERATION_CONFIG, "config.json", INDEX_FILE, ADAPTER_CONFIG}
+_OWN_FILES = {
+    *TOKENIZER_FILES,
+    *PROCESSOR_FILES,
+    GENERATION_CONFIG,
+    "config.json",
+    INDEX_FILE,
+    ADAPTER_CONFIG,
+    CARD,
+}
 _LOADED_BY = ("config.json", ADAPTER_CONFIG)
 """The files by which a directory is recognized, written last."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One tensor to write: a parameter, or one layer of it."""
+    """One tensor to write: a parameter, one layer of it, or a tensor of the source."""
 
     name: str
-    read: Callable[[], jax.Array]
-    """A function that returns the parameter, or [1, ...] of one layer."""
-    tensor: Tensor
-    layer: int | None
+    read: Callable[[], np.ndarray]
+    """A function that returns the tensor on the host, in the layout and dtype of its file; every process
+    must call it."""
     dtype: np.dtype
     shape: tuple[int, ...]
+
+
+def parameter_piece(
+    model: Model, params: Params, entry: Entry, layer: int | None, name: str, dtype: Any
+) -> Piece:
+    """Return the piece of a parameter, or of one layer of it, with its name and dtype in the file."""
+    tensor, file_dtype = entry.tensor, np.dtype(jnp.dtype(dtype))
+
+    def read() -> np.ndarray:
+        array = to_host(plain_parameter(model, params, entry, layer))
+        array = array if layer is None else array[0]
+        return tensor.to_stored(array.astype(file_dtype), model.architecture.sizes)
+
+    return Piece(name, read, file_dtype, tensor.stored_shape(model.architecture.sizes))
 
 
 def save_pretrained(
@@ -74,31 +106,39 @@ def save_pretrained(
     dtype: Any = None,
     max_shard_size: int = 5_000_000_000,
 ) -> None:
-    """Write config.json, generation_config.json, the tokenizer and safetensors files.
+    """Write config.json, generation_config.json, the tokenizer, safetensors files and a card (README.md).
 
     Tensors have the names and shapes of the source, and the same tied weights; adapters are merged into
-    them. They are gathered one at a time and written to a temporary directory. A new directory is this one,
+    them, and those of the embedding or the head untie the two. The other tensors of a wrapper, such as those
+    of its vision tower, are copied from its `source` unchanged.
+
+    Tensors are gathered one at a time and written to a temporary directory. A new directory is this one,
     renamed when it is complete; an existing directory, which may be a link or a mount point, is filled file
-    by file. Every process must call this function; the first process writes.
+    by file; an edited card is kept. Every process must call this function; the first process
+    writes.
 
     Args:
-        model: the model. The generation config is copied from its `source`, and so are the tokenizer files if
-            `tokenizer` is None.
+        model: the model. The generation config and the processor files are copied from its `source`, and so
+            are the tokenizer files if `tokenizer` is None.
         params: its parameters.
         tokenizer: an object with a method `save_pretrained(directory)`, or None.
         path: the directory to write; an existing exported model is replaced.
-        dtype: the dtype of all tensors. None: each tensor has its dtype in the source; without a source, the
+        dtype: the dtype of all parameters. None: each has its dtype in the source; without a source, the
             dtype in config.json; without either, the dtype of the parameter.
         max_shard_size: the maximum size of a file, in bytes.
 
     Raises:
-        SdftError: the directory contains other files or is the source itself, or the source is missing.
+        SdftError: the directory contains other files or is the source itself, or the source is missing, or a
+            wrapper has none.
     """
     files = _plan_files(_pieces(model, params, dtype), max_shard_size)
 
     def write_side_files(directory: Path) -> None:
         _write_side_files(model, tokenizer, directory, dtype)
         _write_index(files, directory)
+        base = find_base(model.source, model.source) if model.source else None
+        card = plain_card(base, model.architecture.name, Path(path).absolute().name)
+        (directory / CARD).write_text(card, encoding="utf-8")
 
     write_directory(model, Path(path).absolute(), files, write_side_files)
 
@@ -121,7 +161,7 @@ def write_directory(
             temporary.mkdir(parents=True)
             write_side_files(temporary)
         for name, pieces in files.items():
-            arrays = _gathered(model, pieces)
+            arrays = (piece.read() for piece in pieces)
             if writes:
                 layout = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
                 write_file(temporary / name, layout, arrays)
@@ -156,31 +196,121 @@ def _check_target(model: Model, target: Path) -> None:
 def _is_own(target: Path, name: str) -> bool:
     """Return True for a file of an exported model, and for the leftovers of an interrupted export."""
     leftover = re.fullmatch(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.tmp", name)
-    return name in _OWN_FILES or name.endswith(".safetensors") or leftover is not None
+    return is_exported(name) or leftover is not None
+
+
+def is_exported(name: str) -> bool:
+    """Return True if `name`, relative to the directory, may be that of a file of an exported model."""
+    folder, _, file = name.rpartition("/")
+    return folder in _OWN_FILES if folder else file in _OWN_FILES or file.endswith(".safetensors")
+
+
+def exported_files(directory: Path) -> list[str]:
+    """Return the names of the files of an exported model, relative to its directory.
+
+    Raises:
+        SdftError: the directory does not contain a complete model or adapter.
+    """
+    if not any((directory / name).is_file() for name in _LOADED_BY):
+        raise SdftError(f"{directory} is not an exported model: give a directory that sdft export wrote.")
+    names = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return sorted(filter(is_exported, names))
 
 
 def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
     """Return the tensors to write in the order of layers, each with its dtype in the file."""
-    architecture = model.architecture
-    stored = open_checkpoint(model.source, architecture) if model.source else {}
+    architecture = model.architecture.merged
+    stored = open_checkpoint(model.source, model.architecture) if model.source else {}
+    if architecture.wrapper and not stored:
+        raise SdftError(
+            f"a {architecture.wrapper.model_type} model needs a source, whose other tensors are part of it: "
+            "write a model that load_model read."
+        )
+
+    parameters = [
+        parameter_piece(model, params, entry, layer, _name_in_file(model, stored, plain), file_dtype)
+        for entry, layer, plain, file_dtype in _places(model, params, stored, dtype)
+    ]
+    copied = [
+        Piece(tensor.name, tensor.map, tensor.dtype, tensor.shape)
+        for tensor in other_tensors(model.source, architecture)
+    ]
+    return [*parameters, *copied]
+
+
+def _places(
+    model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any
+) -> list[tuple[Entry, int | None, str, Any]]:
+    """Return the parameter, the layer, the name outside a wrapper and the dtype of each tensor to write, in
+    the order of layers.
+    """
+    architecture = model.architecture.merged
     config = json.loads(architecture.source_json)
     fallback = config.get("dtype") or config.get("torch_dtype")
-    pieces = []
-
-    def add(name: str, entry: Entry, layer: int | None) -> None:
-        leaf = entry.get(params)
-        read = functools.partial(plain_parameter, model, params, entry, layer)
-        source_dtype = stored[name].dtype if name in stored else fallback or leaf.dtype
-        file_dtype = np.dtype(jnp.dtype(source_dtype if dtype is None else dtype))
-        shape = entry.tensor.stored_shape(architecture.sizes)
-        pieces.append(Piece(name, read, entry.tensor, layer, file_dtype, shape))
-
-    for entry in entries(architecture):
-        for layer, name in enumerate(entry.stored_names()):
-            add(name, entry, layer if entry.layers else None)
+    places = [
+        (entry, layer if entry.layers else None, plain)
+        for entry in entries(architecture)
+        for layer, plain in enumerate(entry.stored_names())
+    ]
     if architecture.tie_word_embeddings and HEAD.source in stored:
-        add(HEAD.source, Entry(EMBEDDING, 0), None)
-    return sorted(pieces, key=lambda piece: -1 if piece.layer is None else piece.layer)
+        places.append((Entry(EMBEDDING), None, HEAD.source))
+    places.sort(key=lambda place: -1 if place[1] is None else place[0].numbers[place[1]])
+
+    def file_dtype(entry: Entry, plain: str) -> Any:
+        return stored[plain].dtype if plain in stored else fallback or entry.get(params).dtype
+
+    return [
+        (entry, layer, plain, jnp.dtype(dtype or file_dtype(entry, plain))) for entry, layer, plain in places
+    ]
+
+
+def _name_in_file(model: Model, stored: Mapping[str, Stored], plain: str) -> str:
+    """Return the name of a parameter in the layout of the source."""
+    if model.architecture.wrapper is None:
+        return plain
+    head = stored.get(HEAD.source) if plain == HEAD.source else None
+    return head.name if head else wrapped_name(plain, stored[FINAL_NORM.source].name)
+
+
+def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
+    """Return a sentence if the dtypes of `save_pretrained` undo a part of what training changed, or nothing.
+
+    For example, values of bfloat16 near 0.05 are 2e-4 apart: a file keeps a change of 1e-5 only by chance.
+    The sentence gives the Euclidean norm of the rounding in percent of the distance from the source.
+    """
+    error = rounding_error(model, params, dtype) if model.source else 0.0
+    if error == 0.0:
+        return []
+    share = error / max(distance(model, params, model.source), error)
+    if share < 0.01:
+        return []
+    stored = open_checkpoint(model.source, model.architecture)
+    names = {file_dtype.name for *_, file_dtype in _places(model, params, stored, dtype)} - {"float32"}
+    alternative = "the adapters alone or " if model.architecture.lora else ""
+    return [
+        f"rounding the weights to {' and '.join(sorted(names))} changed them by {100 * share:.0f} % of what "
+        f"training changed: export {alternative}with --dtype float32 to keep all of it."
+    ]
+
+
+def rounding_error(model: Model, params: Params, dtype: Any = None) -> float:
+    """Return the Euclidean norm of what the dtypes of `save_pretrained` change in the parameters."""
+    stored = open_checkpoint(model.source, model.architecture) if model.source else {}
+    places = _places(model, params, stored, dtype)
+    dtypes = {(entry, layer): file_dtype for entry, layer, _, file_dtype in places}  # a tied head counts once
+    return math.sqrt(
+        sum(
+            float(_squared_rounding(plain_parameter(model, params, entry, layer), file_dtype))
+            for (entry, layer), file_dtype in dtypes.items()
+        )
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _squared_rounding(array: jax.Array, dtype: Any) -> jax.Array:
+    wide, limits = array.astype(jnp.float32), jnp.finfo(dtype)
+    # XLA may remove a conversion to a narrow dtype and back
+    return jnp.sum(jnp.square(wide - jax.lax.reduce_precision(wide, limits.nexp, limits.nmant)))
 
 
 def _plan_files(pieces: list[Piece], max_shard_size: int) -> dict[str, list[Piece]]:
@@ -196,14 +326,6 @@ def _plan_files(pieces: list[Piece], max_shard_size: int) -> dict[str, list[Piec
     if len(groups) == 1:
         return {SINGLE_FILE: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, 1)}
-
-
-def _gathered(model: Model, pieces: Sequence[Piece]) -> Iterator[np.ndarray]:
-    """Yield each tensor on the host, in the layout and dtype of its file."""
-    for piece in pieces:
-        array = to_host(piece.read())
-        tensor = array if piece.layer is None else array[0]
-        yield piece.tensor.to_stored(tensor.astype(piece.dtype), model.architecture.sizes)
 
 
 def _write_index(files: dict[str, list[Piece]], directory: Path) -> None:
@@ -224,13 +346,20 @@ def _write_index(files: dict[str, list[Piece]], directory: Path) -> None:
 def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any) -> None:
     """Write config.json, generation_config.json and the tokenizer."""
     config = json.loads(model.architecture.source_json)
-    config.setdefault("architectures", [model.architecture.family.architecture])
+    config.setdefault("architectures", [model.architecture.name])
+    configs = [config, config["text_config"]] if model.architecture.wrapper else [config]
+    if model.architecture.merged != model.architecture.plain:
+        for one in configs:
+            one["tie_word_embeddings"] = False
     if dtype is not None:
-        for key in [key for key in ("dtype", "torch_dtype") if key in config] or ["dtype"]:
-            config[key] = jnp.dtype(dtype).name
+        keys = ("dtype", "torch_dtype")
+        if not any(key in config for key in keys):
+            config["dtype"] = None
+        for one in configs:
+            one |= {key: jnp.dtype(dtype).name for key in keys if key in one}
     write_json(directory / "config.json", config)
     copied = [] if tokenizer is not None else list(TOKENIZER_FILES)
-    for name in (GENERATION_CONFIG, *copied) if model.source else ():
+    for name in (GENERATION_CONFIG, *PROCESSOR_FILES, *copied) if model.source else ():
         if (Path(model.source) / name).is_dir():
             shutil.copytree(Path(model.source) / name, directory / name)
         elif (Path(model.source) / name).exists():
@@ -249,7 +378,9 @@ def _publish(temporary: Path, target: Path) -> None:
         return
     for name in _LOADED_BY:
         (target / name).unlink(missing_ok=True)  # nothing loads a mixture of two models
-    new = {path.name for path in temporary.iterdir()}
+    if is_edited(target):
+        _remove(temporary / CARD)
+    new = {CARD} | {path.name for path in temporary.iterdir()}
     for path in target.iterdir():
         if path != temporary and path.name not in new:
             _remove(path)

@@ -31,6 +31,8 @@ from sdft_jax.types import Params, Rollout, Sequences, TokenBatch
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "v5 lite": 197e12, "v5p": 459e12, "v6 lite": 918e12}
 """Substring of the device name -> peak FLOP/s of dense bfloat16 products (NVIDIA and Google data sheets)."""
+WIDTHS = {"cpu": 4096}
+"""Platform -> width of the matrices of the large product, 8192 on others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ def measure(case: Case, dtype: str, remat: str, rounds: int) -> dict[str, Any]:
     step = jax.jit(functools.partial(learn, model))
     plain = dataclasses.replace(model, remat="none", attention="xla")
     program = jax.jit(functools.partial(learn, plain)).lower(student, teacher, rows)
-    size = 4096 if jax.default_backend() == "cpu" else 8192
+    size = WIDTHS.get(jax.default_backend(), 8192)
     square = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     seconds = turns(

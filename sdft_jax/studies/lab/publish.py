@@ -1,4 +1,7 @@
-"""Publishes the lab's reports: writes them between two markers of a README.md and copies their pictures."""
+"""Publishes the lab's reports: writes them between two markers of a README.md and copies their pictures.
+
+Reports of other experiments that are already on the page remain, so one experiment can be published alone.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ REMEDY = "remove it, or run the experiment again"
 """The end of error messages about reports."""
 
 
-def page(target: str) -> str:
-    """Return the text of README.md in the directory `target`, or an empty page if there is no such file.
+def page(target: str, name: str = "README.md") -> str:
+    """Return the text of the file `name` in the directory `target`, or an empty page if there is none.
 
     Raises:
-        SdftError: the directory does not exist, or its README.md lacks the two markers.
+        SdftError: the directory does not exist, or the file lacks the two markers.
     """
     directory = Path(target)
     if not directory.is_dir():
         raise SdftError(f"--publish {target}: this directory does not exist: create it or give another one.")
-    file = directory / "README.md"
+    file = directory / name
     text = read_text(file, "write it again") if file.exists() else f"{BEGIN}\n{END}\n"
     if BEGIN not in text or END not in text.partition(BEGIN)[2]:
         raise SdftError(f"{file} lacks the lines {BEGIN!r} and {END!r}: add them where the results belong.")
@@ -37,15 +40,30 @@ def page(target: str) -> str:
 def publish(source: Path, target: str) -> None:
     """Write all reports in the directory `source`, of this and earlier runs, to README.md in `target`."""
     before, _, rest = page(target).partition(BEGIN)
+    old, _, after = rest.partition(END)
     names = [name for name in EXPERIMENTS if (source / f"{name}.json").is_file()]
-    reports = [_report(source / f"{name}.json") for name in names]
-    overview = ["| experiment | verdict | the paper |", "| --- | --- | --- |", *map(_row, reports)]
-    sections = [read_text(source / f"{name}.md", REMEDY) for name in names]
-    results = "\n".join([BEGIN, "", *overview, "", *sections, END])
+    entries = _entries(old) | {
+        name: (_row(_report(source / f"{name}.json")), read_text(source / f"{name}.md", REMEDY))
+        for name in names
+    }
+    listed = [entries[name] for name in EXPERIMENTS if name in entries]
+    overview = ["| experiment | verdict | the paper |", "| --- | --- | --- |", *(row for row, _ in listed)]
+    results = "\n".join([BEGIN, "", *overview, "", *(text for _, text in listed), END])
     with write_errors(target, "fix this and publish again"):
-        write_text(Path(target) / "README.md", before + results + rest.partition(END)[2])
+        write_text(Path(target) / "README.md", before + results + after)
         for name in names:
             shutil.copyfile(source / f"{name}.png", Path(target) / f"{name}.png")
+
+
+def _entries(results: str) -> dict[str, tuple[str, str]]:
+    """Return the row of the overview and the section of each report in the results of a page, by name."""
+    rows = {match[1]: match[0] for match in re.finditer(r"^\| \[(.+?)\]\(#.*$", results, re.MULTILINE)}
+    sections = {
+        match[1]: section.rstrip("\n") + "\n"
+        for section in re.split(r"^(?=## )", results, flags=re.MULTILINE)
+        if (match := re.match(r"## .*\n\n`sdft lab (.+?)`: ", section))
+    }
+    return {name: (rows[name], section) for name, section in sections.items() if name in rows}
 
 
 def _report(file: Path) -> dict[str, Any]:

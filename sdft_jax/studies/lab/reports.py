@@ -151,7 +151,7 @@ def _number(mean: float | None, half: float | None, field: str) -> str:
     if mean is None:
         return "–"
     scale, digits = (100, 1) if field in _SHARES else (1, 3 if field.startswith("kl") else 1)
-    text = f"{scale * mean:.{digits}f}"
+    text = f"{round(scale * mean, digits) + 0.0:.{digits}f}"  # -0.0 + 0.0 is 0.0
     return text if half is None else f"{text} ± {scale * half:.{digits}f}"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from etils import epath
 
 from sdft_jax.files import read_record, write_text
+from sdft_jax.files.hashing import short_digest
 
 Result = dict[str, Any]
 
@@ -37,7 +37,7 @@ class Trial:
     def key(self) -> str:
         """The name of the trial's directory: a hash of `work` and `settings`."""
         text = json.dumps([self.work, self.settings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_digest(text)
 
 
 def stored(trial: Trial, directory: Path) -> Result | None:

@@ -12,10 +12,10 @@ from sdft_jax.config import PRESETS, Method, from_dict, merge, method_named, sha
 from sdft_jax.continual.arms import Plan, make_plan, measure_base, run_arm
 from sdft_jax.continual.stages import Arm, last_model
 from sdft_jax.continual.summary import curve
-from sdft_jax.evaluation.scoring import fault_note, sample_verdicts
+from sdft_jax.evaluation.grading import fault_note
+from sdft_jax.evaluation.scoring import sample_verdicts
 from sdft_jax.models import load_model
 from sdft_jax.reporting.reporter import process_reporter
-from sdft_jax.sampling import make_key
 
 Result = dict[str, Any]
 
@@ -76,6 +76,13 @@ def _verdicts(plan: Plan, directory: str, sampling: Mapping[str, Any]) -> list[l
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, top_p=0.95))
     track = functools.partial(plan.reporter.track, description="sampling")
     speaker = inputs.speaker(model, params)
-    verdicts = sample_verdicts(speaker, rows, config, make_key(0), sampling["n"], track)
+    verdicts = sample_verdicts(speaker, rows, config, 0, sampling["n"], track)
     plan.reporter.print(*fault_note(verdicts.faults, config))
     return verdicts.correct
+
+
+def real(settings: Mapping[str, Any], output: Path) -> Result:
+    """Train or measure a pretrained model."""
+    from sdft_jax.studies.lab.real.study import perform
+
+    return perform(settings, output)

@@ -2,14 +2,16 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from make_fixtures import DIRECTORY, tokens_and_mask, transformers_logits
+from make_fixtures import DIRECTORY, auto_class, tokens_and_mask, transformers_logits
 from sdft_jax.algorithm import join
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
@@ -26,7 +28,7 @@ from sdft_jax.models.lora import adapter_params, make_lora
 from sdft_jax.types import Sequences
 from tiny import adapted, tiny_model
 
-CASES = ("qwen2", "llama32_tied", "gemma3")
+CASES = ("qwen2", "llama32_tied", "gemma3", "gemma3_vision")
 TOLERANCE = 1e-4
 logits_of = jax.jit(Model.logits, static_argnums=0)
 needs_torch = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
@@ -42,9 +44,8 @@ def peft_logits(base, adapter):
     """Return the logits of transformers with an adapter of PEFT, which must have been used."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model = auto_class(base).from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     model = PeftModel.from_pretrained(model, adapter).eval()
     tokens, mask = tokens_and_mask()
     positions = torch.tensor(np.maximum(np.cumsum(mask, axis=1) - 1, 0))
@@ -53,12 +54,18 @@ def peft_logits(base, adapter):
     return out.logits.numpy()[mask]
 
 
+OPTIONS = (
+    {},
+    {"rank_stabilized": True, "alpha": 3.5, "targets": ("[qv]", "down")},
+    {"targets": ("v", "embed", "head")},
+    {"targets": ("head",)},
+)
+DELTA = {"targets": ("delta_.*", "q", "down")}
+
+
 @needs_torch
 @needs_peft
-@pytest.mark.parametrize(
-    "options", [{}, {"rank_stabilized": True, "alpha": 3.5, "targets": ("[qv]", "down")}]
-)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), ("qwen35", DELTA)])
 def test_our_adapter_in_peft(case, options, tmp_path):
     plain, base = load_model(DIRECTORY / case)
     model, params = adapted(plain, base, LoraConfig(rank=3, **options), scale=0.1)
@@ -70,36 +77,50 @@ def test_our_adapter_in_peft(case, options, tmp_path):
 
 @needs_torch
 @needs_peft
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"q": "q_proj", "o": "o_proj", "up": "up_proj"},
+        {"embed": "embed_tokens", "down": "down_proj"},
+        {"embed": "embed_tokens", "head": "lm_head"},
+    ],
+    ids=",".join,
+)
 @pytest.mark.parametrize("case", CASES)
-def test_their_adapter_here(case, tmp_path):
+def test_their_adapter_here(case, targets, tmp_path):
+    """With an adapted embedding or head, their file holds copies of the base's matrices too."""
     import torch
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case, dtype=torch.float32)
+    model = auto_class(DIRECTORY / case).from_pretrained(DIRECTORY / case, dtype=torch.float32)
     config = PeftConfig(
-        r=2, lora_alpha=6, target_modules=["q_proj", "o_proj", "up_proj"], task_type="CAUSAL_LM"
+        r=2,
+        lora_alpha=6,
+        target_modules=list(targets.values()),
+        exclude_modules=".*vision_tower.*",
+        task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, config)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path)
     plain, base = load_model(DIRECTORY / case)
-    options = LoraConfig(rank=2, alpha=6, targets=("q", "o", "up"))
-    ours, _ = adapted(plain, base, options)
-    params = join(base, load_adapter(ours, tmp_path, "float32"))
+    ours, _ = adapted(plain, base, LoraConfig(rank=2, alpha=6, targets=tuple(targets)))
+    params = join(base, load_adapter(ours, tmp_path, "float32", DIRECTORY / case))
     assert np.abs(logits(ours, params) - logits(plain, base)).max() > 0.1
     np.testing.assert_allclose(logits(ours, params), peft_logits(DIRECTORY / case, tmp_path), atol=TOLERANCE)
 
 
 @needs_torch
+@pytest.mark.parametrize("targets", [("q", "down"), ("embed",), ("head", "v")], ids=",".join)
 @pytest.mark.parametrize("case", CASES)
-def test_a_merged_checkpoint_in_transformers(case, tmp_path):
+def test_a_merged_checkpoint_in_transformers(case, targets, tmp_path):
+    """An adapter of the embedding or the head unties them, so that the merged model is the same function."""
     plain, base = load_model(DIRECTORY / case)
-    model, params = adapted(plain, base, scale=0.1)
+    model, params = adapted(plain, base, LoraConfig(rank=3, targets=targets), scale=0.1)
     save_pretrained(model, params, None, tmp_path / "merged", dtype="float32")
     theirs = transformers_logits(tmp_path / "merged")[tokens_and_mask()[1]]
     np.testing.assert_allclose(logits(model, params), theirs, atol=TOLERANCE)
@@ -117,7 +138,7 @@ def written(tmp_path_factory):
 
 def test_written_adapters_are_read_back(written):
     model, params, directory = written
-    loaded = load_adapter(model, directory, "float32")
+    loaded = load_adapter(model, directory, "float32", "BASE")
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, adapter_params(params)))
     config = json.loads((directory / ADAPTER_CONFIG).read_text())
     assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 16, "BASE")
@@ -152,8 +173,12 @@ def test_other_files_are_kept(written, tmp_path):
         ({"lora_alpha": 32}, r"another scale .*: set lora\.alpha=32 and lora\.rank_stabilized=false"),
         ({"use_rslora": True}, r"another scale .*: set lora\.alpha=16\.0 and lora\.rank_stabilized=true"),
         ({"peft_type": "LOHA"}, r"peft_type is 'LOHA': only LORA is supported"),
-        ({"use_dora": True}, r"use_dora is not supported"),
+        ({"use_dora": True}, r"use_dora is not supported .*: merge the adapter into its base"),
+        ({"alora_invocation_tokens": [5, 6]}, r"alora_invocation_tokens is not supported"),
+        ({"use_qalora": True}, r"use_qalora is not supported"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, r"layer_replication is not supported"),
         ({"init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4', which also changes the base model"),
+        ({"r": "4"}, r"adapter_config\.json: r is '4', and not an integer"),
         ({"lora_alpha": "much"}, r"adapter_config\.json: lora_alpha is 'much', and not a number"),
     ],
     ids=str,
@@ -163,7 +188,7 @@ def test_other_adapters_are_refused(written, tmp_path, change, message):
     config = json.loads((directory / ADAPTER_CONFIG).read_text())
     (directory / ADAPTER_CONFIG).write_text(json.dumps(config | change))
     with pytest.raises(SdftError, match=message):
-        open_adapter(written[0].architecture, directory)
+        open_adapter(written[0].architecture, directory, "BASE")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +213,7 @@ def test_an_adapter_of_another_model_is_refused(written, changes, targets, messa
     options = LoraConfig(rank=4, **({"targets": targets} if targets else {}))
     architecture = dataclasses.replace(architecture, lora=make_lora(options, architecture.sizes))
     with pytest.raises(SdftError, match=message):
-        open_adapter(architecture, written[2])
+        open_adapter(architecture, written[2], "BASE")
 
 
 def test_numbers_that_are_not_finite_are_refused(written, tmp_path):
@@ -196,12 +221,31 @@ def test_numbers_that_are_not_finite_are_refused(written, tmp_path):
     layers = {**params["layers"], "k_lora_b": params["layers"]["k_lora_b"] * np.nan}
     save_adapter(model, {**params, "layers": layers}, tmp_path / "adapter", "BASE")
     with pytest.raises(SdftError, match=r"adapter: 1 parameters .* the first is \['layers'\]\['k_lora_b'\]"):
-        load_adapter(model, tmp_path / "adapter", "float32")
+        load_adapter(model, tmp_path / "adapter", "float32", "BASE")
+
+
+def test_copies_of_another_base_are_refused(tmp_path):
+    """PEFT writes the base's embedding beside an adapter of it."""
+    plain, base = load_model(DIRECTORY / "qwen2")
+    model, params = adapted(plain, base, LoraConfig(rank=2, targets=("embed",)))
+    save_adapter(model, params, tmp_path / "adapter", "BASE")
+    file = tmp_path / "adapter" / ADAPTER_WEIGHTS
+    name = "base_model.model.model.embed_tokens.base_layer.weight"
+    tensors = load_file(file)
+    copy = np.array(base["embed"])
+    save_file(tensors | {name: copy}, file)
+    open_adapter(model.architecture, tmp_path / "adapter", DIRECTORY / "qwen2")
+    copy[-1, -1] += 1
+    save_file(tensors | {name: copy}, file)
+    with pytest.raises(SdftError, match=r"differs from model\.embed_tokens\.weight of the base model"):
+        open_adapter(model.architecture, tmp_path / "adapter", DIRECTORY / "qwen2")
 
 
 def test_missing_files_are_named(written, tmp_path):
     with pytest.raises(SdftError, match=r"adapter_config\.json .*give the directory of a PEFT adapter"):
-        open_adapter(written[0].architecture, tmp_path)
+        open_adapter(written[0].architecture, tmp_path, "BASE")
     shutil.copyfile(written[2] / ADAPTER_CONFIG, tmp_path / ADAPTER_CONFIG)
-    with pytest.raises(SdftError, match=r"adapter_model\.safetensors is missing"):
-        open_adapter(written[0].architecture, tmp_path)
+    with pytest.raises(
+        SdftError, match=r"adapter_model\.safetensors does not exist: copy it from the adapter, or save"
+    ):
+        open_adapter(written[0].architecture, tmp_path, "BASE")

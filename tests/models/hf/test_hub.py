@@ -25,6 +25,20 @@ def test_the_error_begins_with_the_setting():
             model_directory(path, "eval.base")
 
 
+def test_an_adapter_is_no_model(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kw: str(tmp_path))
+    for path in (str(tmp_path), "owner/adapter"):
+        with pytest.raises(SdftError) as caught:
+            model_directory(path)
+        assert str(caught.value) == (
+            f"model.path={path} is a PEFT adapter, and not a model: set model.path to its base model, "
+            f"lora.adapter={tmp_path}, and lora.rank to r of its adapter_config.json."
+        )
+    (tmp_path / "config.json").write_text("{}")
+    assert model_directory(str(tmp_path)) == str(tmp_path)
+
+
 def test_a_download_contains_no_pickles_and_no_code(monkeypatch):
     arguments = {}
     monkeypatch.setattr(

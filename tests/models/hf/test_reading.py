@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -49,6 +50,11 @@ def test_dtypes_of_parameters_and_activations():
     model, params = load_model(DIRECTORY / "qwen3", compute_dtype=jnp.bfloat16, remat="full")
     assert params["norm"].dtype == jnp.float32
     assert (model.compute_dtype, model.remat) == ("bfloat16", "full")
+
+
+def test_the_error_of_an_unknown_format():
+    with pytest.raises(SdftError, match="quantize='int4': use one of int8, nf4, or None"):
+        load_model(DIRECTORY / "qwen3", quantize="int4")
 
 
 @pytest.mark.parametrize("axes", [(2, 2, 2), (1, 4, 2), (8, 1, 1)])
@@ -180,6 +186,60 @@ def test_weights_and_an_index_of_other_files_are_refused(checkpoint):
     with pytest.raises(
         SdftError, match=r"lists '\.\./other/model\.safetensors', which is not a file beside it"
     ):
+        load_model(checkpoint)
+
+
+def test_index_that_lists_a_tensor_in_files_of_two_models_is_refused(checkpoint):
+    """Files that the index does not list are not read."""
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    norm = {"model.norm.weight": tensors.pop("model.norm.weight")}
+    save_file(tensors, checkpoint / "new-1.safetensors")
+    save_file(norm, checkpoint / "new-2.safetensors")
+    stale = {"model.norm.weight": norm["model.norm.weight"] + 1, "other.weight": norm["model.norm.weight"]}
+    save_file(stale, checkpoint / "old-1.safetensors")
+    index = {"weight_map": {name: "new-1.safetensors" for name in tensors}}
+    index["weight_map"]["model.norm.weight"] = "new-2.safetensors"
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_equal(load_model(checkpoint)[1], load_model(DIRECTORY / "qwen2_tied")[1])
+    index["weight_map"]["other.weight"] = "old-1.safetensors"
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = (
+        r"model\.norm\.weight is both in new-2\.safetensors and in old-1\.safetensors, so that model\.saf"
+    )
+    with pytest.raises(SdftError, match=message):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code"),
+    [
+        (ml_dtypes.float8_e4m3fn, "F8_E4M3"),
+        (ml_dtypes.float8_e5m2, "F8_E5M2"),
+        (np.uint8, "U8"),
+        (np.int8, "I8"),
+    ],
+)
+def test_quantized_weights_without_a_quantization_config_are_refused_by_name(checkpoint, dtype, code):
+    """Their numbers mean nothing without scales: float8 weights of the right shape would load."""
+    name = "model.layers.2.mlp.up_proj.weight"
+    rewrite(checkpoint, lambda tensors: tensors.update({name: tensors[name].astype(dtype)}))
+    message = rf"model\.safetensors: {name} has dtype {code}, that of quantized weights, .*: use the original"
+    with pytest.raises(SdftError, match=message):
+        load_model(checkpoint)
+
+
+def test_packed_weights_are_refused_before_names_and_shapes_are_compared(checkpoint):
+    """As AutoGPTQ wrote them: a quantize_config.json beside config.json, and other tensors."""
+    names = ("qweight", "scales")
+
+    def pack(tensors):
+        tensors.pop("model.layers.0.mlp.up_proj.weight")
+        packed = [np.zeros((3, 32), np.int32), np.ones((1, 32), np.float16)]
+        tensors |= {f"model.layers.0.mlp.up_proj.{n}": x for n, x in zip(names, packed, strict=True)}
+
+    rewrite(checkpoint, pack)
+    with pytest.raises(SdftError, match=r"up_proj\.qweight has dtype I32, that of quantized weights"):
         load_model(checkpoint)
 
 

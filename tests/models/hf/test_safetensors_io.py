@@ -64,7 +64,10 @@ def with_header(header, data=b""):
         (struct.pack("<Q", 4) + b"{{{{", "no valid safetensors header"),
         (with_header([1]), "no valid safetensors header"),
         (with_header({"a": {"shape": [1]}}), "no valid safetensors header"),
-        (with_header({"a": {"dtype": "X7", "shape": [1], "data_offsets": [0, 1]}}), "unknown dtype X7"),
+        (
+            with_header({"a": {"dtype": "X7", "shape": [1], "data_offsets": [0, 1]}}),
+            "a has the unknown dtype 'X7'",
+        ),
         (with_header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "does not fit 4 bytes"),
         (with_header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}), "natural numbers"),
         (with_header({"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}), "natural numbers"),

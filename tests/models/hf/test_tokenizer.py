@@ -19,6 +19,12 @@ def test_incomplete_tokenizer_raises(part, tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+def test_the_chat_template_of_a_processor_is_used_if_the_tokenizer_has_none(tmp_path):
+    build_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert load_tokenizer(str(tmp_path)).chat_template == "{{ messages }}"
+
+
 def test_pad_token_may_be_the_eos_token():
     check_tokenizer(build_tokenizer(pad_token="<|im_end|>"), "here")
 
@@ -52,6 +58,8 @@ def test_eos_ids_of_the_tokenizer_and_both_config_files(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, EOS]}))
     assert read_eos_ids(TOKENIZER, tmp_path) == (EOS, 9, 7)
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 8}}))
+    assert read_eos_ids(TOKENIZER, tmp_path) == (EOS, 9, 8)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SdftError, match=r"config.json is not valid JSON"):
         read_eos_ids(TOKENIZER, tmp_path)

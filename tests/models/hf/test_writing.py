@@ -5,11 +5,12 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from make_fixtures import CASES, DIRECTORY
+from make_fixtures import CASES, DIRECTORY, auto_class
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, architecture_from_dict, load_model, save_pretrained
 from sdft_jax.models.hf import writing
@@ -36,6 +37,29 @@ def test_a_round_trip_changes_nothing(case, tmp_path):
     assert_same_files(DIRECTORY / case, tmp_path / "out")
 
 
+def test_rounding_error_is_that_of_numpy():
+    model, params = load_model(DIRECTORY / "qwen3")
+    params = jax.tree.map(lambda leaf: leaf + 1e-4, params)
+    squared = 0.0
+    for leaf in map(np.asarray, jax.tree.leaves(params)):
+        squared += np.sum(np.square(leaf.astype(np.float64) - leaf.astype(jnp.bfloat16).astype(np.float64)))
+    assert writing.rounding_error(model, params, "bfloat16") == pytest.approx(np.sqrt(squared), rel=1e-5)
+    assert writing.rounding_error(model, params, "float32") == 0.0
+
+
+@pytest.mark.parametrize(("change", "reported"), [(1e-5, True), (1e-1, False)])
+def test_training_that_rounding_undoes_is_reported(change, reported, half_directory):
+    model, params = load_model(half_directory)
+    params = jax.tree.map(lambda leaf: leaf + change * np.sign(leaf), params)
+    note = writing.rounding_note(model, params)
+    assert writing.rounding_note(model, params, "float32") == []
+    assert len(note) == reported
+    for text in note:
+        assert "bfloat16" in text
+        assert "--dtype float32" in text
+        assert 50 < int(text.split(" %")[0].rpartition(" ")[2]) <= 100
+
+
 def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
     sharding = Sharding(make_mesh(2, 2, 2), Rules(vocab=None))
     model, params = load_model(DIRECTORY / "qwen3", sharding=sharding)
@@ -48,17 +72,28 @@ def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="needs torch")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_transformers_loads_an_exported_model_with_the_same_weights(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("gemma3", "float32"),
+        ("gemma3", "bfloat16"),
+        ("gemma3_vision", "bfloat16"),
+        ("mistral3_vision", "bfloat16"),
+        ("ministral3_vision", "bfloat16"),
+    ],
+)
+def test_transformers_loads_an_exported_model_with_the_same_weights(case, dtype, tmp_path):
+    """Of multimodal models, with the names that transformers has itself, which differ from published ones."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(DIRECTORY / "gemma3")
-    theirs = AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
-    theirs.save_pretrained(tmp_path / "theirs")
+    config, loader = AutoConfig.from_pretrained(DIRECTORY / case), auto_class(DIRECTORY / case)
+    theirs = loader.from_config(config).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path / "theirs", save_original_format=False)
     save_pretrained(*load_model(tmp_path / "theirs"), None, tmp_path / "ours", max_shard_size=40_000)
     assert_same_files(tmp_path / "theirs", tmp_path / "ours")
-    back, report = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    back, report = loader.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(back) is type(theirs)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     for name, tensor in theirs.state_dict().items():
@@ -98,7 +133,7 @@ def test_the_tokenizer_is_the_given_one_or_copied_from_the_source(tmp_path):
     save_pretrained(*loaded, None, tmp_path / "copied")
     assert (tmp_path / "copied" / "tokenizer.json").read_text() == "own"
     assert (tmp_path / "copied" / "chat_template.jinja").read_text() == "{{ messages }}"
-    assert not (tmp_path / "copied" / "README.md").exists()
+    assert "not part of a model" not in (tmp_path / "copied" / "README.md").read_text()
     save_pretrained(*loaded, FakeTokenizer(), tmp_path / "given")
     assert (tmp_path / "given" / "tokenizer.json").read_text() == "given"
     assert not (tmp_path / "given" / "chat_template.jinja").exists()

@@ -10,7 +10,7 @@ import pytest
 from benches import run_bench
 from sdft_jax import cli
 from sdft_jax.errors import SdftError
-from sdft_jax.studies.bench import BENCHES
+from sdft_jax.studies.bench import BENCHES, depth, startup
 from sdft_jax.studies.bench.depth import depths, verdict
 from sdft_jax.studies.bench.startup import COMMANDS, first_steps, imported
 
@@ -53,7 +53,9 @@ def test_zero_rounds_is_an_error(capsys):
     assert "argument --rounds: '0' is not an integer from 1 to 1,048,576" in capsys.readouterr().err
 
 
-def test_first_steps_have_a_cold_cache_a_warm_cache_and_a_resume(tmp_path, monkeypatch):
+def test_first_steps_have_a_cold_cache_a_warm_cache_and_a_resume(tiny_directory, tmp_path, monkeypatch):
+    monkeypatch.setitem(startup.RUN, "model", startup.RUN["model"] | {"path": str(tiny_directory)})
+    monkeypatch.setitem(startup.RUN, "data", startup.RUN["data"] | {"limit": 24})
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "unused"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # compilation is fast in tests
     descriptions = []
@@ -68,18 +70,32 @@ def test_first_steps_have_a_cold_cache_a_warm_cache_and_a_resume(tmp_path, monke
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_compilation_is_measured_at_each_depth():
+def test_compilation_of_the_update_is_measured():
+    measured = depth.compilation(2, jax.devices()[:1])
+    assert min(measured["tracing"], measured["compiling"]) > 0
+    assert measured["operations"] > 1000
+
+
+def test_compilation_is_measured_at_each_depth(monkeypatch):
+    """The first compilation of all is not counted, and of each depth, the fastest is."""
+    times = iter([99.0, 2.0, 6.0, 4.0, 3.0])
+
+    def compilation(layers, devices):
+        return {"tracing": 0.5, "compiling": next(times), "operations": 1000 * layers}
+
+    monkeypatch.setattr(depth, "compilation", compilation)
     descriptions = []
-    part, verdicts = depths({"cpu": jax.devices()[:1]}, [3, 2], 2, descriptions.append)
+    part, verdicts = depths({"cpu": ()}, [3, 2], 2, descriptions.append)
     assert descriptions == ["cpu, warming up", *["cpu, 2 layers", "cpu, 3 layers"] * 2]
     assert [row["what"] for row in part.rows] == [f"compiling for cpu, {depth} layers" for depth in (2, 3)]
-    assert part.rows[0]["its / ours"] == "1.00"
+    assert [row["its / ours"] for row in part.rows] == ["1.00", "0.67"]
     results = part.details["cpu"]
-    assert [len(runs) for runs in results.values()] == [2, 2]
-    seconds = [min(run["compiling"] for run in runs) for runs in results.values()]
-    assert part.ratios[0].value == seconds[0] / seconds[1]
-    assert f"3 layers take {seconds[1] / seconds[0]:.2f} times as long as 2 layers, with 1.0" in verdicts[0]
-    assert results[2][0]["operations"] == results[2][1]["operations"] > 1000
+    assert {depth: [run["compiling"] for run in runs] for depth, runs in results.items()} == {
+        2: [2.0, 4.0],
+        3: [6.0, 3.0],
+    }
+    assert part.ratios[0].value == 2 / 3
+    assert "3 layers take 1.50 times as long as 2 layers, with 1.50 times as many operations" in verdicts[0]
 
 
 @pytest.mark.parametrize(("seconds", "grows"), [(12.0, "does not grow"), (13.0, "grows")])

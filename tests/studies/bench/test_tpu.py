@@ -1,6 +1,7 @@
 """TPU estimates are the same as those of `sdft plan`, and regressions are reported."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -100,6 +101,7 @@ def test_row_has_the_numbers_of_the_plan_and_a_regression_exits_with_1(
     pytest.importorskip("libtpu")
     row = tpu.Row(str(directory), 32, 64, 16, 4, "v5e-1", "fsdp=1", ("divergence.chunk=64",))
     monkeypatch.setattr(tpu, "ROWS", {"tiny": row})
+    monkeypatch.setattr(tpu, "compiled", functools.cache(tpu.compiled))
     report = run_bench("tpu", tmp_path)
     measurements = report["details"]["tiny"]
     config = tmp_path / "run.yaml"

@@ -3,7 +3,8 @@
 from sdft_jax.studies.bench import train
 
 
-def test_model_flops_do_not_depend_on_rematerialization():
+def test_model_flops_do_not_depend_on_rematerialization(monkeypatch):
+    monkeypatch.setitem(train.WIDTHS, "cpu", 64)
     case = train.Case("0.2M", 2, 4, 6, 3)
     measurements = train.measure(case, "float32", "full", 1)
     assert measurements["flops"] == train.measure(case, "float32", "none", 1)["flops"]

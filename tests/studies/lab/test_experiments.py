@@ -8,10 +8,11 @@ import pytest
 
 from sdft_jax.mini import storms
 from sdft_jax.studies.lab.experiments import EXPERIMENTS, experiment
+from sdft_jax.studies.lab.experiments.adapters import _answer, _share_when_learned
 from sdft_jax.studies.lab.experiments.knowledge import _lenient
 from sdft_jax.studies.lab.experiments.reasoning import _idle
 from sdft_jax.studies.lab.experiments.sampling import _unsure
-from sdft_jax.studies.lab.lab import Comparison, Lab, Swept
+from sdft_jax.studies.lab.lab import SWEEP_SEED, Comparison, Lab, Outcome, Swept
 from sdft_jax.studies.lab.reports import Report, markdown, write
 from sdft_jax.studies.lab.worlds import CHAINS
 from synthetic import fake_runs
@@ -98,6 +99,7 @@ def test_verdict_on_a_skill_depends_on_the_winner(reported):
         ("reasoning", "SDFT above SFT on prior chains"),
         ("on-policy", "SDFT above offline KL on the new skill"),
         ("scale", "SDFT above SFT on the new skill at the largest base"),
+        ("adapters", "rank 2: SDFT above SFT on prior skills"),
         ("pass@k", "SDFT above SFT at k=1"),
         ("optimality", "the SDFT model nearer to the base than the SFT model"),
     ],
@@ -204,3 +206,55 @@ def test_longer_runs_use_the_rate_of_the_shorter_run(reported):
     rows = {row[""]: row for row in reported("teacher").rows}
     for label in ("EMA 0.02", "frozen", "live"):
         assert rows[f"{label}, 5x steps"]["learning rate"] == rows[label]["learning rate"]
+
+
+def test_adapters_have_alpha_twice_the_rank_and_only_reported_runs_have_checkpoints(monkeypatch, tmp_path):
+    requested = fake_runs(monkeypatch)
+    experiment("adapters")(Lab(tmp_path))
+    arms = [trial.settings for trial in requested if trial.work == "arm"]
+    assert {(one["config"].get("lora", {}).get("rank", 0), one["method"]) for one in arms} == {
+        (rank, method) for rank in (0, 2, 8, 64) for method in ("sdft", "sft")
+    }
+    for one in arms:
+        lora = one["config"].get("lora", {"rank": 0, "alpha": 0})
+        assert lora["alpha"] == 2 * lora["rank"]
+        watched = one["config"]["train"].get("eval_every", 0) > 0
+        assert watched == (one["seed"] != SWEEP_SEED)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "sdft_wins", "told"),
+    [((0, 1, 2), True, "Yes"), ((0, 1, 2), False, "No"), ((0,), True, "Cannot be told")],
+)
+def test_adapters_answer_the_question(seeds, sdft_wins, told, reported):
+    answer = reported("adapters", sdft_wins, seeds=seeds).notes[0]
+    assert f"? {told}, at every rank. " in answer
+    assert re.findall(r"([+-])\d+\.\d \(rank \d+\)", answer) == ["+" if sdft_wins else "-"] * 6
+
+
+def test_adapters_answer_for_each_rank_if_the_ranks_differ():
+    def outcomes(*pairs):
+        return {"blax": tuple(Outcome(new, prior, 0, 0, 0, {}) for new, prior in pairs)}
+
+    sdft = {
+        f"SDFT, {capacity}": outcomes(*[(0.9, 0.9)] * 3)
+        for capacity in ("full", "rank 2", "rank 8", "rank 64")
+    }
+    sft = {
+        "SFT, full": outcomes(*[(0.9, 0.5)] * 3),
+        "SFT, rank 2": outcomes(*[(0.9, 0.5)] * 3),
+        "SFT, rank 8": outcomes(*[(1.0, 0.5)] * 3),  # learns more than SDFT
+        "SFT, rank 64": outcomes((0.9, 0.2), (0.9, 0.95), (0.9, 0.95)),
+    }
+    answer = _answer(Comparison(CHAINS, {}, {}, (), sdft | sft))
+    assert "? Rank 2: yes; rank 8: no; rank 64: cannot be told. " in answer
+    assert "prior skills, in points: +40.0 (full), +40.0 (rank 2)" in answer
+
+
+def test_prior_skills_when_the_new_skill_is_learned():
+    def run(*points):
+        return {"curve": [{"step": i, "tasks": {"blax": a}, "prior": b} for i, (a, b) in enumerate(points)]}
+
+    early, late = run((0, 1), (0.95, 0.8), (0.5, 0.1)), run((0, 1), (0.89, 0.9), (0.9, 0.6), (1.0, 0.7))
+    assert _share_when_learned([early, late]).split(" ± ")[0] == "70.0"
+    assert _share_when_learned([early, run((0, 1), (0.89, 1))]) == "–"

@@ -58,7 +58,6 @@ def test_two_workers_give_the_same_results_as_one(trials, single, tmp_path, cach
         ("JAX_COMPILATION_CACHE_DIR", str(caches / "jax")),
         ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0"),
         ("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1"),
-        ("USE_TORCH", "0"),  # transformers would import it
     ):
         monkeypatch.setenv(name, value)
     before = os.sched_getaffinity(0)

@@ -135,6 +135,11 @@ def test_table_of_a_comparison(monkeypatch, tmp_path):
     assert rows[2]["tokens"] == "11.4 ± 0.0"
 
 
+def test_zero_has_no_sign():
+    assert share(mean_interval([-1e-6])) == "0.0"
+    assert share(mean_interval([-1e-2])) == "-1.0"
+
+
 def test_exceeds_pairs_seeds():
     def outcomes(*values):
         return {"blax": tuple(Outcome(value, 0, 0, 0, 0, {}) for value in values)}

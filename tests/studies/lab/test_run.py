@@ -84,6 +84,23 @@ def test_publish_replaces_the_text_between_the_markers(ran, tmp_path):
     assert page.read_text() == text, "reports of earlier runs remain"
 
 
+def test_publish_keeps_the_reports_of_other_experiments(ran, tmp_path):
+    target, page = tmp_path / "page", tmp_path / "page" / "README.md"
+    target.mkdir()
+    _, _, place = ran("on-policy", "pass@k", "cost", publish=str(target))
+    fresh = page.read_text()
+    for report in place.glob("*.json"):
+        report.unlink()
+    page.write_text(fresh.replace("**agrees**", "**outdated**"))
+    ran("pass@k", publish=str(target))
+    text = page.read_text()
+    assert text.replace("**outdated**", "**agrees**") == fresh
+    section = text[text.index("## pass@k") : text.index("## Cost per step")]
+    assert "**agrees**" in section
+    assert "**outdated**" not in section
+    assert "**outdated**" in text.replace(section, "")
+
+
 def test_publish_writes_a_new_page(ran, tmp_path):
     ran("cost", publish=str(tmp_path))
     text = (tmp_path / "README.md").read_text()

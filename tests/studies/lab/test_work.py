@@ -55,6 +55,19 @@ def test_arm_measures_the_rows_of_its_split_and_samples_from_its_last_model(worl
     assert loaded == [str(tmp_path / "sft-lr1e-2-seed0" / "1-blax" / "model")]  # the model for the samples
 
 
+def test_curve_of_adapters_ends_at_the_measurements_of_the_final_model(world, tmp_path):
+    """The curve is measured with the base that the adapters share, the final model with the base on disk."""
+    changes = {"lora": {"rank": 2, "alpha": 4.0}, "train": {"eval_every": 1}}
+    result = work.arm(tiny_arm(world, changes=changes).settings, tmp_path)
+    start, *_, end = result["curve"]
+    (measured,) = result["measured"]
+    assert "kl_to_base" not in start
+    assert end["tasks"]["blax"] == measured["blax"]["accuracy"]
+    assert end["prior"] == measured["prior"]["accuracy"]
+    assert end["kl_to_base"] == pytest.approx(measured["prior"]["kl_to_base"], rel=1e-4)
+    assert end["kl_to_base"] > 1e-6
+
+
 def test_kl_to_base_is_zero_for_the_base_and_positive_for_the_teacher(base):
     measured = base["measured"]
     assert measured.keys() == {"student", "teacher"}

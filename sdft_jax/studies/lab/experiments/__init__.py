@@ -18,6 +18,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "teacher": ("ablations", "EMA, frozen, live and periodic teacher weights (Figure 8)"),
     "on-policy": ("ablations", "on-policy against offline, from the same teacher (Figure 6)"),
     "divergence": ("ablations", "direction and support of the divergence"),
+    "optimizers": ("optimizers", "AdamW with fewer bits, Lion and Adafactor, each at its own rate"),
     "scale": ("scaling", "base models with weak, medium and strong in-context ability (Figure 5)"),
     "pass@k": ("sampling", "accuracy with k samples per prompt"),
     "optimality": ("sampling", "teacher and SFT model: accuracy and distance from the base model"),
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "artefacts",
         "teacher phrases that leak into the student, and loss masks on the first tokens",
     ),
+    "adapters": ("adapters", "LoRA against full fine-tuning: learning against forgetting"),
     "cost": ("cost", "FLOPs and seconds per step, relative to SFT"),
 }
 """Name -> (module, description)."""

@@ -1,0 +1,85 @@
+"""Rings of slots for sliding windows: their sizes, and decoding compared with the full forward pass."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from make_fixtures import CASES
+from sdft_jax.models import Model, architecture_from_dict, grow
+from sdft_jax.models.cache import state_shardings, visible_slots
+from sdft_jax.sharding import Rules, Sharding, make_mesh
+from sdft_jax.types import Sequences
+from tiny import VOCABULARY, ragged
+
+
+def model_with_window(window):
+    """Return a model of seven layers: two periods of sliding, sliding, full, and one sliding layer."""
+    raw = {**CASES["gemma3"], "sliding_window": window, "num_hidden_layers": 7}
+    model = Model(architecture_from_dict(raw))
+    params = jax.tree.map(lambda p: 8 * p if np.ptp(p) else p, model.init(jax.random.key(0)))
+    return model, params
+
+
+@pytest.mark.parametrize("window", [3, 8, 10, 100])
+def test_decoding_with_a_ring_equals_the_full_forward_pass(window):
+    """The prompt has 8 columns, and the cache grows from 11 to 18 tokens on the way."""
+    model, params = model_with_window(window)
+    rng = np.random.default_rng(window)
+    prompt = jax.tree.map(jnp.asarray, ragged(rng, 3, 8, low=1))
+    new = jnp.asarray(rng.integers(2, VOCABULARY, (3, 10)), jnp.int32)
+    whole = Sequences(
+        jnp.concatenate([prompt.tokens, new], axis=1), jnp.concatenate([prompt.mask, new > 0], axis=1)
+    )
+    expected = jax.jit(model.hidden_states)(params, whole)[:, 8:]
+    _, cache = jax.jit(model.prefill, static_argnums=2)(params, prompt, 11)
+    assert [state.slots for state in cache.states] == [11, min(window, 11)]
+    decode = jax.jit(model.decode)
+    for step in range(10):
+        if step == 3:
+            cache = grow(cache, 18)
+            assert [state.slots for state in cache.states] == [18, min(window, 18)]
+        hidden, cache = decode(params, new[:, step], cache)
+        np.testing.assert_allclose(hidden, expected[:, step], atol=2e-5)
+
+
+def test_the_visible_slots_of_the_docstring():
+    """With a window of 4, the positions 4 5 2 3 are in the slots, and the next one replaces 2."""
+    model, _ = model_with_window(4)
+    cache = model.init_cache(2, 16)
+    cache = type(cache)(cache.states, jnp.int32(6), jnp.array([6, 1]))
+    _, ring = (np.asarray(visible_slots(state, cache))[:, 0] for state in cache.states)
+    assert ring[0].tolist() == [True] * 4
+    assert ring[1].tolist() == [False, True, True, False]  # the row's only earlier token is at 5
+    whole = np.asarray(visible_slots(cache.states[0], cache))[:, 0]
+    assert whole[0].tolist() == [True] * 7 + [False] * 9
+    assert np.flatnonzero(whole[1]).tolist() == [5, 6]
+
+
+def test_the_state_of_a_delta_net_does_not_grow():
+    model = Model(architecture_from_dict(CASES["qwen35"]))
+    cache = model.init_cache(2, 8)
+    attention, delta = grow(cache, 20).states
+    assert attention.keys.shape == (1, 2, 2, 16, 20)
+    assert delta is cache.states[1]
+    assert (delta.tail.shape, delta.matrix.shape) == ((5, 2, 3, 128), (5, 2, 4, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("case", "shapes"),
+    [
+        # keys and values of one full layer, then the rings of three sliding ones
+        ("olmo3", [(1, 1, 1, 6, 16), (1, 1, 1, 16, 6), (3, 1, 1, 6, 6), (3, 1, 1, 6, 6)]),
+        # keys and values of one full layer, then convolutions and matrices of five delta nets
+        ("qwen35", [(1, 1, 1, 16, 16), (1, 1, 1, 16, 16), (5, 1, 3, 64), (5, 1, 2, 16, 16)]),
+    ],
+)
+def test_rows_and_heads_of_states_are_split_over_devices(case, shapes):
+    """Four rows over fsdp=4, heads over tensor=2; no layer and no slot is split."""
+    sharding = Sharding(make_mesh(1, 4, 2), Rules())
+    model = Model(architecture_from_dict(CASES[case]), sharding=sharding)
+    states = jax.jit(lambda: model.init_cache(4, 16).states)()
+    assert [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(states)] == shapes
+    planned = jax.tree.leaves([state_shardings(state, sharding) for state in states])
+    leaves = jax.tree.leaves(states)
+    assert [own.shard_shape(x.shape) for x, own in zip(leaves, planned, strict=True)] == shapes
