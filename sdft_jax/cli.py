@@ -590,7 +590,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         help="TPU topology, such as v5e:4x4 or v5e-16; may be repeated",
     )
     command.add_argument(
-        "--mesh", help="data=N,fsdp=N,tensor=N (one may be -1), or all; default: as in CONFIG"
+        "--mesh", help="data=N,fsdp=N,tensor=N,expert=N (one may be -1), or all; default: as in CONFIG"
     )
     command.add_argument(
         "--rules", nargs="+", default=[], metavar="FILE", help="YAML files of sharding rules to compare"

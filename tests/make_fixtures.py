@@ -53,6 +53,22 @@ _QWEN3 = {
     "sliding_window": None,
     "max_window_layers": 4,
 }
+_QWEN3_MOE = {
+    **_QWEN3,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 12,
+    "norm_topk_prob": True,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "output_router_logits": False,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.001,
+    "sliding_window": None,
+    "torch_dtype": "bfloat16",
+}
 _LLAMA = {
     **_BASE,
     "architectures": ["LlamaForCausalLM"],
@@ -280,6 +296,15 @@ CASES = {
         },
     },
     "gemma3_vision": _GEMMA3_VISION,
+    "qwen3_moe": _QWEN3_MOE,
+    "qwen3_moe_mixed": {
+        **_QWEN3_MOE,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [3],
+        "norm_topk_prob": False,
+        "sliding_window": 6,
+        "use_sliding_window": True,
+    },
     "mistral": _MISTRAL,
     "smollm3": _SMOLLM3,
     "smollm3_sliding": {

@@ -48,6 +48,17 @@ QWEN35 = dict(
 """The changes of a model with one gated delta net and one layer of attention."""
 
 
+EXPERTS = dict(
+    architectures="Qwen3MoeForCausalLM",
+    model_type="qwen3_moe",
+    num_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=16,
+    norm_topk_prob=True,
+)
+"""The changes of a model with experts."""
+
+
 def tiny_model(sharding=None, scale=8.0, **changes):
     """Return a random model and its parameters, scaled up by `scale` so that its logits differ."""
     model = Model(architecture_from_dict(QWEN3 | changes), sharding=sharding or single_device())

@@ -7,6 +7,8 @@ the teacher's samples. Method dft weights each token's loss by the token's own p
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -22,12 +24,13 @@ from sdft_jax.algorithm.chunked_loss import (
     vocab_sum,
 )
 from sdft_jax.algorithm.learner import Learner
+from sdft_jax.algorithm.routers import balance_loss, router_stats, router_summary
 from sdft_jax.algorithm.state import apply_gradients
 from sdft_jax.algorithm.trainable import join
 from sdft_jax.types import Metrics, Params, Rollout, Sequences, TokenBatch, TrainState
 
-Rows = tuple[Sequences, Sequences, Float[Array, "B N"]]
-"""Prompts, completions, and the weights of the completions' tokens."""
+Rows = tuple[Sequences, Sequences, Float[Array, "B N"], Bool[Array, "B N"]]
+"""Prompts, completions, and the weights and the loss mask of the completions' tokens."""
 
 
 def cross_entropy(logits: Float[Array, "n v"], target: Int[Array, " n"], vocab_axes: tuple[str, ...]):
@@ -73,18 +76,23 @@ def imitate(
     completion = rollout.completion
     weights = token_weights.aggregation_weights(mask, batch.weight, config.objective)
 
-    def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], tuple[Array, Array]]:
-        prompt, completion, weights = rows
+    def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], Any]:
+        prompt, completion, weights, mask = rows
         student = join(params, state.frozen)
-        hidden = model.completion_hidden(student, prompt, completion)
+        hidden, routers = model.completion_decisions(student, prompt, completion, mask)
         logits = FactoredLogits(hidden, model.head(student))
-        return chunked_loss(
+        value, stats = chunked_loss(
             token_loss, (logits,), completion.tokens, weights, config.divergence.chunk, model.sharding
         )
+        if routers is None:
+            return value, (stats, None)
+        if config.objective.balance:
+            value += config.objective.balance * balance_loss(routers, weights, mask)
+        return value, (stats, router_stats(routers, None, mask))
 
     with jax.named_scope("learn"):
-        value, (logprob, losses), gradients = accumulate(
-            loss, state.params, (batch.prompt, completion, weights), learner.micro_batches
+        value, ((logprob, losses), routers), gradients = accumulate(
+            loss, state.params, (batch.prompt, completion, weights, mask), learner.micro_batches
         )
     with jax.named_scope("optimizer"):
         state, norms = apply_gradients(learner, state, gradients)
@@ -94,6 +102,7 @@ def imitate(
         "cross_entropy": token_weights.masked_mean(-logprob, mask),
         "completion_length": jnp.mean(lengths),
         "completion_tokens": jnp.sum(lengths),
+        **(router_summary(routers, mask) if routers else {}),
         **norms,
     }
     scored = Rollout(completion.tokens, completion.mask, jnp.where(completion.mask, logprob, 0.0))

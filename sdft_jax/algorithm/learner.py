@@ -11,8 +11,9 @@ from sdft_jax.config import Config
 from sdft_jax.config.settings import TeacherConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Architecture, Model
+from sdft_jax.models.architecture import check_quantizable
 from sdft_jax.models.lora import NO_ADAPTER, make_lora
-from sdft_jax.sharding import Sharding
+from sdft_jax.sharding import Sharding, mesh_axes
 from sdft_jax.types import StopTokens
 
 
@@ -63,9 +64,14 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
     """Return the model that a configuration trains; `source` is the directory of its checkpoint.
 
     Raises:
-        SdftError: the adapters of the configuration do not fit the architecture.
+        SdftError: the adapters of the configuration, or its load-balancing loss, do not fit the architecture.
     """
     options = config.model
+    if config.objective.balance and architecture.experts is None:
+        raise SdftError(
+            f"objective.balance={config.objective.balance}: the model has no experts: set it to 0."
+        )
+    check_quantizable(architecture, config.lora.quantize)
     lora = make_lora(config.lora, architecture.sizes, architecture.projections)
     architecture = dataclasses.replace(architecture, lora=lora, quantize=config.lora.quantize)
     return Model(architecture, options.compute_dtype, options.remat, sharding, source, options.attention)
@@ -84,9 +90,9 @@ def check_batch(config: Config, sharding: Sharding) -> None:
 
 def check_rows(rows: int, option: str, sharding: Sharding) -> None:
     """Raise SdftError if the mesh does not divide the number of rows that `option` sets."""
-    parts = sharding.size("batch")
+    parts, axes = sharding.size("batch"), mesh_axes(sharding.rules.batch)
     if rows % parts:
         raise SdftError(
-            f"{option}={rows} is not divisible by the {parts} parts of mesh axes data x fsdp: "
-            "change it, or mesh.data or mesh.fsdp."
+            f"{option}={rows} is not divisible by the {parts} parts of mesh axes {' x '.join(axes)}: "
+            f"change it, or {' or '.join(f'mesh.{axis}' for axis in axes)}."
         )

@@ -31,6 +31,7 @@ from sdft_jax.algorithm.divergence import TokenStats, divergence
 from sdft_jax.algorithm.imitation import confidence_loss, cross_entropy, imitate
 from sdft_jax.algorithm.learner import Learner, check_batch
 from sdft_jax.algorithm.rollout import student_rollout, target_rollout, teacher_rollout
+from sdft_jax.algorithm.routers import RouterStats, balance_loss, router_stats, router_summary
 from sdft_jax.algorithm.state import apply_gradients, state_shardings
 from sdft_jax.algorithm.teacher import teacher_params
 from sdft_jax.algorithm.trainable import join
@@ -118,15 +119,16 @@ def distill(
     if not phase.context:
         batch = dataclasses.replace(batch, teacher_prompt=batch.prompt)
 
-    def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], TokenStats]:
+    def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], LossStats]:
         return distillation_loss(learner.model, join(params, state.frozen), teacher, rows, options)
 
-    def learn_from(width: int) -> tuple[Float[Array, ""], TokenStats, Params]:
+    def learn_from(width: int) -> tuple[Float[Array, ""], LossStats, Params]:
         """Return loss, statistics and gradients of the first `width` completion columns."""
         rows = Rows(batch, *(jax.tree.map(lambda x: x[:, :width], (rollout, mask, weights))))
         value, stats, gradients = accumulate(loss, state.params, rows, learner.micro_batches)
         missing = [(0, 0), (0, rollout.tokens.shape[1] - width)]
-        return value, jax.tree.map(lambda x: jnp.pad(x, missing), stats), gradients
+        tokens = jax.tree.map(lambda x: jnp.pad(x, missing), stats.tokens)
+        return value, LossStats(tokens, stats.routers), gradients
 
     with jax.named_scope("learn"):
         widths = (*sorted(learner.config.train.completion_buckets), rollout.tokens.shape[1])
@@ -135,8 +137,9 @@ def distill(
         value, stats, gradients = jax.lax.switch(jnp.searchsorted(jnp.array(widths), longest), branches)
     with jax.named_scope("optimizer"):
         state, norms = apply_gradients(learner, state, gradients)
-    scalars = {"loss": value, **_summary(stats, rollout, mask, eos_ids), **norms}
-    return state, Metrics(scalars, rollout, stats.divergence, stats.log_ratio)
+    scalars = {"loss": value, **_summary(stats.tokens, rollout, mask, eos_ids), **norms}
+    scalars |= router_summary(stats.routers, mask) if stats.routers else {}
+    return state, Metrics(scalars, rollout, stats.tokens.divergence, stats.tokens.log_ratio)
 
 
 class LossOptions(NamedTuple):
@@ -144,6 +147,14 @@ class LossOptions(NamedTuple):
 
     divergence: DivergenceConfig
     objective: ObjectiveConfig
+
+
+class LossStats(NamedTuple):
+    """The statistics of a distillation loss."""
+
+    tokens: TokenStats
+    routers: RouterStats | None
+    """None for a model without experts."""
 
 
 def loss_options(learner: Learner, phase: Phase) -> LossOptions:
@@ -158,19 +169,20 @@ def loss_options(learner: Learner, phase: Phase) -> LossOptions:
 
 def distillation_loss(
     model: Model, student: Params, teacher: Params, rows: Rows, options: LossOptions
-) -> tuple[Float[Array, ""], TokenStats]:
-    """Return the weighted divergence of student and teacher on the same completions, and its token
-    statistics.
+) -> tuple[Float[Array, ""], LossStats]:
+    """Return the weighted divergence of student and teacher on the same completions, and its statistics.
 
     Only the student's parameters have gradients.
     """
     batch, rollout = rows.batch, rows.rollout
     with jax.named_scope("teacher"):
-        teacher_hidden = model.completion_hidden(
-            jax.lax.stop_gradient(teacher), batch.teacher_prompt, rollout.completion
+        teacher_hidden, teacher_routers = model.completion_decisions(
+            jax.lax.stop_gradient(teacher), batch.teacher_prompt, rollout.completion, rows.mask
         )
     with jax.named_scope("student"):
-        student_hidden = model.completion_hidden(student, batch.prompt, rollout.completion)
+        student_hidden, routers = model.completion_decisions(
+            student, batch.prompt, rollout.completion, rows.mask
+        )
 
     def score(hidden: Float[Array, "B N D"], weights: Float[Array, "B N"]):
         return divergence(
@@ -189,7 +201,12 @@ def distillation_loss(
         )
         ratio = token_weights.importance_ratio(stats.logprob, rollout, rows.mask)
         weights = weights * token_weights.importance_weights(ratio, rows.mask, options.objective)
-    return score(student_hidden, weights)
+    value, stats = score(student_hidden, weights)
+    if routers is None:
+        return value, LossStats(stats, None)
+    if options.objective.balance:
+        value += options.objective.balance * balance_loss(routers, rows.weights, rows.mask)
+    return value, LossStats(stats, router_stats(routers, teacher_routers, rows.mask))
 
 
 def _summary(

@@ -28,8 +28,8 @@ class PlanRequest:
     topologies: Sequence[str]
     """Names of topologies, such as v5e-16."""
     mesh: str | None = None
-    """`data=N,fsdp=N,tensor=N` (each is optional, and one may be -1), or `all`; None for the configuration's
-    mesh."""
+    """`data=N,fsdp=N,tensor=N,expert=N` (each is optional, and one may be -1), or `all`; None for the
+    configuration's mesh."""
     rules: Sequence[str] = ()
     """YAML files of sharding rules to compare; empty for the configuration's rules."""
     output: str | None = None

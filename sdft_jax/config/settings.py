@@ -244,6 +244,9 @@ class ObjectiveConfig:
     token: multiplies each token's loss; sequence: its mean multiplies the sequence's loss (released code)."""
     importance_cap: NonNegative = 2.0
     """Maximum importance ratio."""
+    balance: NonNegative = 0.0
+    """Coefficient of the load-balancing loss of a mixture of experts; 0 for none, since the teacher's
+    distribution is the target."""
 
 
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -504,6 +507,8 @@ class MeshConfig:
     """Number of devices that split both the batch and the parameters."""
     tensor: Integer = 1
     """Number of devices that split heads, feed-forward width and vocabulary."""
+    expert: Integer = 1
+    """Number of devices that split the batch and the experts of a mixture-of-experts model."""
 
 
 @section("checkpoint")

@@ -20,6 +20,7 @@ from sdft_jax.models.families import (
     DELTA_PARAMETERS,
     DELTA_PROJECTIONS,
     EMBEDDING,
+    EXPERTS,
     FAMILIES,
     FEED_FORWARD,
     FINAL_NORM,
@@ -27,6 +28,7 @@ from sdft_jax.models.families import (
     HEAD,
     OUTPUT_BIASES,
     QKV_BIASES,
+    ROUTER,
     WRAPPERS,
     Family,
     Tensor,
@@ -63,6 +65,9 @@ _SIZES = (
     "linear_key_head_dim",
     "linear_value_head_dim",
     "linear_conv_kernel_dim",
+    "num_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
 )
 _OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "sliding_window")
 _LIMITS = {"num_hidden_layers": 100_000, "head_dim": 1 << 16}
@@ -78,6 +83,8 @@ class LayerKind:
     """The rotary position embedding."""
     mixer: Literal["attention", "gated_delta"] = "attention"
     """The function that mixes tokens."""
+    feed_forward: Literal["dense", "experts"] = "dense"
+    """The function of each token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +102,19 @@ class DeltaSizes:
     def channels(self) -> int:
         """The number of queries, keys and values of a token."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertSizes:
+    """The sizes of a mixture of experts."""
+
+    count: int
+    per_token: int
+    """Number of experts that compute a token."""
+    width: int
+    """Hidden width of an expert."""
+    normalized: bool
+    """True if the weights of a token's experts add up to 1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +146,8 @@ class Architecture:
     """The multimodal model that contains this text model; None for a text model alone."""
     delta: DeltaSizes | None = None
     """The sizes of gated delta nets; None without such layers."""
+    experts: ExpertSizes | None = None
+    """The sizes of the mixtures of experts; None without such layers."""
     lora: Lora | None = None
     """The adapters; None without adapters."""
     quantize: Quantization | None = None
@@ -140,6 +162,7 @@ class Architecture:
     def sizes(self) -> dict[str, int]:
         """The size of each dimension letter of `families.Tensor`."""
         delta = self.delta or DeltaSizes(0, 0, 0, 0, 0)
+        experts = self.experts or ExpertSizes(0, 0, 0, False)
         return {
             "V": self.vocab_size,
             "D": self.hidden_size,
@@ -157,6 +180,8 @@ class Architecture:
             "P": delta.value_dim,
             "C": delta.channels,
             "S": delta.convolution,
+            "E": experts.count,
+            "M": experts.width,
             "1": 1,
         }
 
@@ -196,6 +221,8 @@ class Architecture:
             norms = tuple(norm for norm in norms if norm.name not in ("q_norm", "k_norm"))
         else:
             others = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
+        if kind.feed_forward == "experts":
+            others = (*others, ROUTER, *EXPERTS)
         projections = self.projections_of(kind)
         adapters = self.lora.adapters(projections) if self.lora else ()
         if self.quantize:
@@ -203,9 +230,13 @@ class Architecture:
         return (*projections, *others, *norms, *adapters)
 
     def projections_of(self, kind: LayerKind) -> tuple[Tensor, ...]:
-        """Return the matrices of one layer of a kind, which may have adapters or be quantized."""
+        """Return the matrices of one layer of a kind, which may have adapters or be quantized.
+
+        The router and the experts are not among them.
+        """
         attention = GATED_ATTENTION if self.family.gated_attention else ATTENTION
-        return (*(DELTA_PROJECTIONS if kind.mixer == "gated_delta" else attention), *FEED_FORWARD)
+        mixer = DELTA_PROJECTIONS if kind.mixer == "gated_delta" else attention
+        return (*mixer, *(FEED_FORWARD if kind.feed_forward == "dense" else ()))
 
     @property
     def projections(self) -> tuple[Tensor, ...]:
@@ -220,6 +251,19 @@ class Architecture:
     def layers_with(self, tensor: Tensor) -> tuple[int, ...]:
         """Return the layers that have a parameter, in the order in which it is stacked."""
         having = [tensor in self.tensors_of(kind) for kind in self.kinds]
+        return tuple(layer for layer, kind in enumerate(self.kind_of_layer) if having[kind])
+
+    @property
+    def feed_forward_widths(self) -> tuple[int, ...]:
+        """The hidden widths of dense layers and of experts, whichever the model has."""
+        kinds = {kind.feed_forward for kind in self.kinds}
+        dense = (self.intermediate_size,) if "dense" in kinds else ()
+        return dense + ((self.experts.width,) if self.experts else ())
+
+    @property
+    def layers_with_experts(self) -> tuple[int, ...]:
+        """The layers with a mixture of experts."""
+        having = [kind.feed_forward == "experts" for kind in self.kinds]
         return tuple(layer for layer, kind in enumerate(self.kind_of_layer) if having[kind])
 
     def layers_of(self, kind: int) -> tuple[int, ...]:
@@ -239,6 +283,15 @@ class Architecture:
         head = () if self.tie_word_embeddings else (HEAD,)
         adapters = self.lora.outer_tensors if self.lora else ()
         return (EMBEDDING, norm, *head, *adapters)
+
+
+def check_quantizable(architecture: Architecture, quantize: Quantization | None) -> None:
+    """Raise SdftError if a format is given for a model whose experts would remain unquantized."""
+    if quantize and architecture.experts:
+        raise SdftError(
+            f"quantize={quantize} is not supported for {architecture.family.model_type} models: the experts, "
+            "which are most of the weights, would not be quantized: leave it out."
+        )
 
 
 def read_architecture(path: str | os.PathLike[str]) -> Architecture:
@@ -452,7 +505,16 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         kind_of_layer=kind_of_layer,
         source_json=source_json,
         delta=_delta_sizes(config) if any(kind.mixer == "gated_delta" for kind in kinds) else None,
+        experts=_expert_sizes(config) if any(kind.feed_forward == "experts" for kind in kinds) else None,
     )
+
+
+def _expert_sizes(config: Mapping[str, Any]) -> ExpertSizes:
+    """Return the sizes of the mixtures of experts."""
+    count, chosen = config["num_experts"], config["num_experts_per_tok"]
+    if chosen > count:
+        raise SdftError(f"num_experts_per_tok {chosen} is above num_experts {count}: correct one of them.")
+    return ExpertSizes(count, chosen, config["moe_intermediate_size"], bool(config["norm_topk_prob"]))
 
 
 def _delta_sizes(config: Mapping[str, Any]) -> DeltaSizes:
@@ -521,10 +583,16 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
         "linear_attention": LayerKind(None, full, "gated_delta"),
     }
 
-    def kind(number: int, without_rope: bool) -> LayerKind:
-        found = kinds[family.kinds[number]]
-        return dataclasses.replace(found, rope=NO_ROPE) if without_rope else found
+    sparse = family.experts(config) if family.experts else [False] * len(types)
 
-    layers = [(family.kinds.index(name), not rope) for name, rope in zip(types, rotated, strict=True)]
+    def kind(number: int, without_rope: bool, with_experts: bool) -> LayerKind:
+        found = kinds[family.kinds[number]]
+        found = dataclasses.replace(found, rope=NO_ROPE) if without_rope else found
+        return dataclasses.replace(found, feed_forward="experts") if with_experts else found
+
+    layers = [
+        (family.kinds.index(name), not rope, experts)
+        for name, rope, experts in zip(types, rotated, sparse, strict=True)
+    ]
     used = sorted(set(layers))
     return tuple(kind(*own) for own in used), tuple(used.index(own) for own in layers)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from sdft_jax.kernels.matmul import matmul
 from sdft_jax.models.architecture import Architecture, LayerKind
 from sdft_jax.models.cache import DeltaState, empty_delta_state
+from sdft_jax.models.experts import Routing, Weights, mixture
 from sdft_jax.models.gated_delta import DeltaInputs, causal_convolution, gated_delta
 from sdft_jax.models.lora import A, B, split_product
 from sdft_jax.models.quantize import SCALE, quantized_matmul
@@ -50,6 +51,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: Architecture, kind: LayerKind, sharding: Sharding, decoding: bool):
         self.config = config
+        self.kind = kind
         self.sharding = sharding
         self.decoding = decoding
         for tensor in config.tensors_of(kind):
@@ -80,18 +82,35 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         attended: Float[Array, "B T N H"],
         gate: Float[Array, "B T N H"] | None = None,
-    ) -> Float[Array, "B T D"]:
-        """Return the residual stream after this layer, given the output of its attention."""
+    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """Return the residual stream after this layer, given the output of its attention, and the decisions
+        of its router, if it has one.
+        """
         attended = checkpoint_name(attended, "attended")
         if gate is not None:
             attended = attended * jax.nn.sigmoid(gate)
         return self._add_to(x, self._add_bias("o_bias", self._matmul("bthk,hkd->btd", attended, "o")))
 
-    def _add_to(self, x: Float[Array, "B T D"], out: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Return the residual stream after this layer, given the output of its token mixer."""
+    def _add_to(
+        self, x: Float[Array, "B T D"], out: Float[Array, "B T D"]
+    ) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """Return the residual stream after this layer, given the output of its token mixer, and the decisions
+        of its router.
+        """
         x = x + self._norm("post_attention_norm", self._constrained(out))
-        out = self._mlp(self._norm("pre_mlp_norm", x))
-        return x + self._norm("post_mlp_norm", self._constrained(out))
+        inner, routing = self._norm("pre_mlp_norm", x), None
+        if self.kind.feed_forward == "experts":
+            out, routing = self._mixture(inner)
+        else:
+            out = self._mlp(inner)
+        return x + self._norm("post_mlp_norm", self._constrained(out)), routing
+
+    def _mixture(self, x: Array) -> tuple[Array, Routing]:
+        assert self.config.experts is not None
+        names = ("router", "experts_gate", "experts_up", "experts_down")
+        weights = Weights(*(self._weight(name) for name in names))
+        activation = ACTIVATION_FUNCTIONS[self.config.activation]
+        return mixture(x, weights, self.config.experts, activation, self.sharding)
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
@@ -145,8 +164,9 @@ class DeltaBlock(Block):
 
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], state: DeltaState | None
-    ) -> tuple[Float[Array, "B T D"], DeltaState]:
-        """Return the residual stream after this layer, and the state of the layer after these tokens.
+    ) -> tuple[Float[Array, "B T D"], Routing | None, DeltaState]:
+        """Return the residual stream after this layer, the decisions of its router, if it has one, and the
+        state of the layer after these tokens.
 
         Padding leaves no trace in the state. Without a state, the sequences begin here.
         """
@@ -162,7 +182,7 @@ class DeltaBlock(Block):
         gate = jax.nn.silu(self._matmul("btd,dgp->btgp", inner, "delta_z").astype(jnp.float32))
         out = self._inside((self._unit_scale(out) * gate).astype(x.dtype), "heads", "heads", None)
         out = self._matmul("btgp,gpd->btd", checkpoint_name(out, "attended"), "delta_o")
-        return self._add_to(x, out), DeltaState(tail, matrix)
+        return *self._add_to(x, out), DeltaState(tail, matrix)
 
     def _heads(self, qkv: Float[Array, "B T C"]) -> list[Float[Array, "B T G ..."]]:
         """Return queries, keys and values of each value head."""

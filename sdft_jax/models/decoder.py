@@ -38,6 +38,7 @@ from sdft_jax.models.cache import (
     write_delta,
     write_prompt,
 )
+from sdft_jax.models.experts import Decisions, no_decisions, with_decision
 from sdft_jax.models.families import Tensor
 from sdft_jax.models.head import AdaptedHead, Head, head_logits
 from sdft_jax.models.layers import RunLayer, run_layers, separate_layers
@@ -151,6 +152,12 @@ class Model:
 
     def hidden_states(self, params: Params, sequences: Sequences) -> Float[Array, "B T D"]:
         """Return the hidden states after the final norm; the caller applies the head."""
+        return self._score(params, sequences, None)[0]
+
+    def _score(
+        self, params: Params, sequences: Sequences, counts: Bool[Array, "B T"] | None
+    ) -> tuple[Float[Array, "B T D"], Decisions | None]:
+        """Return the hidden states, and the decisions of the routers if `counts` is given."""
         length = sequences.tokens.shape[1]
         # padding, so that the mesh divides the residual stream
         padding = [(0, 0), (0, -length % self.sharding.size("sequence"))]
@@ -161,7 +168,9 @@ class Model:
             return state, self_attention(kind, q, k, v)
 
         padded = Sequences(tokens, mask)
-        return self._run(params, padded, token_positions(mask), attend, None)[0][:, :length]
+        counts = None if counts is None else jnp.pad(counts, padding)
+        x, _, decisions = self._run(params, padded, token_positions(mask), attend, None, counts)
+        return x[:, :length], decisions
 
     def completion_hidden(
         self, params: Params, prompt: Sequences, completion: Sequences
@@ -171,10 +180,32 @@ class Model:
         For example, with a prompt of 3 and a completion of 2 tokens, positions 2 and 3 of 0..4 predict the
         completion.
         """
-        tokens = jnp.concatenate([prompt.tokens, completion.tokens], axis=1)
-        mask = jnp.concatenate([prompt.mask, completion.mask], axis=1)
-        hidden = self.hidden_states(params, Sequences(tokens, mask))
-        return hidden[:, prompt.tokens.shape[1] - 1 : -1]
+        whole = _joined(prompt, completion)
+        return self.hidden_states(params, whole)[:, prompt.tokens.shape[1] - 1 : -1]
+
+    def completion_decisions(
+        self, params: Params, prompt: Sequences, completion: Sequences, counts: Bool[Array, "B N"]
+    ) -> tuple[Float[Array, "B N D"], Decisions | None]:
+        """Return `completion_hidden`, and the decisions of the routers at the same positions.
+
+        Args:
+            params: the whole parameter tree.
+            prompt: [B, P].
+            completion: [B, N].
+            counts: the completion tokens whose predictions count in `Decisions.probabilities`.
+
+        Returns:
+            The hidden states, and the decisions; None for a model without experts.
+        """
+        if self.architecture.experts is None:
+            return self.completion_hidden(params, prompt, completion), None
+        before = prompt.tokens.shape[1] - 1
+        counts = jnp.pad(counts, [(0, 0), (before, 1)])
+        hidden, decisions = self._score(params, _joined(prompt, completion), counts)
+        assert decisions is not None
+        places = slice(before, before + completion.tokens.shape[1])
+        experts, entropy = decisions.experts[:, :, places], decisions.entropy[:, places]
+        return hidden[:, places], dataclasses.replace(decisions, experts=experts, entropy=entropy)
 
     def head(self, params: Params) -> Head:
         """Return the output matrix, which is the embedding in a tree without one, and its adapter."""
@@ -203,7 +234,7 @@ class Model:
             return write_prompt(state, index, k, v, self.sharding), self_attention(kind, q, k, v)
 
         empty = self.init_cache(batch, cache_length).states
-        hidden, states = self._run(params, prompt, token_positions(prompt.mask), attend, empty)
+        hidden, states, _ = self._run(params, prompt, token_positions(prompt.mask), attend, empty)
         count = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
         return hidden, Cache(states, jnp.int32(length), count)
 
@@ -224,7 +255,7 @@ class Model:
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
-        hidden, states = self._run(params, token, cache.positions[:, None], attend, cache.states)
+        hidden, states, _ = self._run(params, token, cache.positions[:, None], attend, cache.states)
         return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1)
 
     def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
@@ -291,7 +322,8 @@ class Model:
         positions: Array,
         attend: Callable[..., Any],
         states: tuple[State, ...] | None,
-    ) -> tuple[Array, Any]:
+        counts: Array | None = None,
+    ) -> tuple[Array, Any, Decisions | None]:
         """Embed, run the layers and apply the final norm.
 
         Args:
@@ -300,6 +332,7 @@ class Model:
             positions: [B, T], of each token in its row.
             attend: (state, kind, index, q, k, v) -> (state, attended), of the index-th layer of a kind.
             states: the states of each kind, which `attend` reads and updates; None without states.
+            counts: [B, T], the tokens that count in the decisions of routers; None to return no decisions.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
         decoding = states is not None and sequences.tokens.shape[1] == 1
@@ -309,27 +342,34 @@ class Model:
         factors = query_factors([kind.rope for kind in config.kinds], positions)
         stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)]
 
-        def run_layer(carry, weights, kind, index):
-            x, states = carry
+        sparse, decisions = config.layers_with_experts, None
+        if counts is not None and config.experts:
+            decisions = no_decisions(len(sparse), *sequences.tokens.shape, config.experts)
+
+        def run_layer(carry, weights, kind, index, layer):
+            x, states, decisions = carry
             static = isinstance(kind, int)
             block = nnx.merge(structures[kind if static else 0], cast(weights, dtype))
             state = None if states is None else states[kind]
             if isinstance(block, DeltaBlock):
-                x, new = block(x, sequences.mask, read_delta(state, index) if state else None)
+                x, routing, new = block(x, sequences.mask, read_delta(state, index) if state else None)
                 state = write_delta(state, index, new, self.sharding) if state else None
             else:
                 cos, sin = ropes[kind] if static else (stack[kind] for stack in stacked_ropes)
                 q, k, v, *gate = block.project(x, cos, sin)
                 q = q if factors is None else q * factors[kind].astype(dtype)
                 state, attended = attend(state, kind, index, q, k, v)
-                x = block.combine(x, attended, *gate)
-            return x, states and replaced(states, kind, state)
+                x, routing = block.combine(x, attended, *gate)
+            if decisions is not None and routing is not None:
+                index = jnp.searchsorted(jnp.array(sparse), layer)
+                decisions = with_decision(decisions, index, routing, counts)
+            return x, states and replaced(states, kind, state), decisions
 
         if self.remat != "none" and states is None:
             run_layer = _checkpointed(run_layer, REMAT_POLICIES[self.remat])
-        carry = (self._embed(params, sequences.tokens), states)
-        x, states = run_layers(of_tree, run_layer, carry, params["layers"], states is not None)
-        return rms_norm(x, params["norm"].astype(dtype), config), states
+        carry = (self._embed(params, sequences.tokens), states, decisions)
+        x, states, decisions = run_layers(of_tree, run_layer, carry, params["layers"], states is not None)
+        return rms_norm(x, params["norm"].astype(dtype), config), states, decisions
 
     def _tree(self, outer: Callable[..., Any], inner: Callable[..., Any]) -> dict[str, Any]:
         """Return the parameter tree with `outer(tensor)` outside and `inner(tensor)` inside the layers."""
@@ -338,11 +378,16 @@ class Model:
         return tree
 
 
+def _joined(prompt: Sequences, completion: Sequences) -> Sequences:
+    """Return prompts and their completions as one sequence each."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), prompt, completion)
+
+
 def _checkpointed(run_layer: RunLayer, policy: Any) -> RunLayer:
     """Return the function with a backward pass that recomputes what the policy does not save."""
 
-    def run(carry, weights, kind, index):
-        own = functools.partial(run_layer, kind=kind, index=index)
+    def run(carry, weights, kind, index, layer):
+        own = functools.partial(run_layer, kind=kind, index=index, layer=layer)
         # a scan keeps the two passes apart, so that the compiler does not merge them
         return jax.checkpoint(own, policy=policy, prevent_cse=False)(carry, weights)
 

@@ -4,6 +4,7 @@ One `Tensor` describes one parameter: its shape, logical axes, initialization, a
 layout. Loading, saving and sharding use these descriptions. Dimensions are letters: D model width, N query
 heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forward width, V vocabulary, R rank
 of an adapter; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
+of a mixture E experts, M width of an expert;
 and d, h, f, p the numbers of tiles of D, H, F and P in a quantized weight.
 """
 
@@ -34,6 +35,8 @@ LOGICAL_AXES = {
     "P": None,
     "C": "heads",
     "S": None,
+    "E": "experts",
+    "M": "mlp",
     "1": None,
     **dict.fromkeys(TILES.values()),
 }
@@ -47,7 +50,9 @@ class Tensor:
 
     `dims` is the shape in letters. With '>' between inputs and outputs the parameter is a matrix, which a
     checkpoint stores as [outputs, inputs]. A checkpoint stores heads and head dimension as one axis: 'D>NH'
-    is [D, N, H] in this library and [N*H, D] in a checkpoint.
+    is [D, N, H] in this library and [N*H, D] in a checkpoint. Before '|' is the axis of experts: 'E|D>M' is
+    [E, D, M], of E tensors [M, D] if the source has a '*' for the number of the expert, else of one tensor
+    [E, M, D].
     """
 
     name: str
@@ -60,27 +65,45 @@ class Tensor:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in this library, without the layer axis."""
-        return tuple(sizes[letter] for letter in self.dims.replace(">", ""))
+        return tuple(sizes[letter] for letter in self.letters)
 
     @property
     def axes(self) -> tuple[str | None, ...]:
         """The logical axes, without the layer axis."""
-        return tuple(LOGICAL_AXES[letter] for letter in self.dims.replace(">", ""))
+        return tuple(LOGICAL_AXES[letter] for letter in self.letters)
+
+    @property
+    def letters(self) -> str:
+        """The dimensions in order, one letter each."""
+        return re.sub("[|>]", "", self.dims)
+
+    @property
+    def per_expert(self) -> bool:
+        """True if a checkpoint stores a tensor of each expert."""
+        return "*" in self.source
 
     def stored_shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """Return the shape in a checkpoint."""
-        inputs, _, outputs = self.dims.rpartition(">")
+        """Return the shape in a checkpoint, of one expert if it stores each."""
+        experts, _, own = self.dims.rpartition("|")
+        inputs, _, outputs = own.rpartition(">")
         fused = [group for part in (outputs, inputs) for group in re.findall("[NKG][HQP]|[A-Z1]", part)]
-        return tuple(math.prod(sizes[letter] for letter in group) for group in fused)
+        shape = tuple(math.prod(sizes[letter] for letter in group) for group in fused)
+        return shape if self.per_expert else (*(sizes[letter] for letter in experts), *shape)
 
     def from_stored(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
-        """Return a view of a checkpoint's array in the layout of this library, without a copy."""
-        return (array.T if ">" in self.dims else array).reshape(self.shape(sizes))
+        """Return a view of a checkpoint's array in the layout of this library, without a copy; of one expert
+        if it stores each.
+        """
+        shape = self.shape(sizes)[1 if self.per_expert else 0 :]
+        return (array.swapaxes(-1, -2) if ">" in self.dims else array).reshape(shape)
 
     def to_stored(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """Return an array in the layout of a checkpoint: the inverse of `from_stored`."""
         stored = self.stored_shape(sizes)
-        return array.reshape(stored[::-1]).T if ">" in self.dims else array.reshape(stored)
+        if ">" not in self.dims:
+            return array.reshape(stored)
+        *experts, outputs, inputs = stored
+        return array.reshape(*experts, inputs, outputs).swapaxes(-1, -2)
 
 
 ATTENTION = (
@@ -94,6 +117,12 @@ FEED_FORWARD = (
     Tensor("gate", "D>F", "mlp.gate_proj.weight"),
     Tensor("up", "D>F", "mlp.up_proj.weight"),
     Tensor("down", "F>D", "mlp.down_proj.weight"),
+)
+ROUTER = Tensor("router", "D>E", "mlp.gate.weight")
+EXPERTS = (
+    Tensor("experts_gate", "E|D>M", "mlp.experts.*.gate_proj.weight"),
+    Tensor("experts_up", "E|D>M", "mlp.experts.*.up_proj.weight"),
+    Tensor("experts_down", "E|M>D", "mlp.experts.*.down_proj.weight"),
 )
 PROJECTIONS = (*ATTENTION, *FEED_FORWARD)
 DELTA_PROJECTIONS = (
@@ -147,6 +176,8 @@ class Family:
     scale_embedding: bool = False
     kinds: tuple[str, ...] = ("full_attention", "sliding_attention")
     """The types of layers."""
+    experts: Callable[[Json], list[bool]] | None = None
+    """A function from config.json to True for each layer with a mixture of experts; None: no layer has."""
     gated_attention: bool = False
     """True if queries have a second half, whose sigmoid is a factor on the output of attention."""
     defaults: tuple[tuple[str, Any], ...] = ()
@@ -218,6 +249,17 @@ def _rotated(config: Json) -> list[bool]:
     count, period = config["num_hidden_layers"], config["no_rope_layer_interval"]
     listed = config.get("no_rope_layers") or [(layer + 1) % period for layer in range(count)]
     return [bool(rope) for rope in listed[:count]]
+
+
+def _all_alike_if_used(config: Json) -> list[str]:
+    """Return sliding attention for every layer if `use_sliding_window` is set, as in Qwen3-MoE."""
+    return _all_alike(config if config.get("use_sliding_window") else {**config, "sliding_window": None})
+
+
+def _sparse_every(config: Json) -> list[bool]:
+    """Return True for the layers of Qwen3-MoE with experts: every n-th one that is not listed as dense."""
+    dense, period = config.get("mlp_only_layers") or (), config["decoder_sparse_step"]
+    return [layer not in dense and (layer + 1) % period == 0 for layer in range(config["num_hidden_layers"])]
 
 
 def _full_or_linear(config: Json) -> list[str]:
@@ -336,6 +378,18 @@ _QWEN35 = (
     ("linear_num_value_heads", 32),
 )
 
+_QWEN3_MOE = (
+    *_COMMON,
+    ("max_position_embeddings", 32_768),
+    ("num_key_value_heads", 4),
+    ("sliding_window", 4096),
+    ("decoder_sparse_step", 1),
+    ("moe_intermediate_size", 768),
+    ("num_experts_per_tok", 8),
+    ("num_experts", 128),
+    ("norm_topk_prob", False),
+)
+
 FAMILIES = {
     family.model_type: family
     for family in (
@@ -355,6 +409,15 @@ FAMILIES = {
             _one_rope,
             _sliding_after,
             defaults=(*_COMMON, ("sliding_window", 4096), ("head_dim", 128)),
+        ),
+        Family(
+            "qwen3_moe",
+            "Qwen3MoeForCausalLM",
+            _norms(PRE_NORMS, q="H", k="H"),
+            _one_rope,
+            _all_alike_if_used,
+            experts=_sparse_every,
+            defaults=_QWEN3_MOE,
         ),
         Family("llama", "LlamaForCausalLM", _norms(PRE_NORMS), _one_rope, _all_full, defaults=_COMMON),
         Family("mistral", "MistralForCausalLM", _norms(PRE_NORMS), _one_rope, _all_alike, defaults=_MISTRAL),

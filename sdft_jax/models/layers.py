@@ -28,8 +28,9 @@ Index = Any
 """An integer, which may be traced."""
 Stacks = Mapping[str, jax.Array]
 """The parameters of layers: [L, ...] each, of one layer [...]."""
-RunLayer = Callable[[Carry, Stacks, Index, Index], Carry]
-"""A function (carry, parameters of the layer, its kind, its index among the layers of this kind) -> carry."""
+RunLayer = Callable[[Carry, Stacks, Index, Index, Index], Carry]
+"""A function (carry, parameters of the layer, its kind, its index among the layers of this kind, its number)
+-> carry."""
 
 
 def run_layers(
@@ -46,7 +47,7 @@ def run_layers(
     """
     if isinstance(layers, tuple):
         for layer, own in enumerate(layers):
-            carry = run_layer(carry, own, config.kind_of_layer[layer], _index_in_kind(config)[layer])
+            carry = run_layer(carry, own, config.kind_of_layer[layer], _index_in_kind(config)[layer], layer)
         return carry
     if len(config.kinds) == 1 or (config.uniform and not with_states):
         return _scan_layers(config, run_layer, carry, layers)
@@ -63,7 +64,7 @@ def _scan_layers(config: Architecture, run_layer: RunLayer, carry: Carry, layers
 
     def step(carry: Carry, layer: Any) -> tuple[Carry, None]:
         own, kind, index = layer
-        return run_layer(carry, own, 0 if len(config.kinds) == 1 else kind, index), None
+        return run_layer(carry, own, 0 if len(config.kinds) == 1 else kind, index, index), None
 
     return jax.lax.scan(step, carry, (layers, kinds, jnp.arange(config.num_hidden_layers)))[0]
 
@@ -89,7 +90,8 @@ def _scan_periods(
                 for name, place in places[layer].items()
             }
             kind = config.kind_of_layer[layer]
-            carry = run_layer(carry, weights, kind, step * kinds[kind] + indices[layer])
+            index, number = step * kinds[kind] + indices[layer], step * config.period + layer
+            carry = run_layer(carry, weights, kind, index, number)
         return carry
 
     whole, remaining = None, None

@@ -31,7 +31,7 @@ from sdft_jax.types import Params
 
 SCALE = "_scale"
 """The end of the names of scales."""
-FLOAT32 = ("delta_log_rate", "delta_rate_bias")
+FLOAT32 = ("delta_log_rate", "delta_rate_bias", "router")
 """Parameters that products in a narrower dtype do not read."""
 
 TILE = 64
@@ -160,7 +160,7 @@ def quantize_params(params: Params, format: Quantization) -> Params:
 
 
 def cast(params: Params, dtype: Any) -> Any:
-    """Return the parameters in a floating dtype; codes keep theirs, and the rates of delta nets are float32.
+    """Return the parameters in a floating dtype; codes keep theirs, and those in `FLOAT32` are float32.
 
     In bfloat16, a rate exp(2.7) would be off by up to 0.8 %, and its decay by that power of every token.
     """

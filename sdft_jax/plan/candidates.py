@@ -75,7 +75,8 @@ def parse_meshes(config: Config, topology: Topology, text: str | None) -> list[M
     Args:
         config: its `mesh` section is used if `text` is None.
         topology: the mesh must use all of its devices.
-        text: `data=N,fsdp=N,tensor=N` (each is optional, and one may be -1), or `all` for every mesh.
+        text: `data=N,fsdp=N,tensor=N,expert=N` (each is optional, and one may be -1), or `all` for every
+            mesh with one device along expert.
 
     Raises:
         SdftError: the text is not a mesh, or the mesh does not have the topology's number of devices.
@@ -99,9 +100,9 @@ def parse_meshes(config: Config, topology: Topology, text: str | None) -> list[M
 
 
 def mesh_sizes(devices: int) -> list[MeshSizes]:
-    """Return every mesh of this number of devices."""
+    """Return every mesh of this number of devices that does not split experts."""
     return [
-        {"data": data, "fsdp": fsdp, "tensor": devices // (data * fsdp)}
+        {"data": data, "fsdp": fsdp, "tensor": devices // (data * fsdp), "expert": 1}
         for data in range(1, devices + 1)
         if devices % data == 0
         for fsdp in range(1, devices // data + 1)
@@ -134,7 +135,8 @@ def _parse_mesh(text: str) -> dict[str, int]:
         axis, _, size = (word.strip() for word in part.partition("="))
         if axis not in MESH_AXES or not size.lstrip("-").isdigit():
             raise SdftError(
-                f"--mesh {text}: give data=N,fsdp=N,tensor=N (each is optional, and one may be -1), or all."
+                f"--mesh {text}: give data=N,fsdp=N,tensor=N,expert=N (each is optional, and one may be -1), "
+                "or all."
             )
         sizes[axis] = int(size)
     return sizes

@@ -326,8 +326,15 @@ def _activations(model: Model, rows: int, length: int, longest: int) -> list[Arr
 
 def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
     """Return the largest arrays within one layer on whole sequences."""
-    hidden = _activation(model, "feed-forward hidden of a layer", "F", 1, rows, length)
-    arrays = [hidden._replace(shape=hidden.shape[1:], axes=hidden.axes[1:])]
+    kinds, experts = {kind.feed_forward for kind in model.architecture.kinds}, model.architecture.experts
+    arrays = []
+    if "dense" in kinds:
+        arrays.append(_activation(model, "feed-forward hidden of a layer", "F", 1, rows, length))
+    if experts:
+        choices = length * experts.per_token
+        arrays.append(_activation(model, "expert inputs of a layer", "D", 1, rows, choices))
+        arrays.append(_activation(model, "expert hidden of a layer", "M", 1, rows, choices))
+    arrays = [array._replace(shape=array.shape[1:], axes=array.axes[1:]) for array in arrays]
     if model.kernel == "xla":  # the other kernels never store the scores
         block = min(block_size(model.platform), length)
         shape = (rows, model.architecture.num_attention_heads, block, length)

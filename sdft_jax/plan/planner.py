@@ -21,8 +21,8 @@ def plan_update(config: Config, topology: str, mesh: str | None = None) -> Estim
     Args:
         config: the configuration of the run; no weights are read.
         topology: the name of a topology, such as v5e-16.
-        mesh: `data=N,fsdp=N,tensor=N` (each is optional, and one may be -1); None for the configuration's
-            mesh; `all` for the best of all meshes: the fastest that fits.
+        mesh: `data=N,fsdp=N,tensor=N,expert=N` (each is optional, and one may be -1); None for the
+            configuration's mesh; `all` for the best of all meshes: the fastest that fits.
 
     Raises:
         SdftError: the topology, the mesh or the model is not valid, no mesh divides both the model and the

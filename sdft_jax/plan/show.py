@@ -24,7 +24,7 @@ CAVEAT = (
     "'limit s' is the time of the whole update at the chip's peak rates."
 )
 MESH = "data x fsdp x tensor"
-"""The heading of the mesh column."""
+"""The heading of the mesh column; a row with several devices along expert has a fourth number."""
 
 
 def compiler() -> str:
@@ -36,7 +36,8 @@ def row(estimate: Estimate) -> dict[str, Any]:
     """Return the table row of an estimate: GiB per device, GB received per device and step, seconds per
     step.
     """
-    name = "x".join(str(estimate.mesh[axis]) for axis in MESH_AXES)
+    shown = [axis for axis in MESH_AXES if axis != "expert" or estimate.mesh.get(axis, 1) > 1]
+    name = "x".join(str(estimate.mesh[axis]) for axis in shown)
     cells = {
         MESH: f"{name} {estimate.rules}" if estimate.rules else name,
         "state": f"{estimate.state / GIB:.2f}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 
@@ -27,7 +28,8 @@ def lay_out_for_decoding(model: Model, params: Params) -> tuple[Model, Params]:
 
 def decoding_model(model: Model) -> Model:
     """Return the model as it runs inside the decode loop."""
-    sizes = {"mlp": model.architecture.intermediate_size, "vocab": model.architecture.vocab_size}
+    architecture = model.architecture
+    sizes = {"mlp": math.gcd(*architecture.feed_forward_widths), "vocab": architecture.vocab_size}
     return dataclasses.replace(model, sharding=decoding_sharding(model.sharding, sizes))
 
 

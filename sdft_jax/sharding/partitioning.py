@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sdft_jax.errors import SdftError
 from sdft_jax.sharding.mesh import make_mesh
-from sdft_jax.sharding.rules import MESH_AXES, Rules, mesh_axes
+from sdft_jax.sharding.rules import MESH_AXES, Rules, mesh_axes, without_axes
 
 LogicalAxes = tuple[str | None, ...]
 
@@ -27,13 +27,17 @@ class Sharding:
 
     mesh: Mesh
     rules: Rules = dataclasses.field(default_factory=Rules)
+    """The rules without mesh axes that the mesh does not have: `expert`, if it has one device."""
 
     def __post_init__(self):
-        if set(self.mesh.axis_names) != set(MESH_AXES):
+        if set(self.mesh.axis_names) | {"expert"} != set(MESH_AXES):
             raise SdftError(
                 f"the mesh has axes {', '.join(self.mesh.axis_names)}, and the rules use "
                 f"{', '.join(MESH_AXES)}: make the mesh with sdft_jax.make_mesh."
             )
+        object.__setattr__(
+            self, "rules", without_axes(self.rules, set(MESH_AXES) - set(self.mesh.axis_names))
+        )
 
     @property
     def device(self) -> Any:

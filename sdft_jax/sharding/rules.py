@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from sdft_jax.errors import SdftError, explained
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -24,7 +25,7 @@ def mesh_axes(entry: MeshAxes) -> tuple[str, ...]:
 class Rules:
     """The mesh axes that split each logical axis; None does not split it."""
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("data", "fsdp", "expert")
     """Rows of a batch, in activations and in the KV cache."""
     sequence: MeshAxes = None
     """Token positions of activations. `tensor` splits the residual stream and its norms over positions
@@ -39,7 +40,10 @@ class Rules:
     kv_heads: MeshAxes = "tensor"
     """Key and value heads."""
     mlp: MeshAxes = "tensor"
-    """Hidden width of the feed-forward block."""
+    """Hidden width of the feed-forward block, and of each expert."""
+    experts: MeshAxes = "expert"
+    """Experts of a mixture; each device computes its own experts for the rows of all devices along this
+    axis."""
     vocab: MeshAxes = "tensor"
     """Rows of the embedding and of the head."""
 
@@ -51,3 +55,14 @@ class Rules:
                     raise SdftError(
                         f"sharding.{field.name}: the mesh has no axis {axis!r}: use one of {known}."
                     )
+
+
+def without_axes(rules: Rules, absent: Collection[str]) -> Rules:
+    """Return the rules without these mesh axes."""
+    changes: dict[str, MeshAxes] = {}
+    for field in dataclasses.fields(rules):
+        entry = getattr(rules, field.name)
+        kept = tuple(axis for axis in mesh_axes(entry) if axis not in absent)
+        if kept != mesh_axes(entry):
+            changes[field.name] = kept or None
+    return dataclasses.replace(rules, **changes)

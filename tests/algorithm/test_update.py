@@ -19,7 +19,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import single_device
 from sdft_jax.types import Rollout, Sequences
-from tiny import EOS, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
+from tiny import EOS, EXPERTS, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
 
 COMMON = (
     "sampling.max_new_tokens=6",
@@ -114,6 +114,17 @@ def test_layers_of_several_kinds_train_alike_on_eight_devices_and_with_remateria
     moved = jax.tree.map(lambda old, new: np.ptp(new - old) > 0, start.params, state.params)
     averaged = jax.tree.map(lambda old, new: np.ptp(new - old) > 0, start.teacher, state.teacher)
     assert all(jax.tree.leaves((moved, averaged)))
+
+
+def test_experts_train_alike_on_eight_devices_and_in_micro_batches():
+    """Devices along `expert` hold different experts, and those along `tensor` parts of each."""
+    _, expected, _ = run("objective.balance=0.01", steps=2, **EXPERTS)
+    settings = ("objective.balance=0.01", "train.micro_batch=4")
+    _, history, _ = run(*settings, mesh=(1, 2, 2, 2), steps=2, **EXPERTS)
+    for ours, theirs in zip(history, expected, strict=True):
+        np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
+        for name in ("loss", "grad_norm", "router_entropy", "router_agreement", "router_load_max"):
+            np.testing.assert_allclose(ours.scalars[name], theirs.scalars[name], rtol=1e-5, atol=1e-5)
 
 
 def test_completions_that_the_rules_cannot_split_are_refused():
@@ -317,7 +328,7 @@ def test_alignment_computed_by_hand():
     mask = jnp.array([[True, True], [True, False]])
     weights = jnp.array([[1.0, 1.0], [1.0, 0.0]])
     rows = rows_of(batch, completion, mask, weights)
-    _, stats = jax.jit(lambda p, rows: distillation_loss(model, p, p, rows, options_of(learner)))(
+    _, (stats, _) = jax.jit(lambda p, rows: distillation_loss(model, p, p, rows, options_of(learner)))(
         params, rows
     )
     logits = jax.jit(model.logits)

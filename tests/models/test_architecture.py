@@ -270,3 +270,19 @@ def test_errors_of_directories_without_a_valid_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**QWEN_25_7B, "hidden_act": "relu"}))
     with pytest.raises(SdftError, match=r"config\.json: activation 'relu'"):
         read_architecture(tmp_path)
+
+
+def test_layers_with_experts_are_every_nth_one_that_is_not_listed_as_dense():
+    mixed = architecture_from_dict(CASES["qwen3_moe_mixed"])
+    assert mixed.layers_with_experts == (1,)
+    assert mixed.feed_forward_widths == (32, 12)
+    assert [tensor.name for tensor in mixed.tensors_of(mixed.kinds[1]) if "expert" in tensor.name] == [
+        "experts_gate",
+        "experts_up",
+        "experts_down",
+    ]
+    every = architecture_from_dict(CASES["qwen3_moe"])
+    assert every.layers_with_experts == (0, 1, 2, 3)
+    assert every.feed_forward_widths == (12,)
+    with pytest.raises(SdftError, match=r"num_experts_per_tok 9 is above num_experts 8: correct one of them"):
+        architecture_from_dict({**CASES["qwen3_moe"], "num_experts_per_tok": 9})

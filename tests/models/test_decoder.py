@@ -31,7 +31,7 @@ def first(sequences, length):
     return jax.tree.map(lambda x: x[:, :length], sequences)
 
 
-FAMILIES = one_of_each_family(qwen2="qwen2_sliding", llama3="llama31")
+FAMILIES = one_of_each_family(qwen2="qwen2_sliding", llama3="llama31", qwen3_moe="qwen3_moe_mixed")
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
     assert outputs[1][1][1].states[0].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "gemma3", "ministral3", "qwen35"])
+@pytest.mark.parametrize("case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe"])
 @pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     rng = np.random.default_rng()

@@ -13,8 +13,10 @@ from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
 from sdft_jax.models.families import (
     DELTA_PARAMETERS,
     DELTA_PROJECTIONS,
+    EXPERTS,
     PROJECTIONS,
     QKV_BIASES,
+    ROUTER,
     WRAPPERS,
 )
 from sdft_jax.types import Sequences
@@ -58,6 +60,8 @@ def test_logits_of_sequences_longer_than_two_chunks_of_the_delta_rule(monkeypatc
         ("olmo3", {"sliding_window": 7}),
         ("gemma3", {"rope_local_base_freq": 1000000}),
         ("mistral", {"sliding_window": 7}),
+        ("qwen3_moe", {"norm_topk_prob": False}),
+        ("qwen3_moe_mixed", {"sliding_window": 7}),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"llama_4_scaling_beta": 0.0}}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"mscale_all_dim": 1.0}}),
@@ -82,16 +86,30 @@ def test_every_family_is_compared_with_transformers():
     assert {config["model_type"] for config in CASES.values()} == {*FAMILIES, *WRAPPERS}
 
 
-TENSORS = [*PROJECTIONS, *QKV_BIASES, *DELTA_PROJECTIONS, *DELTA_PARAMETERS]
+TENSORS = [*PROJECTIONS, *QKV_BIASES, *DELTA_PROJECTIONS, *DELTA_PARAMETERS, ROUTER, *EXPERTS]
 
 
 @pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: tensor.name)
 def test_to_stored_is_the_inverse_of_from_stored(tensor):
-    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "G": 4, "P": 3, "C": 20, "S": 4, "1": 1}
+    sizes = {
+        "D": 6,
+        "N": 4,
+        "K": 2,
+        "H": 3,
+        "F": 5,
+        "V": 7,
+        "G": 4,
+        "P": 3,
+        "C": 20,
+        "S": 4,
+        "1": 1,
+        "E": 3,
+        "M": 2,
+    }
     stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
     loaded = tensor.from_stored(stored, sizes)
-    assert loaded.shape == tensor.shape(sizes)
-    assert len(tensor.axes) == loaded.ndim
+    assert loaded.shape == tensor.shape(sizes)[1 if tensor.per_expert else 0 :]
+    assert len(tensor.axes) == loaded.ndim + tensor.per_expert
     assert np.shares_memory(loaded, stored)
     np.testing.assert_array_equal(tensor.to_stored(loaded, sizes), stored)
 

@@ -23,7 +23,7 @@ from sdft_jax.models.lora import (
 from sdft_jax.types import Sequences
 from tiny import adapted, assert_decoding_equals_full_forward, merged, ragged, tiny_model
 
-CASES = one_of_each_family()
+CASES = one_of_each_family(qwen3_moe="qwen3_moe_mixed")
 SIZES = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "R": 2}
 logits_of = jax.jit(Model.logits, static_argnums=0)
 

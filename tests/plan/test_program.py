@@ -41,6 +41,7 @@ CARDS = {
     "Ministral-3-3B-2512": 3_429_006_336,
     "Ministral-3-8B-2512": 8_489_553_920,
     "SmolLM3-3B": 3_075_098_624,
+    "Qwen3-30B-A3B": 30_532_122_624,
     "Qwen3.5-9B": 8_953_803_264,  # of the text model alone, as transformers counts them
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from sdft_jax.config.settings import Quantization
 from sdft_jax.errors import SdftError
-from sdft_jax.models.architecture import Architecture, read_architecture
+from sdft_jax.models.architecture import Architecture, check_quantizable, read_architecture
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import EMBEDDING, HEAD, Tensor
 from sdft_jax.models.hf.hub import model_directory
@@ -70,6 +70,7 @@ def load_model(
         raise SdftError(f"quantize={quantize!r}: use one of {', '.join(get_args(Quantization))}, or None.")
     path = model_directory(os.fspath(path))
     architecture = dataclasses.replace(read_architecture(path), quantize=quantize)
+    check_quantizable(architecture, quantize)
     if sharding is None:
         sharding = single_device()
     compute = jnp.dtype(dtype if compute_dtype is None else compute_dtype).name
@@ -111,6 +112,8 @@ class Entry:
     tensor: Tensor
     numbers: tuple[int, ...] = ()
     """The layers that have it, in the order in which it is stacked; empty outside the layers."""
+    experts: int = 0
+    """The number of experts, of a parameter of which a checkpoint stores a tensor of each."""
 
     @property
     def layers(self) -> int:
@@ -127,10 +130,28 @@ class Entry:
         """Set this parameter's leaf of a tree."""
         (tree["layers"] if self.layers else tree)[self.tensor.name] = leaf
 
+    @property
+    def count(self) -> int:
+        """The number of its tensors in a checkpoint."""
+        return max(1, self.layers) * max(1, self.experts)
+
     def stored_names(self) -> list[str]:
         """Return the names of its tensors in a checkpoint, layer by layer."""
+        return [name for *_, name in self.stored()]
+
+    def stored(self) -> list[tuple[int | None, int | None, str]]:
+        """Return the layer, the expert and the name of its tensors in a checkpoint.
+
+        A layer is counted among those that have the parameter; it is None outside the layers, and an expert
+        is None if the tensor is that of all experts.
+        """
         source = self.tensor.source
-        return [f"model.layers.{layer}.{source}" for layer in self.numbers] or [source]
+        names = [(at, f"model.layers.{layer}.{source}") for at, layer in enumerate(self.numbers)]
+        return [
+            (layer, expert, name if expert is None else name.replace("*", str(expert)))
+            for layer, name in names or [(None, source)]
+            for expert in (range(self.experts) if self.experts else (None,))
+        ]
 
 
 def entries(architecture: Architecture) -> Iterator[Entry]:
@@ -139,7 +160,8 @@ def entries(architecture: Architecture) -> Iterator[Entry]:
     for tensor in plain.outer_tensors:
         yield Entry(tensor)
     for tensor in plain.layer_tensors:
-        yield Entry(tensor, plain.layers_with(tensor))
+        experts = plain.sizes["E"] if tensor.per_expert else 0
+        yield Entry(tensor, plain.layers_with(tensor), experts)
 
 
 def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) -> dict[str, Stored]:
@@ -158,7 +180,7 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
         )
     if architecture.tie_word_embeddings and EMBEDDING.source not in stored and HEAD.source in stored:
         stored[EMBEDDING.source] = stored.pop(HEAD.source)  # safetensors keeps either name of a shared tensor
-    count = sum(max(1, entry.layers) for entry in entries(architecture))
+    count = sum(entry.count for entry in entries(architecture))
     expected = {
         name: entry.tensor.stored_shape(architecture.sizes)
         # a damaged config.json may have millions of layers
@@ -252,9 +274,12 @@ def read_entry(
     `layers` is ignored outside the layers.
     """
     shape, dtype = entry.tensor.shape(architecture.sizes), jnp.dtype(dtype)
-    names = entry.stored_names()
-    chosen = [names[layer] for layer in layers] if entry.layers else names
-    views = [entry.tensor.from_stored(stored[name].map(), architecture.sizes) for name in chosen]
+    views = {
+        (layer, expert): entry.tensor.from_stored(stored[name].map(), architecture.sizes)
+        for layer, expert, name in entry.stored()
+        if layer is None or layer in layers
+    }
+    chosen = layers if entry.layers else (None,)
     slices: dict[str, np.ndarray] = {}
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -262,13 +287,17 @@ def read_entry(
         assert index is not None
         if str(index) not in slices:
             inner = index[1:] if entry.layers else index
-            out = np.empty((len(views), *views[0][inner].shape), dtype)
-            for layer, view in enumerate(views):
-                out[layer] = view[inner]
+            numbers = range(*inner[0].indices(entry.experts)) if entry.experts else (None,)
+            own = inner[1:] if entry.experts else inner
+            parts = [[views[layer, expert][own] for expert in numbers] for layer in chosen]
+            out = np.empty((len(chosen), len(numbers), *parts[0][0].shape), dtype)
+            for place in np.ndindex(*out.shape[:2]):
+                out[place] = parts[place[0]][place[1]]
+            out = out if entry.experts else out[:, 0]
             slices[str(index)] = out if entry.layers else out[0]
         return slices[str(index)]
 
-    return jax.make_array_from_callback((len(views), *shape) if entry.layers else shape, sharding, read)
+    return jax.make_array_from_callback((len(chosen), *shape) if entry.layers else shape, sharding, read)
 
 
 def _read_quantized(
@@ -299,9 +328,11 @@ def _read_quantized(
     return dict(zip(names, parts, strict=True))
 
 
-def plain_parameter(model: Model, params: Params, entry: Entry, layer: int | None) -> jax.Array:
-    """Return a parameter, or [1, ...] of one layer of it: quantized weights in float32, with the adapter
-    merged into them.
+def plain_parameter(
+    model: Model, params: Params, entry: Entry, layer: int | None, expert: int | None = None
+) -> jax.Array:
+    """Return a parameter, or [1, ...] of one layer of it, or of one expert of a layer: quantized weights in
+    float32, with the adapter merged into them.
     """
     lora, name = model.architecture.lora, entry.tensor.name
     tree = params["layers"] if entry.layers else params
@@ -309,6 +340,8 @@ def plain_parameter(model: Model, params: Params, entry: Entry, layer: int | Non
         leaf if layer is None else layer_slice(leaf, layer)
         for leaf in (entry.get(params), *(tree[name + end] for end in (SCALE, A, B) if name + end in tree))
     )
+    if expert is not None:
+        return _expert_slice(weight, expert)
     if name + SCALE in tree:
         weight = jax.vmap(dequantize)(weight, others.pop(0))
     return merged_weight(lora, entry.tensor, weight, *others) if lora and others else weight
@@ -322,6 +355,11 @@ def layer_slice(leaf: jax.Array, layer: int) -> jax.Array:
 @jax.jit
 def _layer_slice(leaf: jax.Array, layer: Any) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(leaf, layer, 1)
+
+
+@jax.jit
+def _expert_slice(leaf: jax.Array, expert: Any) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(leaf, expert, 1, keepdims=False)
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,13 +85,21 @@ class Piece:
 
 
 def parameter_piece(
-    model: Model, params: Params, entry: Entry, layer: int | None, name: str, dtype: Any
+    model: Model,
+    params: Params,
+    entry: Entry,
+    layer: int | None,
+    name: str,
+    dtype: Any,
+    expert: int | None = None,
 ) -> Piece:
-    """Return the piece of a parameter, or of one layer of it, with its name and dtype in the file."""
+    """Return the piece of a parameter, of one layer of it, or of one expert of a layer, with its name and
+    dtype in the file.
+    """
     tensor, file_dtype = entry.tensor, np.dtype(jnp.dtype(dtype))
 
     def read() -> np.ndarray:
-        array = to_host(plain_parameter(model, params, entry, layer))
+        array = to_host(plain_parameter(model, params, entry, layer, expert))
         array = array if layer is None else array[0]
         return tensor.to_stored(array.astype(file_dtype), model.architecture.sizes)
 
@@ -228,8 +236,16 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
         )
 
     parameters = [
-        parameter_piece(model, params, entry, layer, _name_in_file(model, stored, plain), file_dtype)
-        for entry, layer, plain, file_dtype in _places(model, params, stored, dtype)
+        parameter_piece(
+            model,
+            params,
+            place.entry,
+            place.layer,
+            _name_in_file(model, stored, place.plain),
+            place.dtype,
+            place.expert,
+        )
+        for place in _places(model, params, stored, dtype)
     ]
     copied = [
         Piece(tensor.name, tensor.map, tensor.dtype, tensor.shape)
@@ -238,30 +254,31 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
     return [*parameters, *copied]
 
 
-def _places(
-    model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any
-) -> list[tuple[Entry, int | None, str, Any]]:
-    """Return the parameter, the layer, the name outside a wrapper and the dtype of each tensor to write, in
-    the order of layers.
-    """
+class _Place(NamedTuple):
+    """A tensor to write."""
+
+    entry: Entry
+    layer: int | None
+    expert: int | None
+    plain: str
+    """Its name outside a wrapper."""
+    dtype: np.dtype
+
+
+def _places(model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any) -> list[_Place]:
+    """Return the tensors to write, in the order of layers."""
     architecture = model.architecture.merged
     config = json.loads(architecture.source_json)
     fallback = config.get("dtype") or config.get("torch_dtype")
-    places = [
-        (entry, layer if entry.layers else None, plain)
-        for entry in entries(architecture)
-        for layer, plain in enumerate(entry.stored_names())
-    ]
+
+    def place(entry: Entry, layer: int | None, expert: int | None, plain: str) -> _Place:
+        own = stored[plain].dtype if plain in stored else fallback or entry.get(params).dtype
+        return _Place(entry, layer, expert, plain, jnp.dtype(dtype or own))
+
+    places = [place(entry, *at) for entry in entries(architecture) for at in entry.stored()]
     if architecture.tie_word_embeddings and HEAD.source in stored:
-        places.append((Entry(EMBEDDING), None, HEAD.source))
-    places.sort(key=lambda place: -1 if place[1] is None else place[0].numbers[place[1]])
-
-    def file_dtype(entry: Entry, plain: str) -> Any:
-        return stored[plain].dtype if plain in stored else fallback or entry.get(params).dtype
-
-    return [
-        (entry, layer, plain, jnp.dtype(dtype or file_dtype(entry, plain))) for entry, layer, plain in places
-    ]
+        places.append(place(Entry(EMBEDDING), None, None, HEAD.source))
+    return sorted(places, key=lambda own: -1 if own.layer is None else own.entry.numbers[own.layer])
 
 
 def _name_in_file(model: Model, stored: Mapping[str, Stored], plain: str) -> str:
@@ -285,7 +302,7 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
     if share < 0.01:
         return []
     stored = open_checkpoint(model.source, model.architecture)
-    names = {file_dtype.name for *_, file_dtype in _places(model, params, stored, dtype)} - {"float32"}
+    names = {place.dtype.name for place in _places(model, params, stored, dtype)} - {"float32"}
     alternative = "the adapters alone or " if model.architecture.lora else ""
     return [
         f"rounding the weights to {' and '.join(sorted(names))} changed them by {100 * share:.0f} % of what "
@@ -297,7 +314,8 @@ def rounding_error(model: Model, params: Params, dtype: Any = None) -> float:
     """Return the Euclidean norm of what the dtypes of `save_pretrained` change in the parameters."""
     stored = open_checkpoint(model.source, model.architecture) if model.source else {}
     places = _places(model, params, stored, dtype)
-    dtypes = {(entry, layer): file_dtype for entry, layer, _, file_dtype in places}  # a tied head counts once
+    # a tied head counts once, and the experts of a layer together
+    dtypes = {(place.entry, place.layer): place.dtype for place in places}
     return math.sqrt(
         sum(
             float(_squared_rounding(plain_parameter(model, params, entry, layer), file_dtype))

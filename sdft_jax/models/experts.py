@@ -1,0 +1,184 @@
+"""A mixture of experts: a router chooses a few feed-forward networks for each token (Shazeer et al. 2017,
+arXiv 1701.06538), as in Qwen3-MoE. No token is dropped, whatever the load of an expert.
+
+The choices of all tokens are sorted by expert, and `lax.ragged_dot` multiplies the rows of each expert with
+its own matrix. For example, the experts (2, 0), (0, 1) of two tokens are sorted 0, 0, 1, 2: the rows of the
+tokens are 0, 1, 1, 0, and the groups have 2, 1 and 1 rows.
+
+Devices along the mesh axes of `experts` hold different experts. Each computes its own experts' part of every
+row among them, and the parts are added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from sdft_jax.models.architecture import ExpertSizes
+from sdft_jax.sharding import Sharding, partition_spec, release_axes
+
+Activation = Callable[[Array], Array]
+
+
+class Weights(NamedTuple):
+    """The parameters of one mixture; the router's are float32."""
+
+    router: Float[Array, "D E"]
+    gate: Float[Array, "E D M"]
+    up: Float[Array, "E D M"]
+    down: Float[Array, "E M D"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Routing:
+    """The decisions of one router, computed in float32."""
+
+    experts: Int[Array, "*B T k"]
+    """The experts of each token, the most probable first."""
+    probabilities: Float[Array, "*B T E"]
+    """The probabilities of all experts."""
+
+
+def route(
+    x: Float[Array, "*B T D"], router: Float[Array, "D E"], sizes: ExpertSizes
+) -> tuple[Routing, Float[Array, "*B T k"]]:
+    """Return the decisions for each token, and the weights of its experts."""
+    logits = jnp.einsum(
+        "...d,de->...e",
+        x.astype(jnp.float32),
+        router,
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
+    probabilities = jax.nn.softmax(logits)
+    weights, chosen = jax.lax.top_k(probabilities, sizes.per_token)
+    if sizes.normalized:
+        weights /= jnp.sum(weights, axis=-1, keepdims=True)
+    return Routing(chosen, probabilities), weights
+
+
+def mixture(
+    x: Float[Array, "B T D"], weights: Weights, sizes: ExpertSizes, activation: Activation, sharding: Sharding
+) -> tuple[Float[Array, "B T D"], Routing]:
+    """Return the weighted sum of the outputs of each token's experts, and the decisions of the router.
+
+    Args:
+        x: the normalized residual stream.
+        weights: the parameters of the layer.
+        sizes: the sizes of the mixture.
+        activation: the activation function of the experts.
+        sharding: experts are split over the devices by the rule `experts`, their width by `mlp`.
+    """
+    inner = release_axes(sharding, "experts", "batch", "sequence")
+    inner = release_axes(inner, "mlp", "batch", "sequence")
+    summed = sharding.split("experts", "mlp")
+
+    def local(x: Array, weights: Weights) -> tuple[Array, Routing]:
+        rows = x.reshape(-1, x.shape[-1])
+        routing, factors = route(rows, weights.router, sizes)
+        own = sharding.split("experts")
+        first = jax.lax.axis_index(own) * len(weights.gate) if own else 0
+        out = _experts(rows, weights, routing.experts - first, factors, activation)
+        out = jax.lax.psum(out, summed) if summed else out
+        routing = jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], -1), routing)
+        return out.astype(x.dtype).reshape(x.shape), routing
+
+    if sharding.mesh.size == 1:
+        return local(x, weights)
+    rows = partition_spec(inner.rules, ("batch", "sequence", None))
+    matrices = (("experts", None, "mlp"), ("experts", None, "mlp"), ("experts", "mlp", None))
+    split = (partition_spec(sharding.rules, axes) for axes in matrices)
+    return jax.shard_map(
+        local,
+        mesh=sharding.mesh,
+        in_specs=(rows, Weights(PartitionSpec(), *split)),
+        out_specs=(rows, rows),
+        check_vma=False,
+    )(x, weights)
+
+
+def _experts(
+    rows: Float[Array, "T D"],
+    weights: Weights,
+    chosen: Int[Array, "T k"],
+    factors: Float[Array, "T k"],
+    activation: Activation,
+) -> Float[Array, "T D"]:
+    """Return the part of the given experts in the weighted sum, in float32.
+
+    `chosen` counts from the first of them; other numbers are those of experts on other devices.
+    """
+    count, (tokens, per_token) = len(weights.gate), chosen.shape
+    is_own = (chosen >= 0) & (chosen < count)
+    expert = jnp.where(is_own, chosen, count).reshape(-1)
+    order = jnp.argsort(expert, stable=True)
+    groups = jnp.bincount(expert, length=count).astype(jnp.int32)
+    repeated = jnp.broadcast_to(rows[:, None], (tokens, per_token, rows.shape[-1]))
+    x = _permuted(repeated.reshape(tokens * per_token, -1), order)
+    gate, up = (_grouped(x, matrix, groups) for matrix in (weights.gate, weights.up))
+    out = _grouped(activation(gate) * up, weights.down, groups)
+    out = _permuted(out, jnp.argsort(order)).reshape(tokens, per_token, -1)
+    return jnp.sum(out.astype(jnp.float32) * factors[:, :, None], axis=1)
+
+
+def _grouped(x: Float[Array, "R i"], matrices: Float[Array, "E i o"], groups: Int[Array, " E"]) -> Array:
+    """Return the rows of each group times the matrix of this group, and 0 for rows after the last group.
+
+    `ragged_dot` defines neither the product of such rows nor, in the backward pass, their gradient.
+    """
+    # the backward pass may be traced outside `Model.numerics`
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    in_group = (jnp.arange(len(x)) < jnp.sum(groups))[:, None]
+    out = jax.lax.ragged_dot(jnp.where(in_group, x, 0), matrices, groups, precision=precision)
+    return jnp.where(in_group, out, 0)
+
+
+def _permuted(x: Float[Array, "R D"], order: Int[Array, " R"]) -> Array:
+    return x.at[order].get(unique_indices=True, mode="promise_in_bounds")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+    """The decisions of the routers of all layers; L are the layers with experts."""
+
+    experts: Int[Array, "L B T k"]
+    """The experts of each token."""
+    entropy: Float[Array, "B T"]
+    """The entropy of a router's probabilities in nats, as a mean over the layers."""
+    probabilities: Float[Array, "L B E"]
+    """The sum of the probabilities of each expert over the tokens of a row that count."""
+    load: Float[Array, "L B E"]
+    """The number of these tokens that each expert computes."""
+
+
+def no_decisions(layers: int, batch: int, length: int, sizes: ExpertSizes) -> Decisions:
+    """Return the decisions before the first layer."""
+    return Decisions(
+        jnp.zeros((layers, batch, length, sizes.per_token), jnp.int16),
+        jnp.zeros((batch, length), jnp.float32),
+        *jnp.zeros((2, layers, batch, sizes.count), jnp.float32),
+    )
+
+
+def with_decision(
+    decisions: Decisions, index: int | Int[Array, ""], routing: Routing, counts: Bool[Array, "B T"]
+) -> Decisions:
+    """Return the decisions with those of one more layer, the index-th of those with experts."""
+    p, counted = routing.probabilities, counts.astype(jnp.float32)
+    is_chosen = jnp.sum(jax.nn.one_hot(routing.experts, p.shape[-1]), axis=-2)
+    load = jnp.einsum("bte,bt->be", is_chosen, counted)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(p, p), axis=-1) / len(decisions.experts)
+    return Decisions(
+        decisions.experts.at[index].set(routing.experts.astype(jnp.int16)),
+        decisions.entropy + entropy,
+        decisions.probabilities.at[index].set(jnp.einsum("bte,bt->be", p, counted)),
+        decisions.load.at[index].set(load),
+    )

@@ -1,0 +1,99 @@
+"""Mixtures of experts against a loop over tokens in float64, and split over devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sdft_jax.models.architecture import ExpertSizes
+from sdft_jax.models.experts import Routing, Weights, mixture, no_decisions, route, with_decision
+from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device
+
+SIZES = ExpertSizes(count=4, per_token=2, width=6, normalized=True)
+
+
+def random_inputs(batch=2, length=5, width=8, sizes=SIZES):
+    keys = jax.random.split(jax.random.key(0), 5)
+    e, m = sizes.count, sizes.width
+    shapes = ((batch, length, width), (width, e), (e, width, m), (e, width, m), (e, m, width))
+    x, *weights = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
+    return x, Weights(*weights)
+
+
+def expected_mixture(x, weights, sizes):
+    """Return the output in float64, token by token."""
+    x, router, gate, up, down = (np.asarray(a, np.float64) for a in (x, *weights))
+    out = np.zeros_like(x)
+    for at in np.ndindex(*x.shape[:2]):
+        logits = x[at] @ router
+        p = np.exp(logits - logits.max())
+        p /= p.sum()
+        chosen = np.argsort(-p)[: sizes.per_token]
+        total = p[chosen].sum() if sizes.normalized else 1.0
+        for expert in chosen:
+            inner = x[at] @ gate[expert]
+            hidden = inner / (1 + np.exp(-inner)) * (x[at] @ up[expert])
+            out[at] += p[expert] / total * (hidden @ down[expert])
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def run(x, weights, sizes=SIZES, sharding=single_device()):  # noqa: B008
+    return mixture(x, weights, sizes, jax.nn.silu, sharding)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_equals_a_loop_over_tokens(normalized):
+    sizes = ExpertSizes(4, 3, 6, normalized)
+    x, weights = random_inputs(sizes=sizes)
+    out, routing = run(x, weights, sizes)
+    np.testing.assert_allclose(out, expected_mixture(x, weights, sizes), atol=1e-4, rtol=1e-5)
+    assert routing.experts.shape == (2, 5, 3)
+    np.testing.assert_allclose(jnp.sum(routing.probabilities, axis=-1), 1, rtol=1e-6)
+
+
+def test_no_token_is_dropped_if_all_choose_the_same_experts():
+    x, weights = random_inputs()
+    x = jnp.abs(x)
+    weights = weights._replace(router=jnp.broadcast_to(jnp.array([[0.0, 9.0, -9.0, 5.0]]), (8, 4)))
+    out, routing = run(x, weights)
+    np.testing.assert_array_equal(routing.experts, np.broadcast_to([1, 3], (2, 5, 2)))
+    np.testing.assert_allclose(out, expected_mixture(x, weights, SIZES), atol=1e-4, rtol=1e-5)
+
+
+def test_the_router_is_float32_for_bfloat16_activations():
+    """In bfloat16, the logits 8 and 8.03 would be equal, and the first expert chosen."""
+    x = jnp.full((1, 1), 1.0, jnp.bfloat16)
+    routing, weights = route(x, jnp.array([[8.0, 8.03, 0.0]]), ExpertSizes(3, 1, 1, False))
+    assert routing.experts.tolist() == [[1]]
+    assert weights.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("mesh", [(1, 1, 1, 4), (2, 1, 2, 2)], ids=str)
+def test_split_over_devices_gives_the_same_output_and_gradients(mesh):
+    x, weights = random_inputs(batch=4)
+    sharding = Sharding(make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)]), Rules())
+
+    def loss(x, weights, sharding):
+        out, routing = run(x, weights, sharding=sharding)
+        return jnp.sum(jnp.tanh(out)) + jnp.sum(routing.probabilities**2), out
+
+    def results(sharding):
+        both = jax.value_and_grad(functools.partial(loss, sharding=sharding), (0, 1), has_aux=True)
+        return jax.device_get(jax.jit(both)(x, weights))
+
+    for ours, theirs in zip(*(jax.tree.leaves(results(s)) for s in (sharding, single_device())), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+def test_decisions_count_the_tokens_that_count():
+    sizes = ExpertSizes(3, 2, 1, False)
+    routing = Routing(jnp.array([[[0, 2], [1, 0]]]), jnp.array([[[0.5, 0.0, 0.5], [0.25, 0.75, 0.0]]]))
+    decisions = with_decision(no_decisions(2, 1, 2, sizes), 1, routing, jnp.array([[True, False]]))
+    np.testing.assert_array_equal(decisions.experts[1], routing.experts)
+    np.testing.assert_array_equal(decisions.load, [[[0, 0, 0]], [[1, 0, 1]]])
+    np.testing.assert_array_equal(decisions.probabilities[1], [[0.5, 0, 0.5]])
+    entropies = [np.log(2) / 2, -(0.25 * np.log(0.25) + 0.75 * np.log(0.75)) / 2]
+    np.testing.assert_allclose(decisions.entropy, [entropies], rtol=1e-6)
