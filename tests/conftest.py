@@ -4,16 +4,21 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
 # Tests compile much and run little: without optimisation an update compiles in 3 s instead of 20 s.
 FAST_COMPILATION = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-    *(["--xla_cpu_use_fusion_emitters=false"] if version("jaxlib").startswith("0.10.") else []),
+    *(["--xla_cpu_use_fusion_emitters=false"] if JAXLIB == (0, 10) else []),
 ]
 DEVICES = "--xla_force_host_platform_device_count=8"
+# On a busy machine, devices may begin a collective further apart than 40 s, at which XLA ends the process.
+PATIENCE = ["--xla_cpu_collective_call_terminate_timeout_seconds=1200"] if JAXLIB >= (0, 9) else []
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), DEVICES, *FAST_COMPILATION]).strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), DEVICES, *FAST_COMPILATION, *PATIENCE]
+).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are then as wide as their content
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

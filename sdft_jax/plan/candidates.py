@@ -102,7 +102,7 @@ def parse_meshes(config: Config, topology: Topology, text: str | None) -> list[M
 def mesh_sizes(devices: int) -> list[MeshSizes]:
     """Return every mesh of this number of devices that does not split experts."""
     return [
-        {"data": data, "fsdp": fsdp, "tensor": devices // (data * fsdp), "expert": 1}
+        {"data": data, "fsdp": fsdp, "tensor": devices // (data * fsdp)}
         for data in range(1, devices + 1)
         if devices % data == 0
         for fsdp in range(1, devices // data + 1)
@@ -112,7 +112,7 @@ def mesh_sizes(devices: int) -> list[MeshSizes]:
 
 def mesh_name(mesh: MeshSizes) -> str:
     """Return the mesh as --mesh takes it, such as `fsdp=4,tensor=4`, without axes of size 1."""
-    return ",".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh[axis] > 1) or "fsdp=1"
+    return ",".join(f"{axis}={mesh[axis]}" for axis in MESH_AXES if mesh.get(axis, 1) > 1) or "fsdp=1"
 
 
 def read_rules(path: str, config: Config) -> Rules:

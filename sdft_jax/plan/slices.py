@@ -12,7 +12,6 @@ from sdft_jax.models import Model
 from sdft_jax.plan.footprint import GIB, Count, peak_phase
 from sdft_jax.plan.topologies import GENERATIONS, SHAPES, Topology
 from sdft_jax.sharding import Sharding
-from sdft_jax.sharding.rules import MESH_AXES
 
 OFFERED = ("v5e", "v6e", "v5p")
 """The generations that are considered."""
@@ -72,7 +71,7 @@ def _need(config: Config, model: Model, count: Count, size: int) -> float | None
     or the model.
     """
     # the arrays are counted and not placed, so that one device can stand for all
-    mesh = Mesh(np.full((1, size, 1), model.sharding.device, dtype=object), MESH_AXES)
+    mesh = Mesh(np.full((1, size, 1), model.sharding.device, dtype=object), ("data", "fsdp", "tensor"))
     try:
         sharding = Sharding(mesh, config.sharding)
         check_batch(config, sharding)

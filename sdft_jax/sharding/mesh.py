@@ -39,6 +39,7 @@ def make_mesh(
                 f"the product of the other axes, {known}: change one of them, for example to 1."
             )
         shape[free[0]] = len(available) // known
+    shape = {axis: size for axis, size in shape.items() if axis != "expert" or size > 1}
     total = math.prod(shape.values())
     if total > len(available):
         raise SdftError(
@@ -46,7 +47,6 @@ def make_mesh(
             f"{len(available)}: lower {', '.join('mesh.' + name for name in MESH_AXES)}; mesh.data=1 "
             "mesh.fsdp=-1 mesh.tensor=1 mesh.expert=1 uses all devices."
         )
-    shape = {axis: size for axis, size in shape.items() if axis != "expert" or size > 1}
     sizes = tuple(shape.values())
     if total == len(available):
         grid = mesh_utils.create_device_mesh(sizes, available, allow_split_physical_axes=True)

@@ -1,5 +1,6 @@
 """Architectures from config.json files of transformers 4 and 5, and errors for unsupported ones."""
 
+import copy
 import dataclasses
 import json
 
@@ -134,7 +135,7 @@ def test_transformers_5_writes_the_same_architecture():
     from transformers import AutoConfig
 
     for case, old in CASES.items():
-        written = json.loads(AutoConfig.for_model(**old).to_json_string())
+        written = json.loads(AutoConfig.for_model(**copy.deepcopy(old)).to_json_string())
         assert not {"rope_theta", "rope_scaling", "torch_dtype"} & written.keys(), case
         new = architecture_from_dict({"architectures": old["architectures"], **written})
         expected = architecture_from_dict(old)

@@ -72,5 +72,5 @@ def test_sequence_parallelism_splits_heads_in_attention_and_positions_after_it()
     angles = jnp.ones((4, 6, architecture.head_dim // 2))
     q, _, v = block.project(x, angles, angles)
     assert q.sharding.spec == v.sharding.spec == P(("data", "fsdp"), None, "tensor", None)
-    combined = block.combine(x, q).sharding
+    combined = block.combine(x, q)[0].sharding
     assert combined.is_equivalent_to(sharding.named("batch", "sequence", None), ndim=3)

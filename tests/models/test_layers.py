@@ -39,17 +39,19 @@ def test_a_scan_runs_every_layer_in_order_with_its_parameters_and_kind(types, wi
     }
     kind_weights = jnp.array([3.0, 5.0])
 
-    def run_layer(carry, own, kind, index):
+    def run_layer(carry, own, kind, index, layer):
         total, log, step = carry
         total = 0.7 * total + kind_weights[kind] * own["q"] + own["down"]
-        return total, log.at[step].set(jnp.array([own["q"], kind, index])), step + 1
+        return total, log.at[step].set(jnp.array([own["q"], kind, index, layer])), step + 1
 
-    start = (jnp.float32(1), jnp.zeros((len(types), 3)), jnp.int32(0))
+    start = (jnp.float32(1), jnp.zeros((len(types), 4)), jnp.int32(0))
     scanned = jax.jit(lambda layers: run_layers(config, run_layer, start, layers, with_states))(layers)
     looped = run_layers(config, run_layer, start, separate_layers(config, layers), with_states)
     jax.tree.map(np.testing.assert_allclose, scanned[::2], looped[::2])
     np.testing.assert_array_equal(scanned[1][:, :2], looped[1][:, :2])
     np.testing.assert_array_equal(looped[1][:, 0], layers["q"])
+    for log in (scanned[1], looped[1]):
+        np.testing.assert_array_equal(log[:, 3], np.arange(len(types)))
     if with_states:
         np.testing.assert_array_equal(scanned[1][:, 2], looped[1][:, 2])
         for kind in range(len(config.kinds)):

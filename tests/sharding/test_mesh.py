@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sdft_jax.errors import SdftError
-from sdft_jax.sharding import make_mesh
+from sdft_jax.sharding import Sharding, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,12 @@ def test_a_mesh_uses_the_devices_that_it_is_given():
 def test_impossible_meshes_are_refused(axes, message):
     with pytest.raises(SdftError, match=message):
         make_mesh(**axes)
+
+
+def test_an_axis_of_experts_exists_if_it_has_several_devices():
+    assert make_mesh(2, 2, 2).axis_names == ("data", "fsdp", "tensor")
+    mesh = make_mesh(1, -1, 2, 2)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2, "expert": 2}
+    assert Sharding(mesh).split("batch") == ("fsdp", "expert")
+    assert Sharding(make_mesh(2, 2, 2)).rules.batch == ("data", "fsdp")
+    assert Sharding(make_mesh(2, 2, 2)).rules.experts is None

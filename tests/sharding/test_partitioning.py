@@ -27,7 +27,8 @@ from sdft_jax.sharding import (
 
 def test_partition_specs_of_the_default_rules():
     rules = Rules()
-    assert partition_spec(rules, ("batch", "sequence", "activation")) == P(("data", "fsdp"), None, None)
+    assert partition_spec(rules, ("batch", "sequence")) == P(("data", "fsdp", "expert"), None)
+    assert partition_spec(rules, ("experts", "embed", "mlp")) == P("expert", "fsdp", "tensor")
     assert partition_spec(rules, (None, "embed", "heads", None)) == P(None, "fsdp", "tensor", None)
     assert partition_spec(rules, ("vocab", "embed")) == P("tensor", "fsdp")
 
@@ -101,7 +102,7 @@ def test_axes_release_the_mesh_axes_that_another_axis_uses():
     assert inner.mesh == sharding.mesh
     assert partition_spec(inner.rules, ("batch", "sequence", "heads")) == P(("data", "fsdp"), None, "tensor")
     assert release_axes(sharding, "embed", "batch", "sequence").rules == Rules(
-        sequence=("tensor",), batch=("data",)
+        sequence=("tensor",), batch=("data",), experts=None
     )
     unchanged = dataclasses.replace(sharding, rules=Rules(sequence=("tensor",), heads=None))
     assert release_axes(unchanged, "heads", "sequence") == unchanged
@@ -153,6 +154,6 @@ def test_single_device():
 def test_a_mesh_with_other_axes_is_refused():
     with pytest.raises(
         SdftError,
-        match=r"the mesh has axes x, and the rules use data, fsdp, tensor: make .* with sdft_jax\.make_mesh",
+        match=r"the mesh has axes x, and the rules use data, fsdp, tensor, expert: make .* with sdft_jax",
     ):
         Sharding(jax.make_mesh((4,), ("x",)))
