@@ -55,6 +55,9 @@ class ModelConfig:
 Quantization = Literal["int8", "nf4"]
 """Format of quantized weights (`models.quantize`)."""
 
+LAYERS = "layers"
+"""The target of adapters that stands for the projections of all layers."""
+
 
 @section("lora")
 class LoraConfig:
@@ -70,10 +73,12 @@ class LoraConfig:
     """Strength of the adapters: their product is multiplied by alpha / rank."""
     rank_stabilized: bool = False
     """Multiply the adapters' product by alpha / sqrt(rank) instead (rsLoRA; arXiv 2312.03732)."""
-    targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Adapted matrices: names, or regular expressions that match a whole name, of q, k, v, o, gate, up, down,
-    embed (the lookup of tokens) and head (the logits), also if embedding and head are one matrix;
-    and, of gated delta nets, delta_qkv, delta_z, delta_b, delta_a and delta_o."""
+    targets: tuple[str, ...] = (LAYERS,)
+    """Adapted matrices: `layers`, which stands for every projection of the model's layers (attention, delta
+    nets, feed-forward) except those to one number per head; or names, or regular expressions that match a
+    whole name, of q, k, v, o, gate, up, down, embed (the lookup of tokens) and head (the logits), also if
+    embedding and head are one matrix; and, of gated delta nets, delta_qkv, delta_z, delta_o, and delta_b and
+    delta_a, which `layers` excludes."""
     adapter: str | None = None
     """PEFT adapter directory to start from, of the same rank, alpha and targets; None for new adapters, with
     which the model equals its base."""

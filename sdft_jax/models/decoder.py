@@ -57,7 +57,8 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 """The activations that a layer saves for its backward pass, in addition to its input: "none" (no
 rematerialization) everything; "full" nothing; "dots" every matrix product; "dots_no_batch" those without
-batch dimensions, so not the attention scores; "hidden" the output of attention and the feed-forward's hidden
+batch dimensions, so neither the attention scores nor the float32 products within the delta rule, which are
+larger than all others of a delta net; "hidden" the output of attention and the feed-forward's hidden
 activations."""
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
@@ -388,7 +389,8 @@ def _checkpointed(run_layer: RunLayer, policy: Any) -> RunLayer:
 
     def run(carry, weights, kind, index, layer):
         own = functools.partial(run_layer, kind=kind, index=index, layer=layer)
-        # a scan keeps the two passes apart, so that the compiler does not merge them
-        return jax.checkpoint(own, policy=policy, prevent_cse=False)(carry, weights)
+        # the compiler would merge the two passes outside a scan, which keeps them apart in two loops
+        outside = isinstance(layer, int)
+        return jax.checkpoint(own, policy=policy, prevent_cse=outside)(carry, weights)
 
     return run

@@ -25,7 +25,7 @@ from sdft_jax.models.architecture import Architecture
 
 Carry = Any
 Index = Any
-"""An integer, which may be traced."""
+"""An integer, which is traced in a scan and static outside."""
 Stacks = Mapping[str, jax.Array]
 """The parameters of layers: [L, ...] each, of one layer [...]."""
 RunLayer = Callable[[Carry, Stacks, Index, Index, Index], Carry]
@@ -72,13 +72,15 @@ def _scan_layers(config: Architecture, run_layer: RunLayer, carry: Carry, layers
 def _scan_periods(
     config: Architecture, run_layer: RunLayer, carry: Carry, layers: Stacks, with_states: bool
 ) -> Carry:
-    """Scan over whole periods, then run the remaining layers.
+    """Scan over whole periods, then run the remaining layers; with one period, run all layers one by one.
 
     With a gradient, the scan slices the parameters of a period: the gradient of an array that all steps read
     would be added up over its whole length in each of them. Without one, each layer reads its own part of the
     stack in place: the whole periods would be a copy if other layers remain.
     """
     steps, rest = divmod(config.num_hidden_layers, config.period)
+    if steps == 1:  # the compiler dissolves a loop of one step, so that it is none
+        steps, rest = 0, config.num_hidden_layers
     places, indices = _places(config), _index_in_kind(config)
     names = collections.Counter(name for own in places[: config.period] for name in own)
     kinds = collections.Counter(config.kind_of_layer[: config.period])
@@ -99,9 +101,10 @@ def _scan_periods(
         ends = {name: steps * count for name, count in names.items()}
         whole = {n: x[: ends[n]].reshape(steps, names[n], *x.shape[1:]) for n, x in layers.items()}
         remaining = {n: x[ends[n] :] for n, x in layers.items()}
-    carry, _ = jax.lax.scan(
-        lambda carry, own: (run(carry, config.period, *own), None), carry, (jnp.arange(steps), whole)
-    )
+    if steps:
+        carry, _ = jax.lax.scan(
+            lambda carry, own: (run(carry, config.period, *own), None), carry, (jnp.arange(steps), whole)
+        )
     return run(carry, rest, steps, remaining)
 
 

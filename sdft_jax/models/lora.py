@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sdft_jax.config.settings import LoraConfig
+from sdft_jax.config.settings import LAYERS, LoraConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models.families import EMBEDDING, HEAD, PROJECTIONS, Tensor
 from sdft_jax.types import Params
@@ -98,7 +98,9 @@ def make_lora(
     if not options.rank:
         return None
     adaptable = (*projections, EMBEDDING, HEAD)
-    targets = _matched(options.targets, [tensor.name for tensor in adaptable])
+    wide = tuple(tensor.name for tensor in projections if not _is_per_head(tensor))
+    patterns = [p for target in options.targets for p in (wide if target == LAYERS else (target,))]
+    targets = _matched(patterns, [tensor.name for tensor in adaptable])
     shapes = {
         tensor.name: tensor.stored_shape(sizes)[:: -1 if tensor == EMBEDDING else 1]
         for tensor in adaptable
@@ -109,15 +111,21 @@ def make_lora(
     if options.rank > min(outputs, inputs):
         raise SdftError(
             f"lora.rank={options.rank} is above the rank of projection {narrowest}, which has {inputs} "
-            f"inputs and {outputs} outputs: set lora.rank to at most {min(outputs, inputs)}, or remove "
-            f"{narrowest} from lora.targets."
+            f"inputs and {outputs} outputs: set lora.rank to at most {min(outputs, inputs)}, or leave "
+            f"{narrowest} out of lora.targets."
         )
     return Lora(options.rank, options.alpha, options.rank_stabilized, targets)
+
+
+def _is_per_head(tensor: Tensor) -> bool:
+    """Return True for a projection to one number per head, such as the rates of a delta net."""
+    return tensor.dims.partition(">")[2] in ("N", "K", "G")
 
 
 def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     """Return those names of projections that one of the patterns matches as a whole."""
     matched: set[str] = set()
+    choice = f"use {LAYERS}, or some of {', '.join(names)}"
     for pattern in patterns:
         try:
             found = {name for name in names if re.fullmatch(pattern, name)}
@@ -126,12 +134,10 @@ def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
                 f"lora.targets: {pattern!r} is not a regular expression ({error}): fix the pattern."
             ) from None
         if not found:
-            raise SdftError(
-                f"lora.targets: {pattern!r} matches no projection: use some of {', '.join(names)}."
-            )
+            raise SdftError(f"lora.targets: {pattern!r} matches no projection: {choice}.")
         matched |= found
     if not matched:
-        raise SdftError(f"lora.targets is empty: use some of {', '.join(names)}, or set lora.rank=0.")
+        raise SdftError(f"lora.targets is empty: {choice}, or set lora.rank=0.")
     return tuple(name for name in names if name in matched)
 
 

@@ -25,7 +25,8 @@ from sdft_jax.kernels.attention import block_size
 from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
 from sdft_jax.models.cache import state_shardings
-from sdft_jax.models.families import LOGICAL_AXES
+from sdft_jax.models.families import DELTA_PROJECTIONS, LOGICAL_AXES
+from sdft_jax.models.gated_delta import CHUNK
 from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
 from sdft_jax.sharding import Sharding, release_axes, tree_shardings
@@ -288,7 +289,8 @@ _SAVED: dict[str, tuple[dict[str, str], ...]] = {
     "none": (_PRODUCTS, _ARGUMENTS),
 }
 """Key of `models.REMAT_POLICIES` -> the activations that each layer saves for its backward pass, beside its
-input. "none" saves more than these, and "dots" also the scores of plain JAX attention."""
+input. "none" saves more than these, and "dots" also the products of the delta rule, which `_delta_products`
+counts, and the scores of plain JAX attention, which nothing counts."""
 
 
 def _activation(model: Model, name: str, letters: str, layers: int, rows: int, length: int) -> _Intermediate:
@@ -309,6 +311,28 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
             if weight.name in names and (normalized or names[weight.name] != "feed-forward output"):
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
                 yield _activation(model, names[weight.name], letters, len(layers), rows, length)
+    if model.remat == "dots" and architecture.delta:
+        layers = len(architecture.layers_with(DELTA_PROJECTIONS[0]))
+        for product in _delta_products(model, rows, length):
+            yield product._replace(shape=(layers, *product.shape), axes=(None, *product.axes))
+
+
+def _delta_products(model: Model, rows: int, length: int) -> list[_Intermediate]:
+    """Return the products of the gated delta rule in one layer, of which the matrices are the last ones."""
+    sizes = model.architecture.delta
+    assert sizes is not None
+    chunk = min(CHUNK, length)
+    arrays = {
+        "delta sums of decays": (chunk, chunk),
+        "delta keys with keys": (chunk, chunk),
+        "delta queries with keys": (chunk, chunk),
+        "delta values read by keys": (chunk, sizes.value_dim),
+        "delta values read by queries": (chunk, sizes.value_dim),
+        "delta values of a chunk": (chunk, sizes.value_dim),
+        "delta matrices": (sizes.key_dim, sizes.value_dim),
+    }
+    outer, axes = (-(-length // chunk), rows, sizes.value_heads), (None, "batch", "heads", None, None)
+    return [_Intermediate(name, (*outer, *shape), "float32", axes) for name, shape in arrays.items()]
 
 
 def _activations(model: Model, rows: int, length: int, longest: int) -> list[ArrayFootprint]:
@@ -321,11 +345,15 @@ def _activations(model: Model, rows: int, length: int, longest: int) -> list[Arr
         longest: the same for the role with the longer prompt.
     """
     saved = [x._replace(name=f"{x.name} of all layers") for x in _saved(model, rows, length)]
-    return _intermediates("activations", "learn", model, [*saved, *_within_layer(model, rows, longest)])
+    within = _within_layer(model, rows, longest)
+    if model.architecture.delta:
+        delta = [*_within_delta_net(model, rows, length), within[-1]]
+        within = max(delta, within, key=lambda arrays: sum(x.bytes_on(model.sharding) for x in arrays))
+    return _intermediates("activations", "learn", model, [*saved, *within])
 
 
 def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
-    """Return the largest arrays within one layer on whole sequences."""
+    """Return the largest arrays within one layer on whole sequences; that of the feed-forward is the last."""
     kinds, experts = {kind.feed_forward for kind in model.architecture.kinds}, model.architecture.experts
     arrays = []
     if "dense" in kinds:
@@ -341,6 +369,17 @@ def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
         axes = ("batch", "heads", None, None)
         arrays.insert(0, _Intermediate("attention scores of a layer", shape, "float32", axes))
     return arrays
+
+
+def _within_delta_net(model: Model, rows: int, length: int) -> list[_Intermediate]:
+    """Return the largest arrays that the backward pass of a delta net reads."""
+    sizes = model.architecture.delta
+    assert sizes is not None
+    shape = (rows, length, sizes.value_heads, 2 * sizes.key_dim + sizes.value_dim)
+    name, axes = "delta queries, keys and values of a layer", ("batch", "sequence", "heads", None)
+    # as many as chunks: the matrix before each
+    matrices = _delta_products(model, rows, length)[-1]._replace(name="delta matrices of a layer")
+    return [_Intermediate(name, shape, "float32", axes), matrices]
 
 
 def _logits(options: DivergenceConfig, model: Model, tokens: int, roles: int) -> list[ArrayFootprint]:

@@ -15,6 +15,7 @@ import yaml
 
 from sdft_jax.config import Config, to_dict
 from sdft_jax.config.config import path_settings
+from sdft_jax.config.settings import LAYERS
 from sdft_jax.models import model_directory
 from sdft_jax.models.hf.model_card import (
     Base,
@@ -153,9 +154,9 @@ def _method(facts: RunFacts) -> str:
     if lora.rank:
         quantized = f", on a base quantized to {lora.quantize}" if lora.quantize else ""
         merged = "" if facts.adapter else "; here they are merged into the model's weights"
+        targets = ", ".join("the projections of all layers" if x == LAYERS else x for x in lora.targets)
         lines.append(
-            f"Adapters: LoRA of rank {lora.rank}, alpha {lora.alpha}, of {', '.join(lora.targets)}{quantized}"
-            f"{merged}."
+            f"Adapters: LoRA of rank {lora.rank}, alpha {lora.alpha}, of {targets}{quantized}{merged}."
         )
     return "\n".join(f"- {line}" for line in lines)
 

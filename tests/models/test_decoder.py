@@ -14,7 +14,7 @@ from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict, load_
 from sdft_jax.models.cache import separate_states
 from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device, tree_shardings
 from sdft_jax.types import Sequences
-from tiny import VOCABULARY, ragged
+from tiny import QWEN3, QWEN35, VOCABULARY, ragged
 
 hidden_of = jax.jit(Model.hidden_states, static_argnums=0)
 prefill = jax.jit(Model.prefill, static_argnums=(0, 3))
@@ -132,6 +132,16 @@ def test_the_program_is_one_scan_for_any_number_of_layers(case):
 
     assert equations(4).count("scan") == 1
     assert equations(4) == equations(16)
+
+
+@pytest.mark.parametrize(("layers", "outside"), [(4, 0), (5, 1), (3, 3)])
+def test_layers_outside_a_scan_are_kept_from_merging_with_their_rematerialization(layers, outside):
+    """With a period of two: two steps, two steps and a remaining layer, and one step, which is no loop."""
+    model = Model(architecture_from_dict(QWEN3 | QWEN35 | {"num_hidden_layers": layers}), remat="full")
+    sequences = Sequences(jax.ShapeDtypeStruct((2, 8), jnp.int32), jax.ShapeDtypeStruct((2, 8), bool))
+    gradient = jax.grad(lambda params, batch: jnp.sum(model.hidden_states(params, batch)))
+    lowered = jax.jit(gradient).lower(model.abstract_params(), sequences)
+    assert lowered.as_text().count("optimization_barrier") == outside
 
 
 def test_the_cache_is_updated_in_place(qwen):

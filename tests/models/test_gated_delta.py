@@ -68,6 +68,19 @@ def test_chunks_equal_the_recurrence(length):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
 
+@pytest.mark.parametrize("speed", [25, 100])
+def test_fast_decay_loses_no_digits(speed):
+    """The norm after the rule divides small outputs by their size, so that an error of 1e-6 may be 1e-3.
+
+    The chunks of transformers, which subtract sums of the exponents, are off by 4e-6 and 2e-5 here.
+    """
+    inputs = random_inputs(150)
+    inputs = float32(inputs._replace(log_decay=speed * inputs.log_decay))
+    start = np.zeros((2, 3, 8, 5), np.float32)
+    for x, y in zip(jax.jit(gated_delta)(inputs, start), recurrence(inputs, start), strict=True):
+        np.testing.assert_allclose(x, y, atol=5e-7)
+
+
 def test_equal_keys_without_decay_are_stable():
     """The change of a token is what all earlier ones left over: 64 nearly equal equations."""
     inputs = random_inputs(128)._replace(k=np.ones((2, 128, 3, 8)), log_decay=np.zeros((2, 128, 3)))

@@ -126,6 +126,17 @@ def test_scale(stabilized):
     assert lora.scale == (6 if stabilized else 3)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_by_default_every_kind_of_layer_is_adapted(case):
+    """All projections are, except those to one number per head: the rates of delta nets."""
+    plain = load_model(DIRECTORY / case)[0].architecture
+    lora = make_lora(LoraConfig(rank=2), plain.sizes, plain.projections)
+    for kind in plain.kinds:
+        names = {tensor.name for tensor in plain.projections_of(kind)}
+        assert names - set(lora.targets) == ({"delta_a", "delta_b"} if kind.mixer == "gated_delta" else set())
+    assert set(lora.targets) <= {tensor.name for tensor in plain.projections}
+
+
 def test_targets_are_names_or_patterns():
     sizes = SIZES | {"D": 8, "H": 8}
 
@@ -135,6 +146,7 @@ def test_targets_are_names_or_patterns():
     assert targets("down", "q") == ("q", "down")
     assert targets("[qv]", ".*p") == ("q", "v", "up")
     assert targets("head", "e.*") == ("embed", "head")
+    assert targets("layers", "head") == ("q", "k", "v", "o", "gate", "up", "down", "head")
     assert make_lora(LoraConfig(), sizes) is None
 
 
@@ -143,18 +155,18 @@ def test_targets_are_names_or_patterns():
     [
         (
             {"targets": ("q", "q_proj")},
-            r"'q_proj' matches no projection: use some of q, k, v, o, gate, up, down, embed, head",
+            r"'q_proj' matches no projection: use layers, or some of q, k, v, o, gate, up, down, embed, head",
         ),
         ({"targets": ("(",)}, r"'\(' is not a regular expression \(.*\): fix the pattern"),
-        ({"targets": ()}, r"lora\.targets is empty: use some of q, .*, or set lora\.rank=0"),
+        ({"targets": ()}, r"lora\.targets is empty: use layers, or some of q, .*, or set lora\.rank=0"),
         (
             {"rank": 7, "targets": ("q", "k")},
             r"lora\.rank=7 is above the rank of projection q, which has 6 inputs and 12 outputs: set "
-            r"lora\.rank to at most 6, or remove q from lora\.targets",
+            r"lora\.rank to at most 6, or leave q out of lora\.targets",
         ),
         (
             {"rank": 7, "targets": ("q", "down", "k"), "sizes": {"K": 1}},
-            "projection k, which has 6 inputs and 3 outputs: set lora.rank to at most 3, or remove k",
+            "projection k, which has 6 inputs and 3 outputs: set lora.rank to at most 3, or leave k out of",
         ),
         ({"rank": 7, "targets": ("head",)}, r"projection head, which has 6 inputs and 7 outputs: set"),
         ({"rank": 7, "targets": ("embed",)}, r"projection embed, which has 7 inputs and 6 outputs: set"),

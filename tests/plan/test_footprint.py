@@ -22,6 +22,7 @@ from sdft_jax.plan.footprint import (
     update_arrays,
 )
 from sdft_jax.types import Sequences
+from tiny import QWEN35
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,24 @@ def test_saved_activations_are_the_residuals_of_jax(family, remat):
         residual_arrays = [x for x in residual_arrays if x.shape[:3] == (3, rows, length)]
     expected = Counter((x.shape, str(x.dtype)) for x in residual_arrays)
     assert Counter((x.shape, x.dtype) for x in arrays) == expected
+
+
+@pytest.mark.parametrize("remat", ["full", "hidden", "dots_no_batch", "dots"])
+def test_saved_activations_of_delta_nets_are_the_residuals_of_jax(remat):
+    """Two periods of three delta nets and attention, whose blocks of scores are not counted (7 axes)."""
+    raw = SIZES | QWEN35 | {"num_hidden_layers": 8, "full_attention_interval": 4, "linear_key_head_dim": 24}
+    model = Model(architecture_from_dict(raw), "bfloat16", remat)
+    rows, length = 7, 100
+    tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
+
+    def residuals(params, sequences):
+        return jax.vjp(lambda params: model.hidden_states(params, sequences), params)[1]
+
+    saved = jax.eval_shape(residuals, model.abstract_params(), Sequences(tokens, mask))
+    saved = [x for x in jax.tree.leaves(saved) if x.shape[:1] == (2,) and rows in x.shape and x.ndim < 7]
+    config = load_config(None, ["train.batch_size=7", "data.max_prompt=64", "sampling.max_new_tokens=36"])
+    arrays = [x for x in update_arrays(config, model, Widths(64, 64)) if x.name.endswith("of all layers")]
+    assert sum(x.bytes for x in arrays) == sum(x.size * x.dtype.itemsize for x in saved)
 
 
 def test_evaluation_has_its_own_rows_and_the_base_model(directory):

@@ -135,7 +135,7 @@ def test_every_method_has_words(facts, method):
 def test_adapters(facts):
     lora = with_settings(facts, "lora.rank=5", "lora.quantize=int8")
     merged = run_card(lora, "mine", "owner/base")
-    assert "base quantized to int8; here they are merged into the model's weights." in merged
+    assert "of the projections of all layers, on a base quantized to int8; here they are merged" in merged
     card = run_card(dataclasses.replace(lora, adapter=True), "mine", "owner/base")
     data = ModelCard(card).data
     assert (data.library_name, data.base_model_relation) == ("peft", "adapter")

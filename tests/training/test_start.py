@@ -311,7 +311,7 @@ def test_a_run_that_starts_from_an_adapter(adapted_run, tiny_directory, tmp_path
     [
         (
             ["lora.targets=[q,attn]"],
-            "'attn' matches no projection: use some of q, k, v, o, gate, up, down, embed",
+            "'attn' matches no projection: use layers, or some of q, k, v, o, gate, up, down, embed",
         ),
         (["lora.rank=33"], "lora.rank=33 is above the rank of projection k"),
         (["lora.adapter=nowhere"], "adapter_config.json"),

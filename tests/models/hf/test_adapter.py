@@ -60,12 +60,12 @@ OPTIONS = (
     {"targets": ("v", "embed", "head")},
     {"targets": ("head",)},
 )
-DELTA = {"targets": ("delta_.*", "q", "down")}
+DELTA = (("qwen35", {}), ("qwen35", {"targets": ("delta_.*", "q", "down")}))
 
 
 @needs_torch
 @needs_peft
-@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), ("qwen35", DELTA)])
+@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), *DELTA])
 def test_our_adapter_in_peft(case, options, tmp_path):
     plain, base = load_model(DIRECTORY / case)
     model, params = adapted(plain, base, LoraConfig(rank=3, **options), scale=0.1)
