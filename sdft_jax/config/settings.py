@@ -73,7 +73,8 @@ class LoraConfig:
     targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
     """Adapted matrices: names, or regular expressions that match a whole name, of q, k, v, o, gate, up, down,
     embed (the lookup of tokens) and head (the logits), also if embedding and head are one matrix;
-    and, of gated delta nets, delta_qkv, delta_z, delta_b, delta_a and delta_o."""
+    of gated delta nets, delta_qkv, delta_z, delta_b, delta_a and delta_o; and of Phi-3, qkv (also q, k and v
+    together) and gate_up (also gate and up together)."""
     adapter: str | None = None
     """PEFT adapter directory to start from, of the same rank, alpha and targets; None for new adapters, with
     which the model equals its base."""

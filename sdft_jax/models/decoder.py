@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,16 @@ batch dimensions, so not the attention scores; "hidden" the output of attention 
 activations."""
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
+
+
+class _Rows(NamedTuple):
+    """The tokens that layers read."""
+
+    sequences: Sequences
+    positions: Int[Array, "B T"]
+    """The position of each token in its row."""
+    limits: Int[Array, " B"]
+    """The number of tokens that each row may reach."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +159,17 @@ class Model:
 
         return jax.tree.unflatten(treedef, map(initial, jax.tree.leaves(tensors), keys, shapes))
 
-    def hidden_states(self, params: Params, sequences: Sequences) -> Float[Array, "B T D"]:
-        """Return the hidden states after the final norm; the caller applies the head."""
+    def hidden_states(
+        self, params: Params, sequences: Sequences, limits: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Return the hidden states after the final norm; the caller applies the head.
+
+        Args:
+            params: the whole parameter tree.
+            sequences: [B, T].
+            limits: the number of tokens that each row may reach, as in `Cache`; None for the number that it
+                has.
+        """
         length = sequences.tokens.shape[1]
         # padding, so that the mesh divides the residual stream
         padding = [(0, 0), (0, -length % self.sharding.size("sequence"))]
@@ -160,8 +179,9 @@ class Model:
         def attend(state, kind, index, q, k, v):
             return state, self_attention(kind, q, k, v)
 
-        padded = Sequences(tokens, mask)
-        return self._run(params, padded, token_positions(mask), attend, None)[0][:, :length]
+        limits = _count(mask) if limits is None else limits
+        rows = _Rows(Sequences(tokens, mask), token_positions(mask), limits)
+        return self._run(params, rows, attend, None)[0][:, :length]
 
     def completion_hidden(
         self, params: Params, prompt: Sequences, completion: Sequences
@@ -173,7 +193,9 @@ class Model:
         """
         tokens = jnp.concatenate([prompt.tokens, completion.tokens], axis=1)
         mask = jnp.concatenate([prompt.mask, completion.mask], axis=1)
-        hidden = self.hidden_states(params, Sequences(tokens, mask))
+        # the limits with which a completion is sampled
+        limits = _count(prompt.mask) + completion.tokens.shape[1]
+        hidden = self.hidden_states(params, Sequences(tokens, mask), limits)
         return hidden[:, prompt.tokens.shape[1] - 1 : -1]
 
     def head(self, params: Params) -> Head:
@@ -193,9 +215,13 @@ class Model:
         return empty_cache(self.architecture, batch, length, dtype or self.compute_dtype, self.sharding)
 
     def prefill(
-        self, params: Params, prompt: Sequences, cache_length: int
+        self, params: Params, prompt: Sequences, cache_length: int, new_tokens: int | None = None
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Return the hidden states of left-padded prompts and a cache of them for `cache_length` tokens."""
+        """Return the hidden states of left-padded prompts and a cache of them for `cache_length` tokens.
+
+        `new_tokens` is the maximum number of tokens after the prompts; None for that of the cache, which may
+        grow.
+        """
         self_attention = self._self_attention(prompt.mask)
         batch, length = prompt.tokens.shape
 
@@ -203,9 +229,11 @@ class Model:
             return write_prompt(state, index, k, v, self.sharding), self_attention(kind, q, k, v)
 
         empty = self.init_cache(batch, cache_length).states
-        hidden, states = self._run(params, prompt, token_positions(prompt.mask), attend, empty)
-        count = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
-        return hidden, Cache(states, jnp.int32(length), count)
+        count = _count(prompt.mask)
+        limits = count + (cache_length - length if new_tokens is None else new_tokens)
+        rows = _Rows(prompt, token_positions(prompt.mask), limits)
+        hidden, states = self._run(params, rows, attend, empty)
+        return hidden, Cache(states, jnp.int32(length), count, limits)
 
     def decode(
         self, params: Params, tokens: Int[Array, " B"], cache: Cache
@@ -224,8 +252,9 @@ class Model:
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
-        hidden, states = self._run(params, token, cache.positions[:, None], attend, cache.states)
-        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1)
+        rows = _Rows(token, cache.positions[:, None], cache.limits)
+        hidden, states = self._run(params, rows, attend, cache.states)
+        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1, cache.limits)
 
     def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
         """Return both with each layer in arrays of its own, so that `decode` runs layers without a scan."""
@@ -287,8 +316,7 @@ class Model:
     def _run(
         self,
         params: Params,
-        sequences: Sequences,
-        positions: Array,
+        rows: _Rows,
         attend: Callable[..., Any],
         states: tuple[State, ...] | None,
     ) -> tuple[Array, Any]:
@@ -296,16 +324,16 @@ class Model:
 
         Args:
             params: the whole parameter tree.
-            sequences: [B, T].
-            positions: [B, T], of each token in its row.
+            rows: the tokens and their positions.
             attend: (state, kind, index, q, k, v) -> (state, attended), of the index-th layer of a kind.
             states: the states of each kind, which `attend` reads and updates; None without states.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
+        sequences, positions, limits = rows
         decoding = states is not None and sequences.tokens.shape[1] == 1
         of_tree = config.of_tree(params)
         structures = [block_structure(of_tree, self.sharding, decoding, kind) for kind in config.kinds]
-        ropes = [rope_table(kind.rope, config.head_dim, positions) for kind in config.kinds]
+        ropes = [rope_table(kind.rope, config.head_dim, positions, limits) for kind in config.kinds]
         factors = query_factors([kind.rope for kind in config.kinds], positions)
         stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)]
 
@@ -336,6 +364,11 @@ class Model:
         tree = {tensor.name: outer(tensor) for tensor in self.architecture.outer_tensors}
         tree["layers"] = {tensor.name: inner(tensor) for tensor in self.architecture.layer_tensors}
         return tree
+
+
+def _count(mask: Bool[Array, "B T"]) -> Int[Array, " B"]:
+    """Return the number of real tokens of each row."""
+    return jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
 def _checkpointed(run_layer: RunLayer, policy: Any) -> RunLayer:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models.families import EMBEDDING, HEAD, PROJECTIONS, Tensor
+from sdft_jax.models.families import EMBEDDING, HEAD, PARTS, PROJECTIONS, Tensor
 from sdft_jax.types import Params
 
 A, B = "_lora_a", "_lora_b"
@@ -116,11 +116,15 @@ def make_lora(
 
 
 def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Return those names of projections that one of the patterns matches as a whole."""
+    """Return those names of projections that one of the patterns matches as a whole.
+
+    Patterns that match all parts of a fused projection match the projection too: with q, k and v, qkv.
+    """
+    fused = {whole: set(parts) for whole, parts in PARTS.items() if whole in names}
     matched: set[str] = set()
     for pattern in patterns:
         try:
-            found = {name for name in names if re.fullmatch(pattern, name)}
+            found = {name for name in {*names}.union(*fused.values()) if re.fullmatch(pattern, name)}
         except re.error as error:
             raise SdftError(
                 f"lora.targets: {pattern!r} is not a regular expression ({error}): fix the pattern."
@@ -130,6 +134,14 @@ def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
                 f"lora.targets: {pattern!r} matches no projection: use some of {', '.join(names)}."
             )
         matched |= found
+    for whole, parts in fused.items():
+        if parts <= matched:
+            matched.add(whole)
+        elif parts & matched and whole not in matched:
+            raise SdftError(
+                f"lora.targets has {', '.join(sorted(parts & matched))}, but this model has one matrix for "
+                f"{', '.join(sorted(parts))}: use {whole}."
+            )
     if not matched:
         raise SdftError(f"lora.targets is empty: use some of {', '.join(names)}, or set lora.rank=0.")
     return tuple(name for name in names if name in matched)
