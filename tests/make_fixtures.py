@@ -132,6 +132,22 @@ _SMOLLM3 = {
     "torch_dtype": "bfloat16",
     "use_sliding_window": False,
 }
+_PHI3 = {
+    **_BASE,
+    "architectures": ["Phi3ForCausalLM"],
+    "model_type": "phi3",
+    "num_key_value_heads": 4,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "embd_pdrop": 0.0,
+    "original_max_position_embeddings": 64,
+    "resid_pdrop": 0.0,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "sliding_window": 6,
+    "torch_dtype": "bfloat16",
+}
 _OLMO3 = {
     **_BASE,
     "architectures": ["Olmo3ForCausalLM"],
@@ -312,6 +328,16 @@ CASES = {
         "no_rope_layer_interval": 3,
         "sliding_window": 6,
         "use_sliding_window": True,
+    },
+    "phi3": _PHI3,
+    "phi4_mini": {
+        **_PHI3,
+        "num_key_value_heads": 2,
+        "original_max_position_embeddings": 8,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {"long_factor": [1.3, 7.5], "short_factor": [1.0, 2.5], "type": "longrope"},
+        "sliding_window": 262144,
+        "tie_word_embeddings": True,
     },
     "ministral3": _MINISTRAL3,
     "mistral3_vision": {

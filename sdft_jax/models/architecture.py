@@ -24,6 +24,8 @@ from sdft_jax.models.families import (
     FAMILIES,
     FEED_FORWARD,
     FINAL_NORM,
+    FUSED_ATTENTION,
+    FUSED_FEED_FORWARD,
     GATED_ATTENTION,
     HEAD,
     OUTPUT_BIASES,
@@ -182,6 +184,8 @@ class Architecture:
             "S": delta.convolution,
             "E": experts.count,
             "M": experts.width,
+            "W": (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim,
+            "U": 2 * self.intermediate_size,
             "1": 1,
         }
 
@@ -234,6 +238,8 @@ class Architecture:
 
         The router and the experts are not among them.
         """
+        if self.family.fused_projections:
+            return (*FUSED_ATTENTION, *FUSED_FEED_FORWARD)
         attention = GATED_ATTENTION if self.family.gated_attention else ATTENTION
         mixer = DELTA_PROJECTIONS if kind.mixer == "gated_delta" else attention
         return (*mixer, *(FEED_FORWARD if kind.feed_forward == "dense" else ()))
@@ -349,7 +355,7 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
     config = {**dict(family.defaults), **text}
     _check_sizes(config)
     _check_ropes(family, text)
-    if family.gated_attention and config.get("attention_bias"):
+    if (family.gated_attention or family.fused_projections) and config.get("attention_bias"):
         raise SdftError(f"attention_bias is not supported for {family.model_type} models: use another model.")
     try:
         architecture = _resolve(family, config, json.dumps(raw, sort_keys=True))
@@ -409,11 +415,15 @@ def _check_ropes(family: Family, raw: Mapping[str, Any]) -> None:
             f"partial_rotary_factor={partial[0]} is not supported: {family.model_type} models rotate the "
             "whole head."
         )
-    scaled = [x for x in (*outer, *nested) if (x.get("rope_type") or x.get("type")) in ("yarn", "llama3")]
+    kinds = [(x, x.get("rope_type") or x.get("type")) for x in (*outer, *nested)]
+    scaled = [x for x, kind in kinds if kind in ("yarn", "llama3", "longrope", "su")]
     pairs = [("original_max_position_embeddings", parameters) for parameters in scaled]
     pairs += [("rope_theta", parameters) for parameters in outer if "rope_theta" in parameters]
+    default = dict(family.defaults).get("original_max_position_embeddings")
     for key, parameters in pairs:
         beside, within = raw.get(key), parameters.get(key)
+        if key == "original_max_position_embeddings" and default:  # transformers reads it beside them
+            beside = (beside or default) if within is not None else None
         if beside is not None and beside != within:
             raise SdftError(
                 f"{key} is {beside} beside the rope parameters and {within} within them, and programs differ "
@@ -544,8 +554,17 @@ def _check_numbers(architecture: Architecture) -> None:
             f"head_dim{share} is {min(rotated)}: rotary embeddings need an even number from 2 to head_dim "
             f"({architecture.head_dim}): correct it."
         )
+    for rope, size in zip(ropes, rotated, strict=True):
+        for name in ("short_factor", "long_factor") if rope.rope_type == "longrope" else ():
+            if len(getattr(rope, name)) != size // 2:
+                raise SdftError(
+                    f"{name} of the rope parameters has {len(getattr(rope, name))} numbers, and heads have "
+                    f"{size // 2} rotated pairs of dimensions: correct it."
+                )
     with np.errstate(all="ignore"):
-        frequencies = [inverse_frequencies(rope, architecture.head_dim) for rope in ropes]
+        frequencies = [
+            inverse_frequencies(rope, architecture.head_dim, long) for rope in ropes for long in (False, True)
+        ]
     numbers = {
         "rms_norm_eps": [architecture.rms_norm_eps],
         "query_pre_attn_scalar": [architecture.query_scale],

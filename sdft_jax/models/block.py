@@ -63,11 +63,8 @@ class Block(nnx.Module):
         """Return queries, keys and values, normalized and rotated; and the gate, of gated attention."""
         x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
         q, k, v = (
-            self._inside(
-                self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, name)),
-                *(axis, axis, None),
-            )
-            for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
+            self._inside(product, *(axis, axis, None))
+            for product, axis in zip(self._heads_of(x), ("heads", "kv_heads", "kv_heads"), strict=True)
         )
         q, *gate = jnp.split(q, 2, axis=-1) if self.config.family.gated_attention else (q,)
         return (
@@ -76,6 +73,16 @@ class Block(nnx.Module):
             v,
             *gate,
         )
+
+    def _heads_of(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T N H"]]:
+        """Return the products with the projections of queries, keys and values, or with the fused one."""
+        if not self.config.family.fused_projections:
+            return [self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, name)) for name in "qkv"]
+        sizes = self.config.sizes
+        qkv = self._inside(self._matmul("btd,dw->btw", x, "qkv"), "heads", "heads")
+        queries, keys = (sizes[letter] * sizes["H"] for letter in "NK")
+        parts = jnp.split(qkv, (queries, queries + keys), axis=-1)
+        return [part.reshape(*part.shape[:2], -1, sizes["H"]) for part in parts]
 
     def combine(
         self,
@@ -114,7 +121,11 @@ class Block(nnx.Module):
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
-        gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
+        if self.config.family.fused_projections:
+            gate_up = self._inside(self._matmul("btd,du->btu", x, "gate_up"), "mlp", "mlp")
+            gate, up = (self._inside(part, "mlp", "mlp") for part in jnp.split(gate_up, 2, axis=-1))
+        else:
+            gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
         hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
         return self._matmul("btf,fd->btd", hidden, "down")

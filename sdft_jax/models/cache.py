@@ -89,6 +89,8 @@ class Cache:
     """Number of tokens in a row, padding included."""
     positions: Int[Array, " B"]
     """Position of each row's next token: its number of tokens without padding."""
+    limits: Int[Array, " B"]
+    """The number of tokens without padding that each row may reach, which selects frequencies (longrope)."""
 
 
 def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, sharding: Sharding) -> Cache:
@@ -104,7 +106,7 @@ def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, shard
         return KeysValues(keys, jnp.zeros((*heads, slots, config.head_dim), dtype), window)
 
     states = tuple(_constrained(empty(kind), sharding) for kind in range(len(config.kinds)))
-    return Cache(states, jnp.int32(0), jnp.zeros((batch,), jnp.int32))
+    return Cache(states, jnp.int32(0), jnp.zeros((batch,), jnp.int32), jnp.full((batch,), length, jnp.int32))
 
 
 def slot_count(window: int | None, length: int) -> int:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,16 @@ larger than all others of a delta net; "hidden" the output of attention and the 
 activations."""
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
+
+
+class _Rows(NamedTuple):
+    """The tokens that layers read."""
+
+    sequences: Sequences
+    positions: Int[Array, "B T"]
+    """The position of each token in its row."""
+    limits: Int[Array, " B"]
+    """The number of tokens that each row may reach."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +161,25 @@ class Model:
 
         return jax.tree.unflatten(treedef, map(initial, jax.tree.leaves(tensors), keys, shapes))
 
-    def hidden_states(self, params: Params, sequences: Sequences) -> Float[Array, "B T D"]:
-        """Return the hidden states after the final norm; the caller applies the head."""
-        return self._score(params, sequences, None)[0]
+    def hidden_states(
+        self, params: Params, sequences: Sequences, limits: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Return the hidden states after the final norm; the caller applies the head.
+
+        Args:
+            params: the whole parameter tree.
+            sequences: [B, T].
+            limits: the number of tokens that each row may reach, as in `Cache`; None for the number that it
+                has.
+        """
+        return self._score(params, sequences, limits, None)[0]
 
     def _score(
-        self, params: Params, sequences: Sequences, counts: Bool[Array, "B T"] | None
+        self,
+        params: Params,
+        sequences: Sequences,
+        limits: Int[Array, " B"] | None,
+        counts: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], Decisions | None]:
         """Return the hidden states, and the decisions of the routers if `counts` is given."""
         length = sequences.tokens.shape[1]
@@ -168,9 +191,10 @@ class Model:
         def attend(state, kind, index, q, k, v):
             return state, self_attention(kind, q, k, v)
 
-        padded = Sequences(tokens, mask)
+        limits = _count(mask) if limits is None else limits
         counts = None if counts is None else jnp.pad(counts, padding)
-        x, _, decisions = self._run(params, padded, token_positions(mask), attend, None, counts)
+        rows = _Rows(Sequences(tokens, mask), token_positions(mask), limits)
+        x, _, decisions = self._run(params, rows, attend, None, counts)
         return x[:, :length], decisions
 
     def completion_hidden(
@@ -181,8 +205,8 @@ class Model:
         For example, with a prompt of 3 and a completion of 2 tokens, positions 2 and 3 of 0..4 predict the
         completion.
         """
-        whole = _joined(prompt, completion)
-        return self.hidden_states(params, whole)[:, prompt.tokens.shape[1] - 1 : -1]
+        whole, limits = _joined(prompt, completion), _limits(prompt, completion)
+        return self.hidden_states(params, whole, limits)[:, prompt.tokens.shape[1] - 1 : -1]
 
     def completion_decisions(
         self, params: Params, prompt: Sequences, completion: Sequences, counts: Bool[Array, "B N"]
@@ -202,7 +226,8 @@ class Model:
             return self.completion_hidden(params, prompt, completion), None
         before = prompt.tokens.shape[1] - 1
         counts = jnp.pad(counts, [(0, 0), (before, 1)])
-        hidden, decisions = self._score(params, _joined(prompt, completion), counts)
+        whole, limits = _joined(prompt, completion), _limits(prompt, completion)
+        hidden, decisions = self._score(params, whole, limits, counts)
         assert decisions is not None
         places = slice(before, before + completion.tokens.shape[1])
         experts, entropy = decisions.experts[:, :, places], decisions.entropy[:, places]
@@ -225,9 +250,13 @@ class Model:
         return empty_cache(self.architecture, batch, length, dtype or self.compute_dtype, self.sharding)
 
     def prefill(
-        self, params: Params, prompt: Sequences, cache_length: int
+        self, params: Params, prompt: Sequences, cache_length: int, new_tokens: int | None = None
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Return the hidden states of left-padded prompts and a cache of them for `cache_length` tokens."""
+        """Return the hidden states of left-padded prompts and a cache of them for `cache_length` tokens.
+
+        `new_tokens` is the maximum number of tokens after the prompts; None for that of the cache, which may
+        grow.
+        """
         self_attention = self._self_attention(prompt.mask)
         batch, length = prompt.tokens.shape
 
@@ -235,9 +264,11 @@ class Model:
             return write_prompt(state, index, k, v, self.sharding), self_attention(kind, q, k, v)
 
         empty = self.init_cache(batch, cache_length).states
-        hidden, states, _ = self._run(params, prompt, token_positions(prompt.mask), attend, empty)
-        count = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
-        return hidden, Cache(states, jnp.int32(length), count)
+        count = _count(prompt.mask)
+        limits = count + (cache_length - length if new_tokens is None else new_tokens)
+        rows = _Rows(prompt, token_positions(prompt.mask), limits)
+        hidden, states, _ = self._run(params, rows, attend, empty)
+        return hidden, Cache(states, jnp.int32(length), count, limits)
 
     def decode(
         self, params: Params, tokens: Int[Array, " B"], cache: Cache
@@ -256,8 +287,9 @@ class Model:
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
-        hidden, states, _ = self._run(params, token, cache.positions[:, None], attend, cache.states)
-        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1)
+        rows = _Rows(token, cache.positions[:, None], cache.limits)
+        hidden, states, _ = self._run(params, rows, attend, cache.states)
+        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1, cache.limits)
 
     def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
         """Return both with each layer in arrays of its own, so that `decode` runs layers without a scan."""
@@ -319,8 +351,7 @@ class Model:
     def _run(
         self,
         params: Params,
-        sequences: Sequences,
-        positions: Array,
+        rows: _Rows,
         attend: Callable[..., Any],
         states: tuple[State, ...] | None,
         counts: Array | None = None,
@@ -329,17 +360,17 @@ class Model:
 
         Args:
             params: the whole parameter tree.
-            sequences: [B, T].
-            positions: [B, T], of each token in its row.
+            rows: the tokens and their positions.
             attend: (state, kind, index, q, k, v) -> (state, attended), of the index-th layer of a kind.
             states: the states of each kind, which `attend` reads and updates; None without states.
             counts: [B, T], the tokens that count in the decisions of routers; None to return no decisions.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
+        sequences, positions, limits = rows
         decoding = states is not None and sequences.tokens.shape[1] == 1
         of_tree = config.of_tree(params)
         structures = [block_structure(of_tree, self.sharding, decoding, kind) for kind in config.kinds]
-        ropes = [rope_table(kind.rope, config.head_dim, positions) for kind in config.kinds]
+        ropes = [rope_table(kind.rope, config.head_dim, positions, limits) for kind in config.kinds]
         factors = query_factors([kind.rope for kind in config.kinds], positions)
         stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)]
 
@@ -382,6 +413,16 @@ class Model:
 def _joined(prompt: Sequences, completion: Sequences) -> Sequences:
     """Return prompts and their completions as one sequence each."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), prompt, completion)
+
+
+def _limits(prompt: Sequences, completion: Sequences) -> Int[Array, " B"]:
+    """Return the numbers of tokens that rows may reach with which a completion of this width is sampled."""
+    return _count(prompt.mask) + completion.tokens.shape[1]
+
+
+def _count(mask: Bool[Array, "B T"]) -> Int[Array, " B"]:
+    """Return the number of real tokens of each row."""
+    return jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
 def _checkpointed(run_layer: RunLayer, policy: Any) -> RunLayer:

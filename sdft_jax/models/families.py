@@ -4,8 +4,8 @@ One `Tensor` describes one parameter: its shape, logical axes, initialization, a
 layout. Loading, saving and sharding use these descriptions. Dimensions are letters: D model width, N query
 heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forward width, V vocabulary, R rank
 of an adapter; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
-of a mixture E experts, M width of an expert;
-and d, h, f, p the numbers of tiles of D, H, F and P in a quantized weight.
+of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H and U 2 F; and d, h, f, p
+the numbers of tiles of D, H, F and P in a quantized weight.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sdft_jax.errors import SdftError
 from sdft_jax.models.rope import Rope, rope_from_dict
 
 TILES = {"D": "d", "H": "h", "F": "f", "P": "p"}
@@ -34,6 +35,8 @@ LOGICAL_AXES = {
     "G": "heads",
     "P": None,
     "C": "heads",
+    "W": "heads",
+    "U": "mlp",
     "S": None,
     "E": "experts",
     "M": "mlp",
@@ -125,6 +128,11 @@ EXPERTS = (
     Tensor("experts_down", "E|M>D", "mlp.experts.*.down_proj.weight"),
 )
 PROJECTIONS = (*ATTENTION, *FEED_FORWARD)
+FUSED_ATTENTION = (Tensor("qkv", "D>W", "self_attn.qkv_proj.weight"), ATTENTION[3])
+FUSED_FEED_FORWARD = (Tensor("gate_up", "D>U", "mlp.gate_up_proj.weight"), FEED_FORWARD[2])
+FUSED_PROJECTIONS = (FUSED_ATTENTION[0], FUSED_FEED_FORWARD[0])
+PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+"""Name of a fused projection -> the names, in other families, of the projections that it consists of."""
 DELTA_PROJECTIONS = (
     Tensor("delta_qkv", "D>C", "linear_attn.in_proj_qkv.weight"),
     Tensor("delta_z", "D>GP", "linear_attn.in_proj_z.weight"),
@@ -180,6 +188,8 @@ class Family:
     """A function from config.json to True for each layer with a mixture of experts; None: no layer has."""
     gated_attention: bool = False
     """True if queries have a second half, whose sigmoid is a factor on the output of attention."""
+    fused_projections: bool = False
+    """True if queries, keys and values are outputs of one matrix, and gate and up of another."""
     defaults: tuple[tuple[str, Any], ...] = ()
     """Default values of keys that config.json may omit, the same as in the transformers class."""
 
@@ -304,6 +314,21 @@ def _partial_rope(config: Json) -> tuple[Rope, Rope]:
     return _one_rope(config, partial_rotary_factor=config["partial_rotary_factor"])
 
 
+def _phi_rope(config: Json) -> tuple[Rope, Rope]:
+    """Return the rotary embedding of Phi-3, which has no scaling or longrope, also named su or yarn.
+
+    As in transformers, the original length is the one beside the parameters.
+    """
+    parameters = dict(_rope_parameters(config))
+    kind = parameters.pop("type", None)
+    kind = parameters.get("rope_type") or kind or "default"
+    parameters["rope_type"] = "longrope" if kind in ("su", "yarn") else kind
+    if parameters["rope_type"] not in ("default", "longrope"):
+        raise SdftError(f"rope type '{kind}' is not supported for phi3 models: use default or longrope.")
+    parameters["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    return _partial_rope({**config, "rope_scaling": None, "rope_parameters": parameters})
+
+
 def _rope_by_layer_type(config: Json) -> tuple[Rope, Rope]:
     """Return a separate rotary embedding for sliding layers; the scaling applies only to full layers."""
     parameters = config.get("rope_parameters") or {}
@@ -346,6 +371,13 @@ _MINISTRAL_ROPE = (
     ("mscale", 1.0),
     ("mscale_all_dim", 1.0),
     ("llama_4_scaling_beta", 0.1),
+)
+_PHI = (
+    *_COMMON,
+    ("rms_norm_eps", 1e-5),
+    ("max_position_embeddings", 4096),
+    ("original_max_position_embeddings", 4096),
+    ("partial_rotary_factor", 1.0),
 )
 _GEMMA = (
     ("rms_norm_eps", 1e-6),
@@ -437,6 +469,15 @@ FAMILIES = {
             _sliding_without_rope,
             rotated=_rotated,
             defaults=_SMOLLM,
+        ),
+        Family(
+            "phi3",
+            "Phi3ForCausalLM",
+            _norms(PRE_NORMS),
+            _phi_rope,
+            _all_alike,
+            fused_projections=True,
+            defaults=_PHI,
         ),
         Family(
             "olmo2",

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config.settings import LAYERS, LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models.families import EMBEDDING, HEAD, PROJECTIONS, Tensor
+from sdft_jax.models.families import EMBEDDING, HEAD, PARTS, PROJECTIONS, Tensor
 from sdft_jax.types import Params
 
 A, B = "_lora_a", "_lora_b"
@@ -123,12 +123,16 @@ def _is_per_head(tensor: Tensor) -> bool:
 
 
 def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Return those names of projections that one of the patterns matches as a whole."""
+    """Return those names of projections that one of the patterns matches as a whole.
+
+    Patterns that match all parts of a fused projection match the projection too: with q, k and v, qkv.
+    """
+    fused = {whole: set(parts) for whole, parts in PARTS.items() if whole in names}
     matched: set[str] = set()
     choice = f"use {LAYERS}, or some of {', '.join(names)}"
     for pattern in patterns:
         try:
-            found = {name for name in names if re.fullmatch(pattern, name)}
+            found = {name for name in {*names}.union(*fused.values()) if re.fullmatch(pattern, name)}
         except re.error as error:
             raise SdftError(
                 f"lora.targets: {pattern!r} is not a regular expression ({error}): fix the pattern."
@@ -136,6 +140,14 @@ def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
         if not found:
             raise SdftError(f"lora.targets: {pattern!r} matches no projection: {choice}.")
         matched |= found
+    for whole, parts in fused.items():
+        if parts <= matched:
+            matched.add(whole)
+        elif parts & matched and whole not in matched:
+            raise SdftError(
+                f"lora.targets has {', '.join(sorted(parts & matched))}, but this model has one matrix for "
+                f"{', '.join(sorted(parts))}: use {whole}."
+            )
     if not matched:
         raise SdftError(f"lora.targets is empty: {choice}, or set lora.rank=0.")
     return tuple(name for name in names if name in matched)

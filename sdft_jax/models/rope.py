@@ -1,7 +1,24 @@
 """Rotary position embedding and the scaling types of published checkpoints.
 
-Frequencies are the same as in `transformers.modeling_rope_utils` (types default, linear, llama3 and yarn);
-angles are computed in float32.
+Frequencies are the same as in `transformers.modeling_rope_utils` (types default, linear, llama3, yarn and
+longrope); angles are computed in float32.
+
+longrope (LongRoPE; arXiv 2402.13753; Phi-3 and Phi-4-mini) has two sets of frequencies: short ones for rows
+of up to `original_max_position_embeddings` tokens, and long ones for longer rows. The length of a row, which
+selects the set for all of its positions, is:
+
+| program                       | length of a row                                              |
+| ----------------------------- | ------------------------------------------------------------ |
+| forward pass of sequences     | its number of tokens without padding                         |
+| sampling                      | that of the prompt, plus the maximum number of new tokens    |
+| forward pass of completions   | that of the prompt, plus the padded length of the completion |
+
+Forward passes of sequences equal those of transformers row by row; in a batch, transformers applies the
+length of the longest row to all of them. In sampling, transformers begins with short frequencies, and
+computes the cache again with long ones when a row passes the original length. Here such a row has long ones
+from its first position on, as in vLLM, which chooses by the maximum length of its rows. Completions of rows
+that cannot pass the original length, and of prompts that are longer, equal those of transformers. A sampled
+completion has the same length in the update, so that the function that sampled it also scores it.
 """
 
 from __future__ import annotations
@@ -17,7 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from sdft_jax.errors import SdftError
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 """The types in config.json."""
 
 
@@ -25,7 +42,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 class Rope:
     """One rotary embedding. Fields have the names of `rope_parameters` in config.json.
 
-    `attention_factor` multiplies cosine and sine (yarn); `llama_4_scaling_beta` scales queries;
+    `attention_factor` multiplies cosine and sine (yarn, longrope); `llama_4_scaling_beta` scales queries;
     `partial_rotary_factor` is the share of each head that is rotated, from its first dimension on; the other
     fields determine the frequencies.
     """
@@ -42,6 +59,10 @@ class Rope:
     truncate: bool = True
     llama_4_scaling_beta: float = 0.0
     partial_rotary_factor: float = 1.0
+    short_factor: tuple[float, ...] = ()
+    """The divisor of each frequency in rows of up to the original length (longrope)."""
+    long_factor: tuple[float, ...] = ()
+    """The same in longer rows."""
 
 
 NO_ROPE = Rope(1.0, "none")
@@ -69,7 +90,7 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
         return rope
     original = parameters.get("original_max_position_embeddings") or max_position_embeddings
     try:
-        factor = parameters["factor"]
+        factor = parameters.get("factor") if kind == "longrope" else parameters["factor"]
         rope = dataclasses.replace(
             rope,
             factor=float(max_position_embeddings / original if factor is None else factor),
@@ -78,10 +99,15 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
         if kind == "llama3":
             low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
             rope = dataclasses.replace(rope, low_freq_factor=float(low), high_freq_factor=float(high))
+        if kind == "longrope":
+            short, long = (tuple(map(float, parameters[f"{name}_factor"])) for name in ("short", "long"))
+            rope = dataclasses.replace(rope, short_factor=short, long_factor=long)
     except KeyError as error:
         raise SdftError(
             f"rope type '{kind}' requires the key {error} in rope_parameters (or rope_scaling)."
         ) from None
+    if kind == "longrope":
+        rope = dataclasses.replace(rope, attention_factor=_longrope_attention_factor(parameters, rope))
     if kind == "yarn":
         rope = dataclasses.replace(
             rope,
@@ -93,10 +119,15 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
     return rope
 
 
-def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
+def inverse_frequencies(rope: Rope, head_dim: int, long: bool = False) -> Float[np.ndarray, " R"]:
     """Return the angle per position of each of the R pairs of dimensions, rounded from float64.
 
     R is half of the dimensions that are rotated: H / 2 if these are all.
+
+    Args:
+        rope: the embedding.
+        head_dim: the dimension of a head, H.
+        long: return the frequencies of rows that are longer than the original length (longrope).
     """
     head_dim = int(head_dim * rope.partial_rotary_factor)
     inverse = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
@@ -108,14 +139,20 @@ def inverse_frequencies(rope: Rope, head_dim: int) -> Float[np.ndarray, " R"]:
         inverse = _llama3(inverse, rope)
     elif rope.rope_type == "yarn":
         inverse = _yarn(inverse, rope, head_dim)
+    elif rope.rope_type == "longrope":
+        inverse = inverse / np.array(rope.long_factor if long else rope.short_factor)
     return inverse.astype(np.float32)
 
 
 def rope_table(
-    rope: Rope, head_dim: int, positions: Int[Array, "B T"]
+    rope: Rope, head_dim: int, positions: Int[Array, "B T"], lengths: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T R"], Float[Array, "B T R"]]:
-    """Return the cosine and sine of the angles at these positions, in float32."""
-    angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(rope, head_dim)[None, None, :]
+    """Return the cosine and sine of the angles at these positions in rows of these lengths, in float32."""
+    frequencies: Any = inverse_frequencies(rope, head_dim)[None, None, :]
+    if rope.rope_type == "longrope":
+        is_long = lengths[:, None, None] > rope.original_max_position_embeddings
+        frequencies = jnp.where(is_long, inverse_frequencies(rope, head_dim, long=True), frequencies)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
 
 
@@ -175,6 +212,16 @@ def _yarn(inverse: np.ndarray, rope: Rope, head_dim: int) -> np.ndarray:
     high += 0.001 if low == high else 0.0
     interpolated = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
     return interpolated * inverse / rope.factor + (1 - interpolated) * inverse
+
+
+def _longrope_attention_factor(parameters: Mapping[str, Any], rope: Rope) -> float:
+    """Return the given factor on cosine and sine, or the one that longrope derives from `factor`."""
+    attention_factor = parameters.get("attention_factor")
+    if attention_factor is not None:
+        return float(attention_factor)
+    if rope.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_position_embeddings))
 
 
 def _yarn_attention_factor(parameters: Mapping[str, Any], factor: float) -> float:

@@ -270,6 +270,8 @@ _PRODUCTS = {
     "gate": "gate",
     "up": "up",
     "down": "feed-forward output",
+    "qkv": "queries, keys and values",
+    "gate_up": "gate and up",
     "delta_qkv": "delta queries, keys and values",
     "delta_z": "delta gate",
     "delta_b": "delta learning rate",

@@ -43,7 +43,7 @@ def model_shape(config: Config) -> Architecture:
     if Path(path).is_dir() or path.startswith("mini"):
         return read_architecture(model_directory(path))
     known = json.loads(_SHAPES.read_text(encoding="utf-8"))
-    name = re.sub("-(Instruct|Reasoning|Think|Base|BF16|it|pt)(?=-|$)", "", path.rpartition("/")[2])
+    name = re.sub("-(Instruct|instruct|Reasoning|Think|Base|BF16|it|pt)(?=-|$)", "", path.rpartition("/")[2])
     if name in known:
         return architecture_from_dict(known[name])
     raise SdftError(

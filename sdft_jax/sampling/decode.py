@@ -86,7 +86,7 @@ def sample(
     sizes = cache_sizes(length)
     with model.numerics():
         with jax.named_scope("prefill"):
-            hidden, cache = prefill_model(model).prefill(params, prompt, width + sizes[0])
+            hidden, cache = prefill_model(model).prefill(params, prompt, width + sizes[0], length)
         model, params = lay_out_for_decoding(model, params)
         if unrolls_layers(model.platform, model.architecture.num_hidden_layers):
             params, cache = model.layer_by_layer(params, cache)

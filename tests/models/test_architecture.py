@@ -116,6 +116,37 @@ def test_smollm_3():
         architecture_from_dict({**CASES["smollm3"], "no_rope_layers": [1, 0]})
 
 
+def test_phi_3():
+    old = CASES["phi4_mini"]
+    (kind,) = architecture_from_dict(old).kinds
+    assert (kind.window, kind.rope.rope_type, kind.rope.factor) == (262144, "longrope", 8.0)
+    assert kind.rope.attention_factor == pytest.approx(2**0.5)  # sqrt(1 + log(64 / 8) / log(8))
+    for spelling in ({"type": "su"}, {"type": "yarn"}, {"rope_type": "longrope"}):
+        scaling = {key: old["rope_scaling"][key] for key in ("long_factor", "short_factor")} | spelling
+        assert architecture_from_dict({**old, "rope_scaling": scaling}).kinds == (kind,)
+    assert architecture_from_dict(CASES["phi3"]).kinds[0].window == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type 'linear' is not supported for phi3"),
+        (
+            {"partial_rotary_factor": 0.34},
+            "short_factor of the rope parameters has 2 numbers, and heads have 1 rotated pairs",
+        ),
+        ({"attention_bias": True}, "attention_bias is not supported for phi3"),
+        (
+            {"rope_scaling": CASES["phi4_mini"]["rope_scaling"] | {"original_max_position_embeddings": 16}},
+            "is 8 beside the rope parameters and 16 within them",
+        ),
+    ],
+)
+def test_errors_of_phi_3(change, message):
+    with pytest.raises(SdftError, match=message):
+        architecture_from_dict({**CASES["phi4_mini"], **change})
+
+
 def test_transformers_5_keys_give_the_same_layers():
     old = CASES["olmo3"]
     scaling = {**old["rope_scaling"], "rope_theta": old["rope_theta"]}
@@ -210,7 +241,10 @@ def test_architectures_are_hashable_and_compared_by_value():
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported; supported: silu"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "rope type 'longrope' is not supported"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
+            "'longrope' requires the key 'short_fact",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'.*default, linear, llama3, yarn"),
         ({"rope_scaling": {"type": "llama3", "factor": 4.0}}, "requires the key 'low_freq_factor'"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),

@@ -222,6 +222,7 @@ def assert_close(a, b):
         {"activation": "tensor"},
         {"sequence": "tensor", "heads": None},
         {"case": "qwen35"},
+        {"case": "phi4_mini"},
     ],
     ids=str,
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from sdft_jax.models.families import (
     DELTA_PARAMETERS,
     DELTA_PROJECTIONS,
     EXPERTS,
+    FUSED_PROJECTIONS,
     PROJECTIONS,
     QKV_BIASES,
     ROUTER,
@@ -23,6 +25,7 @@ from sdft_jax.types import Sequences
 
 TOLERANCE = 2e-4
 MINISTRAL_ROPE = CASES["ministral3"]["rope_parameters"]
+PHI_ROPE = CASES["phi4_mini"]["rope_scaling"]
 logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
@@ -51,6 +54,22 @@ def test_logits_of_sequences_longer_than_two_chunks_of_the_delta_rule(monkeypatc
     assert np.abs(logits - transformers_logits(DIRECTORY / "qwen35"))[mask].max() <= TOLERANCE
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
+def test_longrope_has_the_frequencies_of_each_row(tmp_path, monkeypatch):
+    """Rows of 33, 25 and 40 tokens, the original length being 33; transformers reads them one by one."""
+    shutil.copytree(DIRECTORY / "phi4_mini", tmp_path, dirs_exist_ok=True)
+    config = CASES["phi4_mini"] | {"original_max_position_embeddings": 33}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokens, mask = tokens_and_mask()
+    assert mask.sum(axis=1).tolist() == [33, 25, 40]
+    logits = np.asarray(logits_of(*load_model(tmp_path), Sequences(tokens, mask)))
+    for row in range(3):
+        alone = tokens[row : row + 1], mask[row : row + 1]
+        monkeypatch.setattr(make_fixtures, "tokens_and_mask", lambda alone=alone: alone)
+        theirs = transformers_logits(tmp_path)[0]
+        assert np.abs(logits[row] - theirs)[mask[row]].max() <= TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("case", "change"),
     [
@@ -66,6 +85,9 @@ def test_logits_of_sequences_longer_than_two_chunks_of_the_delta_rule(monkeypatc
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"llama_4_scaling_beta": 0.0}}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"mscale_all_dim": 1.0}}),
         ("qwen35", {"rope_parameters": {"rope_theta": 10000000, "partial_rotary_factor": 0.5}}),
+        ("phi3", {"sliding_window": None}),
+        ("phi4_mini", {"rope_scaling": PHI_ROPE | {"long_factor": [1.3, 2.5]}}),
+        ("phi4_mini", {"rope_scaling": PHI_ROPE | {"attention_factor": 1.0}}),
     ],
 )
 def test_a_wrong_rope_or_window_changes_the_logits(case, change):
@@ -86,26 +108,21 @@ def test_every_family_is_compared_with_transformers():
     assert {config["model_type"] for config in CASES.values()} == {*FAMILIES, *WRAPPERS}
 
 
-TENSORS = [*PROJECTIONS, *QKV_BIASES, *DELTA_PROJECTIONS, *DELTA_PARAMETERS, ROUTER, *EXPERTS]
+TENSORS = [
+    *PROJECTIONS,
+    *FUSED_PROJECTIONS,
+    *QKV_BIASES,
+    *DELTA_PROJECTIONS,
+    *DELTA_PARAMETERS,
+    ROUTER,
+    *EXPERTS,
+]
 
 
 @pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: tensor.name)
 def test_to_stored_is_the_inverse_of_from_stored(tensor):
-    sizes = {
-        "D": 6,
-        "N": 4,
-        "K": 2,
-        "H": 3,
-        "F": 5,
-        "V": 7,
-        "G": 4,
-        "P": 3,
-        "C": 20,
-        "S": 4,
-        "1": 1,
-        "E": 3,
-        "M": 2,
-    }
+    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "G": 4, "P": 3, "C": 20, "S": 4, "1": 1}
+    sizes |= {"W": 24, "U": 10, "E": 3, "M": 2}
     stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
     loaded = tensor.from_stored(stored, sizes)
     assert loaded.shape == tensor.shape(sizes)[1 if tensor.per_expert else 0 :]

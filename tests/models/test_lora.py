@@ -11,7 +11,7 @@ from sdft_jax.algorithm import join
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models import FAMILIES, Model, load_model
-from sdft_jax.models.families import EMBEDDING, HEAD, PROJECTIONS
+from sdft_jax.models.families import EMBEDDING, FUSED_ATTENTION, FUSED_FEED_FORWARD, HEAD, PROJECTIONS
 from sdft_jax.models.lora import (
     ADAPTABLE,
     adapter_params,
@@ -36,7 +36,7 @@ def test_every_family_is_among_the_cases():
 ALL = tuple(tensor.name for tensor in ADAPTABLE)
 
 
-@pytest.mark.parametrize("targets", [ALL, ("v", "down"), ("embed",), ("head",)], ids=",".join)
+@pytest.mark.parametrize("targets", [ALL, ("v|qkv", "down"), ("embed",), ("head",)], ids=",".join)
 @pytest.mark.parametrize("case", CASES)
 def test_adapters_equal_merged_weights(case, targets):
     plain, base = load_model(DIRECTORY / case)
@@ -148,6 +148,18 @@ def test_targets_are_names_or_patterns():
     assert targets("head", "e.*") == ("embed", "head")
     assert targets("layers", "head") == ("q", "k", "v", "o", "gate", "up", "down", "head")
     assert make_lora(LoraConfig(), sizes) is None
+
+
+def test_names_of_all_parts_of_a_fused_projection_select_it():
+    sizes, fused = SIZES | {"D": 8, "W": 24, "U": 10}, (*FUSED_ATTENTION, *FUSED_FEED_FORWARD)
+    default = LoraConfig(rank=1)
+    assert make_lora(default, sizes, fused).targets == ("qkv", "o", "gate_up", "down")
+    for targets in (("qkv", "gate_up"), ("[qkv]", "qkv|g.*"), ("q", "k", "v", ".*up")):
+        lora = make_lora(dataclasses.replace(default, targets=targets), sizes, fused)
+        assert lora.targets == ("qkv", "gate_up")
+    message = r"lora\.targets has q, v, but this model has one matrix for k, q, v: use qkv\."
+    with pytest.raises(SdftError, match=message):
+        make_lora(dataclasses.replace(default, targets=("q", "v")), sizes, fused)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,12 @@ SCALINGS = [
     {"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.25, "beta_fast": 16, "beta_slow": 2},
     {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.8, "truncate": False},
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 4096,
+        "short_factor": np.linspace(1, 2, 64).tolist(),
+        "long_factor": np.linspace(1, 60, 64).tolist(),
+    },
 ]
 
 
@@ -39,18 +45,19 @@ def test_frequencies_equal_those_of_transformers(scaling, theta):
         max_position_embeddings=length,
         rope_parameters={**scaling, "rope_theta": theta},
     )
-    expected, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu")
     rope = rope_from_dict(scaling, theta, length)
-    frequencies = inverse_frequencies(rope, 128)
-    np.testing.assert_allclose(frequencies, expected.numpy(), rtol=5e-6)  # transformers computes in float32
-    assert rope.attention_factor == pytest.approx(factor)
+    for long in (False, True):
+        expected, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, "cpu", length if long else 1)
+        frequencies = inverse_frequencies(rope, 128, long)
+        np.testing.assert_allclose(frequencies, expected.numpy(), rtol=5e-6)  # theirs are computed in float32
+        assert rope.attention_factor == pytest.approx(factor)
 
 
 def test_the_rotation_angle_is_position_times_frequency():
     rope = rope_from_dict({}, 100.0, 64)
     positions = jnp.array([[0, 5]])
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 1, 4)), jnp.float32)
-    rotated = np.asarray(rotate(x, *rope_table(rope, 4, positions)))[0, :, 0]
+    rotated = np.asarray(rotate(x, *rope_table(rope, 4, positions, jnp.array([6]))))[0, :, 0]
     pairs = np.asarray(x)[0, :, 0].reshape(2, 2, 2)  # first and second halves form the pairs
     pairs = pairs[:, 0] + 1j * pairs[:, 1]
     expected = pairs * np.exp(1j * np.array([[0, 0], [5, 5 * 100.0**-0.5]]))
@@ -74,7 +81,10 @@ def test_products_depend_only_on_the_distance():
     q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 64)), jnp.float32) for _ in range(2))
 
     def product(position, distance):
-        tables = [rope_table(rope, 64, jnp.array([[p]])) for p in (position + distance, position)]
+        tables = [
+            rope_table(rope, 64, jnp.array([[p]]), jnp.array([p + 1]))
+            for p in (position + distance, position)
+        ]
         return float(jnp.sum(rotate(q, *tables[0]) * rotate(k, *tables[1])))
 
     assert product(3, 10) == pytest.approx(product(2000, 10), abs=1e-2)

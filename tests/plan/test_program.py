@@ -42,6 +42,8 @@ CARDS = {
     "Ministral-3-8B-2512": 8_489_553_920,
     "SmolLM3-3B": 3_075_098_624,
     "Qwen3-30B-A3B": 30_532_122_624,
+    "Phi-4-mini": 3_836_021_760,
+    "phi-4": 14_659_507_200,
     "Qwen3.5-9B": 8_953_803_264,  # of the text model alone, as transformers counts them
 }
 
@@ -59,9 +61,10 @@ def test_names_of_tuned_models_are_those_of_their_base():
         "allenai/Olmo-3-7B-Think",
         "Qwen2.5-3B",
         "mistralai/Ministral-3-3B-Instruct-2512-BF16",
+        "microsoft/Phi-4-mini-instruct",
     )
     shapes = [model_shape(load_config(None, [f"model.path={name}"])) for name in names]
-    assert [shape.hidden_size for shape in shapes] == [1152, 4096, 2048, 3072]
+    assert [shape.hidden_size for shape in shapes] == [1152, 4096, 2048, 3072, 3072]
 
 
 def test_directory_needs_no_weights(tmp_path):

@@ -3,7 +3,10 @@ the rows of a batch do not depend on each other.
 """
 
 import dataclasses
+import importlib.util
+import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +16,12 @@ from make_sampling_fixture import CASES, LENGTH, PAD, PATH, eos_from, prompts, t
 from scipy.stats import chisquare
 
 import sdft_jax.sampling.decode as decode_module
+from make_fixtures import CASES as FIXTURES
 from make_fixtures import DIRECTORY
 from sdft_jax.config.settings import LoraConfig, SamplingConfig
 from sdft_jax.kernels.platforms import UNROLLED
-from sdft_jax.models import Model, load_model
+from sdft_jax.models import Model, architecture_from_dict, load_model
+from sdft_jax.models.head import head_logits
 from sdft_jax.sampling import cache_sizes, compiled_sample, generate, row_keys, sample
 from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 from sdft_jax.types import NO_STOP, Sequences, StopTokens
@@ -49,6 +54,40 @@ def test_greedy_equals_stored_completions_of_transformers(case):
     stored = np.load(PATH)
     model, params = load_model(DIRECTORY / case)
     assert_greedy(model, params, stored[f"{case}.completion"], stored[f"{case}.eos"].tolist())
+
+
+def test_longrope_chooses_by_the_length_that_a_row_may_reach(tmp_path):
+    """Prompts of 9, 1, 2, 5, 7 and 9 tokens are completed by 12, for an original length of 8, 14 and 21."""
+    plain, params = load_model(DIRECTORY / "phi4_mini")
+    scaling = FIXTURES["phi4_mini"]["rope_scaling"] | {"attention_factor": 1.2}
+    config = FIXTURES["phi4_mini"] | {"rope_scaling": scaling}
+    sampling, prompt = SamplingConfig(max_new_tokens=LENGTH, temperature=0.0), Sequences(*prompts())
+
+    def model_of(original):
+        changed = architecture_from_dict(config | {"original_max_position_embeddings": original})
+        return dataclasses.replace(plain, architecture=changed)
+
+    long, mixed, short = (generate(model_of(length), params, prompt, KEY, sampling) for length in (8, 14, 21))
+    is_long = np.sum(prompt.mask, axis=1) + LENGTH > 14
+    assert is_long.tolist() == [True, False, False, True, True, True]
+    expected = np.where(is_long[:, None], long.logprobs, short.logprobs)
+    np.testing.assert_allclose(mixed.logprobs, expected, atol=1e-4)
+    assert np.abs(long.logprobs - short.logprobs).max(axis=1).min() > 0.1
+    # the update scores a completion with the same frequencies, also if it ended early
+    kept = np.arange(LENGTH)[None] < np.array([LENGTH, 3, LENGTH, 3, 3, LENGTH])[:, None]
+    hidden = model_of(14).completion_hidden(params, prompt, Sequences(mixed.tokens, jnp.asarray(kept)))
+    scored = log_softmax(head_logits(hidden, plain.head(params)))
+    scored = np.take_along_axis(scored, np.asarray(mixed.tokens)[..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(scored[kept], np.asarray(mixed.logprobs)[kept], atol=1e-4)
+    if importlib.util.find_spec("torch"):  # no row can pass the original length
+        from transformers import AutoModelForCausalLM
+
+        shutil.copytree(DIRECTORY / "phi4_mini", tmp_path, dirs_exist_ok=True)
+        changed = json.dumps(config | {"original_max_position_embeddings": 21})
+        (tmp_path / "config.json").write_text(changed)
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path).float()
+        theirs.generation_config.eos_token_id = None
+        np.testing.assert_array_equal(short.tokens, transformers_greedy(theirs, *prompts(), ()))
 
 
 @pytest.mark.parametrize("name", ["Qwen3", "Llama"])

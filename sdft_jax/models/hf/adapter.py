@@ -14,7 +14,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.decoder import Model
-from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, HEAD
+from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, FUSED_PROJECTIONS, HEAD
 from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
 from sdft_jax.models.hf.reading import Entry, open_checkpoint, read_entry, refuse_non_finite
 from sdft_jax.models.hf.safetensors_io import Stored, read_header
@@ -29,7 +29,10 @@ _PREFIX = "base_model.model."
 """The beginning of the names of tensors in a file of PEFT."""
 _COPY = ".base_layer.weight"
 """The end of the names of copies of the base's weights in a file of PEFT."""
-_MODULES = {tensor.name: tensor.source.split(".")[-2] for tensor in (*ADAPTABLE, *DELTA_PROJECTIONS)}
+_MODULES = {
+    tensor.name: tensor.source.split(".")[-2]
+    for tensor in (*ADAPTABLE, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
+}
 """Name of a matrix -> its module's name in transformers, such as q_proj."""
 _MUST_BE_OFF = (
     "rank_pattern",

@@ -60,12 +60,18 @@ OPTIONS = (
     {"targets": ("v", "embed", "head")},
     {"targets": ("head",)},
 )
-DELTA = (("qwen35", {}), ("qwen35", {"targets": ("delta_.*", "q", "down")}))
+OTHERS = [("qwen35", {}), ("qwen35", {"targets": ("delta_.*", "q", "down")}), ("phi4_mini", {})]
+THEIRS = (
+    {"q": "q_proj", "o": "o_proj", "up": "up_proj"},
+    {"embed": "embed_tokens", "down": "down_proj"},
+    {"embed": "embed_tokens", "head": "lm_head"},
+)
+FUSED = {"qkv": "qkv_proj", "gate_up": "gate_up_proj"}
 
 
 @needs_torch
 @needs_peft
-@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), *DELTA])
+@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), *OTHERS])
 def test_our_adapter_in_peft(case, options, tmp_path):
     plain, base = load_model(DIRECTORY / case)
     model, params = adapted(plain, base, LoraConfig(rank=3, **options), scale=0.1)
@@ -78,15 +84,10 @@ def test_our_adapter_in_peft(case, options, tmp_path):
 @needs_torch
 @needs_peft
 @pytest.mark.parametrize(
-    "targets",
-    [
-        {"q": "q_proj", "o": "o_proj", "up": "up_proj"},
-        {"embed": "embed_tokens", "down": "down_proj"},
-        {"embed": "embed_tokens", "head": "lm_head"},
-    ],
-    ids=",".join,
+    ("case", "targets"),
+    [*itertools.product(CASES, THEIRS), ("phi4_mini", FUSED)],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
 )
-@pytest.mark.parametrize("case", CASES)
 def test_their_adapter_here(case, targets, tmp_path):
     """With an adapted embedding or head, their file holds copies of the base's matrices too."""
     import torch
@@ -115,8 +116,14 @@ def test_their_adapter_here(case, targets, tmp_path):
 
 
 @needs_torch
-@pytest.mark.parametrize("targets", [("q", "down"), ("embed",), ("head", "v")], ids=",".join)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "targets"),
+    [
+        *itertools.product(CASES, [("q", "down"), ("embed",), ("head", "v")]),
+        ("phi4_mini", ("qkv", "gate_up", "head")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
 def test_a_merged_checkpoint_in_transformers(case, targets, tmp_path):
     """An adapter of the embedding or the head unties them, so that the merged model is the same function."""
     plain, base = load_model(DIRECTORY / case)
