@@ -314,9 +314,9 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
                 yield _activation(model, names[weight.name], letters, len(layers), rows, length)
     if model.remat == "dots" and architecture.delta:
-        layers = len(architecture.layers_with(DELTA_PROJECTIONS[0]))
+        nets = len(architecture.layers_with(DELTA_PROJECTIONS[0]))
         for product in _delta_products(model, rows, length):
-            yield product._replace(shape=(layers, *product.shape), axes=(None, *product.axes))
+            yield product._replace(shape=(nets, *product.shape), axes=(None, *product.axes))
 
 
 def _delta_products(model: Model, rows: int, length: int) -> list[_Intermediate]:
