@@ -376,7 +376,7 @@ class Model:
 
         sparse, decisions = config.layers_with_experts, None
         if counts is not None and config.experts:
-            decisions = no_decisions(len(sparse), *sequences.tokens.shape, config.experts)
+            decisions = no_decisions(len(sparse), sequences.tokens.shape, config.experts)
 
         def run_layer(carry, weights, kind, index, layer):
             x, states, decisions = carry

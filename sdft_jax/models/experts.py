@@ -98,7 +98,7 @@ def mixture(
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(rows, Weights(PartitionSpec(), *split)),
+        in_specs=(rows, Weights._make([PartitionSpec(), *split])),
         out_specs=(rows, rows),
         check_vma=False,
     )(x, weights)
@@ -159,12 +159,12 @@ class Decisions:
     """The number of these tokens that each expert computes."""
 
 
-def no_decisions(layers: int, batch: int, length: int, sizes: ExpertSizes) -> Decisions:
-    """Return the decisions before the first layer."""
+def no_decisions(layers: int, shape: tuple[int, ...], sizes: ExpertSizes) -> Decisions:
+    """Return the decisions before the first layer, for tokens [B, T]."""
     return Decisions(
-        jnp.zeros((layers, batch, length, sizes.per_token), jnp.int16),
-        jnp.zeros((batch, length), jnp.float32),
-        *jnp.zeros((2, layers, batch, sizes.count), jnp.float32),
+        jnp.zeros((layers, *shape, sizes.per_token), jnp.int16),
+        jnp.zeros(shape, jnp.float32),
+        *jnp.zeros((2, layers, shape[0], sizes.count), jnp.float32),
     )
 
 

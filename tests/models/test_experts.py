@@ -91,7 +91,7 @@ def test_split_over_devices_gives_the_same_output_and_gradients(mesh):
 def test_decisions_count_the_tokens_that_count():
     sizes = ExpertSizes(3, 2, 1, False)
     routing = Routing(jnp.array([[[0, 2], [1, 0]]]), jnp.array([[[0.5, 0.0, 0.5], [0.25, 0.75, 0.0]]]))
-    decisions = with_decision(no_decisions(2, 1, 2, sizes), 1, routing, jnp.array([[True, False]]))
+    decisions = with_decision(no_decisions(2, (1, 2), sizes), 1, routing, jnp.array([[True, False]]))
     np.testing.assert_array_equal(decisions.experts[1], routing.experts)
     np.testing.assert_array_equal(decisions.load, [[[0, 0, 0]], [[1, 0, 1]]])
     np.testing.assert_array_equal(decisions.probabilities[1], [[0.5, 0, 0.5]])

@@ -146,10 +146,12 @@ class Entry:
         is None if the tensor is that of all experts.
         """
         source = self.tensor.source
-        names = [(at, f"model.layers.{layer}.{source}") for at, layer in enumerate(self.numbers)]
+        names: list[tuple[int | None, str]] = [(None, source)]
+        if self.numbers:
+            names = [(at, f"model.layers.{layer}.{source}") for at, layer in enumerate(self.numbers)]
         return [
             (layer, expert, name if expert is None else name.replace("*", str(expert)))
-            for layer, name in names or [(None, source)]
+            for layer, name in names
             for expert in (range(self.experts) if self.experts else (None,))
         ]
 
