@@ -353,6 +353,8 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
         _refuse_quantized(settings)
     family = _family(text)
     config = {**dict(family.defaults), **text}
+    if family.experts and "num_local_experts" in text:
+        config["num_experts"] = text["num_local_experts"]  # its name in transformers 5
     _check_sizes(config)
     _check_ropes(family, text)
     if (family.gated_attention or family.fused_projections) and config.get("attention_bias"):
