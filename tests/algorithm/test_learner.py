@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from make_fixtures import CASES
 from sdft_jax.algorithm import check_batch, check_rows, make_learner, make_model, make_optimizer
 from sdft_jax.algorithm.learner import Learner
 from sdft_jax.config import load_config
@@ -97,3 +98,21 @@ def test_rows_that_the_mesh_does_not_divide_are_refused_with_their_option():
         SdftError, match=r"eval\.batch_size=6 is not divisible by the 4 parts .* mesh\.data or"
     ):
         check_rows(6, "eval.batch_size", sharding)
+
+
+@pytest.mark.parametrize(
+    ("case", "override", "message"),
+    [
+        ("qwen3", "objective.balance=0.1", r"objective\.balance=0\.1: the model has no experts: set it to 0"),
+        (
+            "qwen3_moe",
+            "lora.quantize=nf4",
+            r"quantize=nf4 is not supported for qwen3_moe models: the experts",
+        ),
+        ("phi4_mini", "train.completion_buckets=[4]", r"completion_buckets is not supported .* longrope"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model_are_refused(case, override, message):
+    config = load_config(None, [override, "lora.rank=2"])
+    with pytest.raises(SdftError, match=message):
+        make_model(config, architecture_from_dict(CASES[case]), tiny_model()[0].sharding)
