@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from sdft_jax.kernels.matmul import matmul
 from sdft_jax.models.architecture import Architecture, LayerKind
 from sdft_jax.models.cache import DeltaState, empty_delta_state
+from sdft_jax.models.families import FULL
 from sdft_jax.models.gated_delta import DeltaInputs, causal_convolution, gated_delta
 from sdft_jax.models.lora import A, B, split_product
 from sdft_jax.models.quantize import SCALE, quantized_matmul
@@ -30,9 +31,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 
 def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
     """Normalize the trailing axes that `weight` has, in float32, with the order of casts of transformers."""
-    axes = tuple(range(-weight.ndim, 0))
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
+    wide = _normalized(x, tuple(range(-weight.ndim, 0)), config)
     weight = jnp.expand_dims(weight, tuple(range(x.ndim - weight.ndim)))
     if config.family.norm_style == "scale_after_cast":
         return wide.astype(x.dtype) * weight
@@ -40,6 +39,12 @@ def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
     if config.family.norm_style == "one_plus_weight":
         scale = 1.0 + scale
     return (wide * scale).astype(x.dtype)
+
+
+def _normalized(x: Array, axes: tuple[int, ...], config: Architecture) -> Array:
+    """Return x in float32 with a mean square of 1 along these axes."""
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
 
 
 class Block(nnx.Module):
@@ -50,6 +55,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: Architecture, kind: LayerKind, sharding: Sharding, decoding: bool):
         self.config = config
+        self.heads = kind.heads
         self.sharding = sharding
         self.decoding = decoding
         for tensor in config.tensors_of(kind):
@@ -60,17 +66,21 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B T N H"], ...]:
         """Return queries, keys and values, normalized and rotated; and the gate, of gated attention."""
         x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
-        q, k, v = (
-            self._inside(
-                self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, name)),
+        values = "k" if self.heads and self.heads.values_are_keys else "v"
+        projected = {
+            name: self._inside(
+                self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, self._own(name))),
                 *(axis, axis, None),
             )
-            for name, axis in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))
-        )
+            for name, axis in {"q": "heads", "k": "kv_heads", values: "kv_heads"}.items()
+        }
+        q, k, v = (projected[name] for name in ("q", "k", values))
         q, *gate = jnp.split(q, 2, axis=-1) if self.config.family.gated_attention else (q,)
+        if self.config.family.value_norm:
+            v = _normalized(v, (-1,), self.config).astype(v.dtype)
         return (
-            rotate(self._norm("q_norm", q), cos, sin),
-            rotate(self._norm("k_norm", k), cos, sin),
+            rotate(self._norm(self._own("q_norm"), q), cos, sin),
+            rotate(self._norm(self._own("k_norm"), k), cos, sin),
             v,
             *gate,
         )
@@ -85,13 +95,15 @@ class Block(nnx.Module):
         attended = checkpoint_name(attended, "attended")
         if gate is not None:
             attended = attended * jax.nn.sigmoid(gate)
-        return self._add_to(x, self._add_bias("o_bias", self._matmul("bthk,hkd->btd", attended, "o")))
+        out = self._matmul("bthk,hkd->btd", attended, self._own("o"))
+        return self._add_to(x, self._add_bias("o_bias", out))
 
     def _add_to(self, x: Float[Array, "B T D"], out: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Return the residual stream after this layer, given the output of its token mixer."""
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out = self._mlp(self._norm("pre_mlp_norm", x))
-        return x + self._norm("post_mlp_norm", self._constrained(out))
+        x = x + self._norm("post_mlp_norm", self._constrained(out))
+        return x * self._weight("layer_scalar")[None, None] if hasattr(self, "layer_scalar") else x
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
@@ -112,6 +124,10 @@ class Block(nnx.Module):
         into_rank, out_of_rank = split_product(spec)
         low = matmul(into_rank, x, self._weight(name + A), platform)
         return out + self.config.lora.scale * matmul(out_of_rank, low, self._weight(name + B), platform)
+
+    def _own(self, name: str) -> str:
+        """Return the name of a parameter of attention in this kind of layers."""
+        return FULL + name if self.heads else name
 
     def _weight(self, name: str) -> Array:
         return getattr(self, name)[...]

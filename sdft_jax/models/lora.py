@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models.families import EMBEDDING, HEAD, PROJECTIONS, Tensor
+from sdft_jax.models.families import EMBEDDING, FULL, HEAD, PROJECTIONS, Tensor
 from sdft_jax.types import Params
 
 A, B = "_lora_a", "_lora_b"
@@ -116,22 +116,24 @@ def make_lora(
 
 
 def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Return those names of projections that one of the patterns matches as a whole."""
+    """Return those names of projections that one of the patterns matches as a whole.
+
+    `q` is also `full_q`, since both are the module q_proj of their layers, which PEFT cannot tell apart.
+    """
     matched: set[str] = set()
+    offered = ", ".join(dict.fromkeys(name.removeprefix(FULL) for name in names))
     for pattern in patterns:
         try:
-            found = {name for name in names if re.fullmatch(pattern, name)}
+            found = {name for name in names if re.fullmatch(pattern, name.removeprefix(FULL))}
         except re.error as error:
             raise SdftError(
                 f"lora.targets: {pattern!r} is not a regular expression ({error}): fix the pattern."
             ) from None
         if not found:
-            raise SdftError(
-                f"lora.targets: {pattern!r} matches no projection: use some of {', '.join(names)}."
-            )
+            raise SdftError(f"lora.targets: {pattern!r} matches no projection: use some of {offered}.")
         matched |= found
     if not matched:
-        raise SdftError(f"lora.targets is empty: use some of {', '.join(names)}, or set lora.rank=0.")
+        raise SdftError(f"lora.targets is empty: use some of {offered}, or set lora.rank=0.")
     return tuple(name for name in names if name in matched)
 
 

@@ -25,7 +25,7 @@ from sdft_jax.kernels.attention import block_size
 from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
 from sdft_jax.models.cache import state_shardings
-from sdft_jax.models.families import LOGICAL_AXES
+from sdft_jax.models.families import FULL, LOGICAL_AXES
 from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
 from sdft_jax.sharding import Sharding, release_axes, tree_shardings
@@ -261,11 +261,10 @@ def _intermediates(
     return [ArrayFootprint(kind, x.name, x.shape, x.dtype, x.bytes_on(model.sharding), phase) for x in arrays]
 
 
+_ATTENTION_PRODUCTS = {"q": "queries", "k": "keys", "v": "values", "o": "attention output"}
 _PRODUCTS = {
-    "q": "queries",
-    "k": "keys",
-    "v": "values",
-    "o": "attention output",
+    **_ATTENTION_PRODUCTS,
+    **{FULL + name: f"full attention: {product}" for name, product in _ATTENTION_PRODUCTS.items()},
     "gate": "gate",
     "up": "up",
     "down": "feed-forward output",
@@ -277,7 +276,12 @@ _PRODUCTS = {
 }
 """Weight of a layer -> its matrix product."""
 
-_ARGUMENTS = {"o": "attended values", "delta_o": "delta values", "down": "feed-forward hidden"}
+_ARGUMENTS = {
+    "o": "attended values",
+    FULL + "o": "full attention: attended values",
+    "delta_o": "delta values",
+    "down": "feed-forward hidden",
+}
 """Weight of a layer -> the activation that it reads, which has a name for rematerialization."""
 
 _SAVED: dict[str, tuple[dict[str, str], ...]] = {

@@ -13,6 +13,8 @@ from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
 from sdft_jax.models.families import (
     DELTA_PARAMETERS,
     DELTA_PROJECTIONS,
+    FULL_ATTENTION,
+    LAYER_SCALAR,
     PROJECTIONS,
     QKV_BIASES,
     WRAPPERS,
@@ -21,6 +23,7 @@ from sdft_jax.types import Sequences
 
 TOLERANCE = 2e-4
 MINISTRAL_ROPE = CASES["ministral3"]["rope_parameters"]
+GEMMA_ROPES = CASES["gemma4"]["rope_parameters"]
 logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
@@ -62,9 +65,12 @@ def test_logits_of_sequences_longer_than_two_chunks_of_the_delta_rule(monkeypatc
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"llama_4_scaling_beta": 0.0}}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"mscale_all_dim": 1.0}}),
         ("qwen35", {"rope_parameters": {"rope_theta": 10000000, "partial_rotary_factor": 0.5}}),
+        ("gemma4", {"sliding_window": 7}),
+        ("gemma4", {"final_logit_softcapping": None}),
+        ("gemma4", {"rope_parameters": GEMMA_ROPES | {"full_attention": GEMMA_ROPES["sliding_attention"]}}),
     ],
 )
-def test_a_wrong_rope_or_window_changes_the_logits(case, change):
+def test_a_wrong_rope_window_or_softcap_changes_the_logits(case, change):
     tokens, mask = tokens_and_mask()
     _, params = load_model(DIRECTORY / case)
     model = Model(architecture_from_dict({**CASES[case], **change}))
@@ -82,12 +88,13 @@ def test_every_family_is_compared_with_transformers():
     assert {config["model_type"] for config in CASES.values()} == {*FAMILIES, *WRAPPERS}
 
 
-TENSORS = [*PROJECTIONS, *QKV_BIASES, *DELTA_PROJECTIONS, *DELTA_PARAMETERS]
+TENSORS = [*PROJECTIONS, *FULL_ATTENTION, *QKV_BIASES, *DELTA_PROJECTIONS, *DELTA_PARAMETERS, LAYER_SCALAR]
 
 
 @pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: tensor.name)
 def test_to_stored_is_the_inverse_of_from_stored(tensor):
-    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "G": 4, "P": 3, "C": 20, "S": 4, "1": 1}
+    sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "J": 1, "W": 8}
+    sizes |= {"G": 4, "P": 3, "C": 20, "S": 4, "1": 1}
     stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
     loaded = tensor.from_stored(stored, sizes)
     assert loaded.shape == tensor.shape(sizes)

@@ -42,6 +42,8 @@ CARDS = {
     "Ministral-3-8B-2512": 8_489_553_920,
     "SmolLM3-3B": 3_075_098_624,
     "Qwen3.5-9B": 8_953_803_264,  # of the text model alone, as transformers counts them
+    "gemma-4-12B": 11_907_350_320,  # the same, with the scalar of each layer, a buffer in transformers
+    "gemma-4-31B": 30_697_345_340,
 }
 
 

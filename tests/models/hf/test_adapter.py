@@ -60,12 +60,16 @@ OPTIONS = (
     {"targets": ("v", "embed", "head")},
     {"targets": ("head",)},
 )
-DELTA = {"targets": ("delta_.*", "q", "down")}
+OTHERS = (
+    ("qwen35", {"targets": ("delta_.*", "q", "down")}),
+    ("gemma4", {}),
+    ("gemma4_unified_vision", {"targets": ("[kv]", "o", "head")}),
+)
 
 
 @needs_torch
 @needs_peft
-@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), ("qwen35", DELTA)])
+@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), *OTHERS])
 def test_our_adapter_in_peft(case, options, tmp_path):
     plain, base = load_model(DIRECTORY / case)
     model, params = adapted(plain, base, LoraConfig(rank=3, **options), scale=0.1)
