@@ -188,6 +188,51 @@ _QWEN35 = {
     },
     "dtype": "bfloat16",
 }
+_GEMMA4 = {
+    **{key: value for key, value in _BASE.items() if key not in ("hidden_act", "tie_word_embeddings")},
+    "architectures": ["Gemma4ForCausalLM"],
+    "model_type": "gemma4_text",
+    "num_hidden_layers": 5,
+    "layer_types": [*["full_attention", "sliding_attention"] * 2, "full_attention"],
+    "attention_bias": False,
+    "attention_k_eq_v": True,
+    "enable_moe_block": False,
+    "final_logit_softcapping": 8.0,
+    "global_head_dim": 16,
+    "head_dim": 8,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size_per_layer_input": 0,
+    "num_global_key_value_heads": 1,
+    "num_kv_shared_layers": 0,
+    "rope_parameters": {
+        "full_attention": {
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 1000000.0,
+            "rope_type": "proportional",
+        },
+        "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    },
+    "sliding_window": 6,
+    "use_bidirectional_attention": "vision",
+    "use_double_wide_mlp": False,
+    "dtype": "bfloat16",
+}
+_GEMMA4_TEXT = {key: value for key, value in _GEMMA4.items() if key not in ("architectures", "layer_types")}
+_GEMMA4_UNIFIED = {
+    key: value
+    for key, value in _GEMMA4_TEXT.items()
+    if key not in ("hidden_size_per_layer_input", "enable_moe_block")
+}
+_GEMMA4_TOKENS = {
+    "image_token_id": 0,
+    "video_token_id": 1,
+    "audio_token_id": 2,
+    "boi_token_id": 57,
+    "eoi_token_id": 58,
+    "boa_token_id": 59,
+    "eoa_token_index": 60,
+    "dtype": "bfloat16",
+}
 
 _SIGLIP = {
     "model_type": "siglip_vision_model",
@@ -374,6 +419,53 @@ CASES = {
             "spatial_merge_size": 2,
         },
     },
+    "gemma4": _GEMMA4,
+    "gemma4_vision": {  # values of their own, and the last layer of the default pattern is full
+        **_GEMMA4_TOKENS,
+        "architectures": ["Gemma4ForConditionalGeneration"],
+        "model_type": "gemma4",
+        "audio_config": None,
+        "text_config": {**_GEMMA4_TEXT, "num_hidden_layers": 4, "attention_k_eq_v": False},
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "hidden_size": 8,
+            "intermediate_size": 12,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "patch_size": 4,
+            "position_embedding_size": 4,
+        },
+    },
+    "gemma4_unified": {  # the keys that transformers 5.24 writes
+        **{key: value for key, value in _GEMMA4_UNIFIED.items() if "global" not in key},
+        "architectures": ["Gemma4UnifiedForCausalLM"],
+        "model_type": "gemma4_unified_text",
+        "num_hidden_layers": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": None,
+        "per_layer_config": {"1": {"head_dim": 12, "num_key_value_heads": 4}},
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 1000000.0, "rope_type": "default"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+    },
+    "gemma4_unified_vision": {
+        **_GEMMA4_TOKENS,
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+        "model_type": "gemma4_unified",
+        "audio_config": {"model_type": "gemma4_unified_audio", "audio_embed_dim": 8},
+        "text_config": {**_GEMMA4_UNIFIED, "model_type": "gemma4_unified_text", "num_hidden_layers": 4},
+        "vision_config": {
+            "model_type": "gemma4_unified_vision",
+            "mm_embed_dim": 8,
+            "mm_posemb_size": 4,
+            "output_proj_dims": 24,
+            "patch_size": 4,
+            "pooling_kernel_size": 1,
+        },
+    },
 }
 
 
@@ -434,6 +526,9 @@ def make(case: str, config: dict) -> None:
             parameter.data += 0.3 * torch.randn_like(parameter)
         if name.endswith("A_log"):  # slow decay, as after training: the output of one token may be near zero
             parameter.data.uniform_(-5, -2)
+    for name, buffer in model.named_buffers():
+        if name.endswith("layer_scalar"):
+            buffer.uniform_(0.3, 1.2)
     model.to(torch.bfloat16).save_pretrained(directory)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (directory / "generation_config.json").write_text('{\n  "eos_token_id": 2\n}\n')

@@ -13,7 +13,7 @@ import numpy as np
 from make_fixtures import DIRECTORY
 
 PATH = DIRECTORY.parent / "greedy.npz"
-CASES = ("qwen3", "llama3", "ministral3", "smollm3", "qwen35", "phi4_mini", "qwen3_moe")
+CASES = ("qwen3", "llama3", "ministral3", "smollm3", "qwen35", "phi4_mini", "qwen3_moe", "gemma4")
 PAD, LENGTH, ROWS, WIDTH = 0, 12, 6, 9
 
 

@@ -47,6 +47,23 @@ QWEN35 = dict(
 )
 """The changes of a model with one gated delta net and one layer of attention."""
 
+GEMMA4 = dict(
+    architectures="Gemma4ForCausalLM",
+    model_type="gemma4_text",
+    num_hidden_layers=5,
+    layer_types=("full_attention", "sliding_attention") * 2 + ("full_attention",),
+    hidden_activation="gelu_pytorch_tanh",
+    hidden_size_per_layer_input=0,
+    attention_k_eq_v=True,
+    global_head_dim=16,
+    num_global_key_value_heads=2,
+    num_key_value_heads=4,
+    sliding_window=5,
+    final_logit_softcapping=4.0,
+)
+"""The changes of a model with two periods of full and sliding attention, whose heads differ, and one full
+layer after them."""
+
 
 EXPERTS = dict(
     architectures="Qwen3MoeForCausalLM",

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sdft_jax.kernels.matmul import einsum_float32
-from sdft_jax.models.head import Head, Product, products, total
+from sdft_jax.models.head import Head, Product, products, softcap_of, softcap_slope, total
 from sdft_jax.sharding import Sharding, check_divisible, partition_spec, release_axes
 
 TokenLoss = Callable[..., tuple[Any, Float[Array, " n"], Float[Array, "n v"]]]
@@ -35,11 +35,11 @@ class FactoredLogits(NamedTuple):
     hidden: Float[Array, "B T D"]
     """Final hidden states."""
     head: Head
-    """The output matrix [V, D], whose rows are tokens, with its adapter if it has one."""
+    """The output matrix [V, D], whose rows are tokens, with its adapter and softcap if it has them."""
 
 
 Role = tuple[Product, ...]
-"""The products [B, T, width] by [V, width] whose sum is the logits of a role."""
+"""The products [B, T, width] by [V, width] whose sum is the logits of a role, before their softcap."""
 _WIDTHS = ("embed", None)
 """The logical axis of the width of each product: that of the head, and the rank of its adapter."""
 
@@ -50,6 +50,8 @@ class _Scan(NamedTuple):
     token_loss: TokenLoss
     chunk: int
     sharding: Sharding
+    softcaps: tuple[float | None, ...]
+    """The bound of the logits of every role, the student's first."""
 
 
 def chunked_loss(
@@ -72,7 +74,8 @@ def chunked_loss(
     """
     student, *others = (products(*role) for role in roles)
     constants = jax.lax.stop_gradient((tuple(others), targets, weights))
-    return _weighted_loss(_Scan(token_loss, chunk, sharding), student, *constants)
+    softcaps = tuple(softcap_of(role.head) for role in roles)
+    return _weighted_loss(_Scan(token_loss, chunk, sharding, softcaps), student, *constants)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -159,13 +162,15 @@ def _scan_chunks(scan: _Scan, vocab_axes, with_gradients: bool, roles: tuple[Rol
         loss, d_matrices = carry
         hiddens, target, weight = inputs
         logits = [
-            total(map(Product, of_chunk, (product.matrix for product in role)))
-            for of_chunk, role in zip(hiddens, roles, strict=True)
+            total(map(Product, of_chunk, (product.matrix for product in role)), softcap)
+            for of_chunk, role, softcap in zip(hiddens, roles, scan.softcaps, strict=True)
         ]
         stats, values, d_logits = scan.token_loss(*logits, target, vocab_axes)
         loss += jnp.sum(weight * values)
         if not with_gradients:
             return (loss, d_matrices), (stats, ())
+        if scan.softcaps[0] is not None:
+            d_logits = d_logits * softcap_slope(logits[0], scan.softcaps[0])
         d_logits = (d_logits * weight[:, None]).astype(hiddens[0][0].dtype)
         d_hiddens = [psum(einsum_float32("nv,vd->nd", d_logits, x.matrix), vocab_axes) for x in student]
         d_matrices = [

@@ -46,7 +46,10 @@ class Learner:
     @property
     def freeze(self) -> tuple[str, ...]:
         """The patterns of parameters that do not train: with adapters, all others."""
-        return (NO_ADAPTER,) if self.model.architecture.lora else self.config.optimizer.freeze
+        if self.model.architecture.lora:
+            return (NO_ADAPTER,)
+        constants = [tensor for tensor in self.model.architecture.layer_tensors if not tensor.trains]
+        return (*self.config.optimizer.freeze, *(f"^layers/{tensor.name}$" for tensor in constants))
 
     @property
     def micro_batches(self) -> int:

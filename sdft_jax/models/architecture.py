@@ -24,6 +24,7 @@ from sdft_jax.models.families import (
     FAMILIES,
     FEED_FORWARD,
     FINAL_NORM,
+    FULL_ATTENTION,
     FUSED_ATTENTION,
     FUSED_FEED_FORWARD,
     GATED_ATTENTION,
@@ -33,8 +34,10 @@ from sdft_jax.models.families import (
     ROUTER,
     WRAPPERS,
     Family,
+    Heads,
     Tensor,
     Wrapper,
+    of_full_attention,
 )
 from sdft_jax.models.hf.safetensors_io import stored_names
 from sdft_jax.models.lora import Lora, is_adapter
@@ -61,6 +64,8 @@ _SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
+    "global_head_dim",
+    "num_global_key_value_heads",
     "sliding_window",
     "linear_num_key_heads",
     "linear_num_value_heads",
@@ -71,8 +76,8 @@ _SIZES = (
     "num_experts_per_tok",
     "moe_intermediate_size",
 )
-_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "sliding_window")
-_LIMITS = {"num_hidden_layers": 100_000, "head_dim": 1 << 16}
+_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "sliding_window", "num_global_key_value_heads")
+_LIMITS = {"num_hidden_layers": 100_000, "head_dim": 1 << 16, "global_head_dim": 1 << 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +92,8 @@ class LayerKind:
     """The function that mixes tokens."""
     feed_forward: Literal["dense", "experts"] = "dense"
     """The function of each token."""
+    heads: Heads | None = None
+    """The heads of keys and values; None for those of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +157,8 @@ class Architecture:
     """The sizes of gated delta nets; None without such layers."""
     experts: ExpertSizes | None = None
     """The sizes of the mixtures of experts; None without such layers."""
+    softcap: float | None = None
+    """The bound c of logits z, which become c tanh(z / c); None without one."""
     lora: Lora | None = None
     """The adapters; None without adapters."""
     quantize: Quantization | None = None
@@ -165,6 +174,7 @@ class Architecture:
         """The size of each dimension letter of `families.Tensor`."""
         delta = self.delta or DeltaSizes(0, 0, 0, 0, 0)
         experts = self.experts or ExpertSizes(0, 0, 0, False)
+        full = next((kind.heads for kind in self.kinds if kind.heads), Heads(0, 0))
         return {
             "V": self.vocab_size,
             "D": self.hidden_size,
@@ -177,7 +187,10 @@ class Architecture:
             "f": tile_count(self.intermediate_size),
             "h": tile_count(self.head_dim),
             "p": tile_count(delta.value_dim),
+            "x": tile_count(full.dim),
             "Q": 2 * self.head_dim,
+            "J": full.count,
+            "X": full.dim,
             "G": delta.value_heads,
             "P": delta.value_dim,
             "C": delta.channels,
@@ -227,11 +240,13 @@ class Architecture:
             others = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
         if kind.feed_forward == "experts":
             others = (*others, ROUTER, *EXPERTS)
+        if kind.heads:
+            norms = tuple(map(of_full_attention, norms))
         projections = self.projections_of(kind)
         adapters = self.lora.adapters(projections) if self.lora else ()
         if self.quantize:
             projections = tuple(part for tensor in projections for part in quantized(tensor, self.quantize))
-        return (*projections, *others, *norms, *adapters)
+        return (*projections, *others, *norms, *self.family.others, *adapters)
 
     def projections_of(self, kind: LayerKind) -> tuple[Tensor, ...]:
         """Return the matrices of one layer of a kind, which may have adapters or be quantized.
@@ -240,9 +255,17 @@ class Architecture:
         """
         if self.family.fused_projections:
             return (*FUSED_ATTENTION, *FUSED_FEED_FORWARD)
-        attention = GATED_ATTENTION if self.family.gated_attention else ATTENTION
-        mixer = DELTA_PROJECTIONS if kind.mixer == "gated_delta" else attention
+        mixer: tuple[Tensor, ...] = GATED_ATTENTION if self.family.gated_attention else ATTENTION
+        if kind.mixer == "gated_delta":
+            mixer = DELTA_PROJECTIONS
+        elif kind.heads:
+            q, k, _, o = FULL_ATTENTION
+            mixer = (q, k, o) if kind.heads.values_are_keys else FULL_ATTENTION
         return (*mixer, *(FEED_FORWARD if kind.feed_forward == "dense" else ()))
+
+    def heads_of(self, kind: LayerKind) -> Heads:
+        """Return the heads of keys and values of a kind of attention layers."""
+        return kind.heads or Heads(self.num_key_value_heads, self.head_dim)
 
     @property
     def projections(self) -> tuple[Tensor, ...]:
@@ -357,7 +380,11 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
         config["num_experts"] = text["num_local_experts"]  # its name in transformers 5
     _check_sizes(config)
     _check_ropes(family, text)
-    if (family.gated_attention or family.fused_projections) and config.get("attention_bias"):
+    for key, models in family.unsupported:
+        if config.get(key):
+            raise SdftError(f"{models} is not supported ({key} is {config[key]!r}): use a dense Gemma 4.")
+    other_attention = family.gated_attention or family.full_heads or family.fused_projections
+    if other_attention and config.get("attention_bias"):
         raise SdftError(f"attention_bias is not supported for {family.model_type} models: use another model.")
     try:
         architecture = _resolve(family, config, json.dumps(raw, sort_keys=True))
@@ -410,7 +437,9 @@ def _check_ropes(family: Family, raw: Mapping[str, Any]) -> None:
     outer = [value for key in keys if isinstance(value := raw.get(key), Mapping)]
     nested = [value for parameters in outer for value in parameters.values() if isinstance(value, Mapping)]
     beside = raw.get("partial_rotary_factor")
-    shares = [x.get("partial_rotary_factor", 1) for x in (*outer, *nested)]
+    # a proportional embedding has a frequency for each pair of dimensions, which may be zero
+    partly = [x for x in (*outer, *nested) if x.get("rope_type") != "proportional"]
+    shares = [x.get("partial_rotary_factor", 1) for x in partly]
     partial = [share for share in (1 if beside is None else beside, *shares) if share != 1]
     if partial and "partial_rotary_factor" not in dict(family.defaults):
         raise SdftError(
@@ -476,7 +505,10 @@ def _family(raw: Mapping[str, Any]) -> Family:
     if architecture not in (model_type, family.architecture):
         raise SdftError(f"architecture {architecture} is not supported; supported: {supported}.")
     for key in _MUST_BE_OFF:
-        if raw.get(key):
+        supported_here = (key == "final_logit_softcapping" and family.softcapping) or (
+            key == "use_bidirectional_attention" and raw.get(key) == "vision" and family.image_attention
+        )
+        if raw.get(key) and not supported_here:
             raise SdftError(
                 f"{key} is not supported for {model_type} models (its value is {raw[key]!r}): "
                 "use a checkpoint without it."
@@ -498,6 +530,10 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         raise SdftError(f"activation '{activation}' is not supported; supported: {', '.join(ACTIVATIONS)}.")
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     kinds, kind_of_layer = _layers(family, config)
+    query_scale = family.query_scale
+    if query_scale is None:
+        query_scale = float(config.get("query_pre_attn_scalar", head_dim)) ** -0.5
+    softcap = config.get("final_logit_softcapping") if family.softcapping else None
     return Architecture(
         family=family,
         vocab_size=config["vocab_size"],
@@ -512,12 +548,13 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         activation=activation,
         qkv_bias=family.always_qkv_bias or bool(config.get("attention_bias")),
         output_bias=not family.always_qkv_bias and bool(config.get("attention_bias")),
-        query_scale=float(config.get("query_pre_attn_scalar", head_dim)) ** -0.5,
+        query_scale=query_scale,
         kinds=kinds,
         kind_of_layer=kind_of_layer,
         source_json=source_json,
         delta=_delta_sizes(config) if any(kind.mixer == "gated_delta" for kind in kinds) else None,
         experts=_expert_sizes(config) if any(kind.feed_forward == "experts" for kind in kinds) else None,
+        softcap=None if softcap is None else float(softcap),
     )
 
 
@@ -549,24 +586,48 @@ def _delta_sizes(config: Mapping[str, Any]) -> DeltaSizes:
 def _check_numbers(architecture: Architecture) -> None:
     """Raise SdftError for numbers with which every activation would be NaN or infinite."""
     ropes = [kind.rope for kind in architecture.kinds]
-    rotated = [int(architecture.head_dim * rope.partial_rotary_factor) for rope in ropes]
-    if any(size % 2 or not 0 < size <= architecture.head_dim for size in rotated):
-        share = "" if set(rotated) == {architecture.head_dim} else ", times partial_rotary_factor"
+    for kind in architecture.kinds:
+        head_dim = architecture.heads_of(kind).dim
+        rotated = int(head_dim * kind.rope.partial_rotary_factor)
+        if rotated % 2 or head_dim % 2 or not 0 < rotated <= head_dim:
+            share = "" if rotated == head_dim else ", times partial_rotary_factor"
+            raise SdftError(
+                f"head_dim{share} is {rotated}: rotary embeddings need an even number from 2 to head_dim "
+                f"({head_dim}): correct it."
+            )
+    with np.errstate(all="ignore"):
+        frequencies = [
+            inverse_frequencies(kind.rope, architecture.heads_of(kind).dim) for kind in architecture.kinds
+        ]
+    if architecture.softcap is not None and not 0 < architecture.softcap < np.inf:
         raise SdftError(
-            f"head_dim{share} is {min(rotated)}: rotary embeddings need an even number from 2 to head_dim "
-            f"({architecture.head_dim}): correct it."
+            f"final_logit_softcapping is {architecture.softcap}, and not a positive number: correct it."
         )
-    for rope, size in zip(ropes, rotated, strict=True):
+    for kind in architecture.kinds:
+        rope, head_dim = kind.rope, architecture.heads_of(kind).dim
+        rotated = int(head_dim * rope.partial_rotary_factor)
+        if rotated % 2 or head_dim % 2 or not 0 < rotated <= head_dim:
+            share = "" if rotated == head_dim else ", times partial_rotary_factor"
+            raise SdftError(
+                f"head_dim{share} is {rotated}: rotary embeddings need an even number from 2 to head_dim "
+                f"({head_dim}): correct it."
+            )
         for name in ("short_factor", "long_factor") if rope.rope_type == "longrope" else ():
-            if len(getattr(rope, name)) != size // 2:
+            if len(getattr(rope, name)) != rotated // 2:
                 raise SdftError(
                     f"{name} of the rope parameters has {len(getattr(rope, name))} numbers, and heads have "
-                    f"{size // 2} rotated pairs of dimensions: correct it."
+                    f"{rotated // 2} rotated pairs of dimensions: correct it."
                 )
     with np.errstate(all="ignore"):
         frequencies = [
-            inverse_frequencies(rope, architecture.head_dim, long) for rope in ropes for long in (False, True)
+            inverse_frequencies(kind.rope, architecture.heads_of(kind).dim, long)
+            for kind in architecture.kinds
+            for long in (False, True)
         ]
+    if architecture.softcap is not None and not 0 < architecture.softcap < np.inf:
+        raise SdftError(
+            f"final_logit_softcapping is {architecture.softcap}, and not a positive number: correct it."
+        )
     numbers = {
         "rms_norm_eps": [architecture.rms_norm_eps],
         "query_pre_attn_scalar": [architecture.query_scale],
@@ -598,8 +659,14 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
             f"no_rope_layers has {len(rotated)} entries, but num_hidden_layers is {len(types)}: correct one "
             "of them."
         )
+    heads = family.full_heads(config, types) if family.full_heads else None
+    if heads and config["num_attention_heads"] % heads.count:
+        raise SdftError(
+            f"num_attention_heads {config['num_attention_heads']} is not a multiple of the number of "
+            f"key-value heads in full attention, {heads.count}: correct one of them."
+        )
     kinds = {
-        "full_attention": LayerKind(None, full),
+        "full_attention": LayerKind(None, full, heads=heads),
         "sliding_attention": LayerKind(window, sliding),
         "linear_attention": LayerKind(None, full, "gated_delta"),
     }

@@ -17,6 +17,7 @@ from sdft_jax.kernels.matmul import matmul
 from sdft_jax.models.architecture import Architecture, LayerKind
 from sdft_jax.models.cache import DeltaState, empty_delta_state
 from sdft_jax.models.experts import Routing, Weights, mixture
+from sdft_jax.models.families import FULL
 from sdft_jax.models.gated_delta import DeltaInputs, causal_convolution, gated_delta
 from sdft_jax.models.lora import A, B, split_product
 from sdft_jax.models.quantize import SCALE, quantized_matmul
@@ -31,9 +32,7 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 
 def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
     """Normalize the trailing axes that `weight` has, in float32, with the order of casts of transformers."""
-    axes = tuple(range(-weight.ndim, 0))
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
+    wide = _normalized(x, tuple(range(-weight.ndim, 0)), config)
     weight = jnp.expand_dims(weight, tuple(range(x.ndim - weight.ndim)))
     if config.family.norm_style == "scale_after_cast":
         return wide.astype(x.dtype) * weight
@@ -41,6 +40,12 @@ def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
     if config.family.norm_style == "one_plus_weight":
         scale = 1.0 + scale
     return (wide * scale).astype(x.dtype)
+
+
+def _normalized(x: Array, axes: tuple[int, ...], config: Architecture) -> Array:
+    """Return x in float32 with a mean square of 1 along these axes."""
+    wide = x.astype(jnp.float32)
+    return wide * jax.lax.rsqrt(jnp.mean(wide * wide, axes, keepdims=True) + config.rms_norm_eps)
 
 
 class Block(nnx.Module):
@@ -67,9 +72,11 @@ class Block(nnx.Module):
             for product, axis in zip(self._heads_of(x), ("heads", "kv_heads", "kv_heads"), strict=True)
         )
         q, *gate = jnp.split(q, 2, axis=-1) if self.config.family.gated_attention else (q,)
+        if self.config.family.value_norm:
+            v = _normalized(v, (-1,), self.config).astype(v.dtype)
         return (
-            rotate(self._norm("q_norm", q), cos, sin),
-            rotate(self._norm("k_norm", k), cos, sin),
+            rotate(self._norm(self._own("q_norm"), q), cos, sin),
+            rotate(self._norm(self._own("k_norm"), k), cos, sin),
             v,
             *gate,
         )
@@ -77,7 +84,12 @@ class Block(nnx.Module):
     def _heads_of(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T N H"]]:
         """Return the products with the projections of queries, keys and values, or with the fused one."""
         if not self.config.family.fused_projections:
-            return [self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, name)) for name in "qkv"]
+            names = ("q", "k", "k" if self.kind.heads and self.kind.heads.values_are_keys else "v")
+            products = {
+                name: self._add_bias(f"{name}_bias", self._matmul("btd,dnh->btnh", x, self._own(name)))
+                for name in dict.fromkeys(names)
+            }
+            return [products[name] for name in names]
         sizes = self.config.sizes
         qkv = self._inside(self._matmul("btd,dw->btw", x, "qkv"), "heads", "heads")
         queries, keys = (sizes[letter] * sizes["H"] for letter in "NK")
@@ -96,7 +108,8 @@ class Block(nnx.Module):
         attended = checkpoint_name(attended, "attended")
         if gate is not None:
             attended = attended * jax.nn.sigmoid(gate)
-        return self._add_to(x, self._add_bias("o_bias", self._matmul("bthk,hkd->btd", attended, "o")))
+        out = self._matmul("bthk,hkd->btd", attended, self._own("o"))
+        return self._add_to(x, self._add_bias("o_bias", out))
 
     def _add_to(
         self, x: Float[Array, "B T D"], out: Float[Array, "B T D"]
@@ -110,7 +123,8 @@ class Block(nnx.Module):
             out, routing = self._mixture(inner)
         else:
             out = self._mlp(inner)
-        return x + self._norm("post_mlp_norm", self._constrained(out)), routing
+        x = x + self._norm("post_mlp_norm", self._constrained(out))
+        return x * self._weight("layer_scalar")[None, None] if hasattr(self, "layer_scalar") else x, routing
 
     def _mixture(self, x: Array) -> tuple[Array, Routing]:
         assert self.config.experts is not None
@@ -142,6 +156,10 @@ class Block(nnx.Module):
         into_rank, out_of_rank = split_product(spec)
         low = matmul(into_rank, x, self._weight(name + A), platform)
         return out + self.config.lora.scale * matmul(out_of_rank, low, self._weight(name + B), platform)
+
+    def _own(self, name: str) -> str:
+        """Return the name of a parameter of attention in this kind of layers."""
+        return FULL + name if self.kind.heads else name
 
     def _weight(self, name: str) -> Array:
         return getattr(self, name)[...]

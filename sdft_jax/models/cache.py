@@ -101,9 +101,10 @@ def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, shard
         if config.delta is not None and config.kinds[kind].mixer == "gated_delta":
             one = empty_delta_state(config.delta, batch, dtype)
             return jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), one)
-        heads, slots = (layers, batch, config.num_key_value_heads), slot_count(window, length)
-        keys = jnp.zeros((*heads, config.head_dim, slots), dtype)
-        return KeysValues(keys, jnp.zeros((*heads, slots, config.head_dim), dtype), window)
+        heads, slots = config.heads_of(config.kinds[kind]), slot_count(window, length)
+        shape = layers, batch, heads.count
+        keys = jnp.zeros((*shape, heads.dim, slots), dtype)
+        return KeysValues(keys, jnp.zeros((*shape, slots, heads.dim), dtype), window)
 
     states = tuple(_constrained(empty(kind), sharding) for kind in range(len(config.kinds)))
     return Cache(states, jnp.int32(0), jnp.zeros((batch,), jnp.int32), jnp.full((batch,), length, jnp.int32))

@@ -40,7 +40,7 @@ from sdft_jax.models.cache import (
 )
 from sdft_jax.models.experts import Decisions, no_decisions, with_decision
 from sdft_jax.models.families import Tensor
-from sdft_jax.models.head import AdaptedHead, Head, head_logits
+from sdft_jax.models.head import AdaptedHead, CappedHead, Head, UncappedHead, head_logits
 from sdft_jax.models.layers import RunLayer, run_layers, separate_layers
 from sdft_jax.models.lora import A, B, is_adapter
 from sdft_jax.models.quantize import cast, quantize_params
@@ -104,7 +104,8 @@ class Model:
     def kernel(self) -> Kernel:
         """The attention kernel for whole sequences on this model's devices."""
         device = self.sharding.device
-        return choose_kernel(self.attention, device, self.compute_dtype, self.architecture.head_dim)
+        head_dim = max(self.architecture.heads_of(kind).dim for kind in self.architecture.kinds)
+        return choose_kernel(self.attention, device, self.compute_dtype, head_dim)
 
     @property
     def platform(self) -> str:
@@ -234,11 +235,13 @@ class Model:
         return hidden[:, places], dataclasses.replace(decisions, experts=experts, entropy=entropy)
 
     def head(self, params: Params) -> Head:
-        """Return the output matrix, which is the embedding in a tree without one, and its adapter."""
+        """Return the output matrix, which is the embedding in a tree without one, its adapter and softcap."""
         matrix, lora = params.get("head", params["embed"]), self.architecture.lora
-        if lora is None or "head" + A not in params:
-            return matrix
-        return AdaptedHead(matrix, lora.scale * params["head" + A], params["head" + B])
+        head: UncappedHead = matrix
+        if lora is not None and "head" + A in params:
+            head = AdaptedHead(matrix, lora.scale * params["head" + A], params["head" + B])
+        softcap = self.architecture.softcap
+        return head if softcap is None else CappedHead(head, softcap)
 
     def logits(self, params: Params, sequences: Sequences) -> Float[Array, "B T V"]:
         """Return the next-token logits at every position, accumulated in float32."""
@@ -370,9 +373,10 @@ class Model:
         decoding = states is not None and sequences.tokens.shape[1] == 1
         of_tree = config.of_tree(params)
         structures = [block_structure(of_tree, self.sharding, decoding, kind) for kind in config.kinds]
-        ropes = [rope_table(kind.rope, config.head_dim, positions, limits) for kind in config.kinds]
+        ropes = [rope_table(k.rope, config.heads_of(k).dim, positions, limits) for k in config.kinds]
         factors = query_factors([kind.rope for kind in config.kinds], positions)
-        stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)]
+        # in layers with parameters of their own, the kind is static, and head dimensions may differ
+        stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)] if of_tree.uniform else []
 
         sparse, decisions = config.layers_with_experts, None
         if counts is not None and config.experts:

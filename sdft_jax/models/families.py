@@ -3,9 +3,10 @@
 One `Tensor` describes one parameter: its shape, logical axes, initialization, and Hugging Face name and
 layout. Loading, saving and sharding use these descriptions. Dimensions are letters: D model width, N query
 heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forward width, V vocabulary, R rank
-of an adapter; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
-of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H and U 2 F; and d, h, f, p
-the numbers of tiles of D, H, F and P in a quantized weight.
+of an adapter; J key-value heads and X head dimension of full attention, if they are not those of sliding
+attention; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
+of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H and U 2 F; and d, h, f, p,
+x the numbers of tiles of D, H, F, P and X in a quantized weight.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from sdft_jax.errors import SdftError
 from sdft_jax.models.rope import Rope, rope_from_dict
 
-TILES = {"D": "d", "H": "h", "F": "f", "P": "p"}
+TILES = {"D": "d", "H": "h", "F": "f", "P": "p", "X": "x"}
 """Last dimension of a weight's inputs -> its number of tiles, which no mesh axis splits."""
 LOGICAL_AXES = {
     "D": "embed",
@@ -32,6 +33,8 @@ LOGICAL_AXES = {
     "V": "vocab",
     "R": None,
     "Q": None,
+    "J": "kv_heads",
+    "X": None,
     "G": "heads",
     "P": None,
     "C": "heads",
@@ -65,6 +68,8 @@ class Tensor:
     init: Literal["normal", "zeros", "ones", "uniform", "standard"] = "normal"
     dtype: str | None = None
     """The dtype of a part of a quantized weight; None for that of the model's parameters."""
+    trains: bool = True
+    """False for a constant, which training does not change: a buffer in transformers."""
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape in this library, without the layer axis."""
@@ -89,7 +94,7 @@ class Tensor:
         """Return the shape in a checkpoint, of one expert if it stores each."""
         experts, _, own = self.dims.rpartition("|")
         inputs, _, outputs = own.rpartition(">")
-        fused = [group for part in (outputs, inputs) for group in re.findall("[NKG][HQP]|[A-Z1]", part)]
+        fused = [group for part in (outputs, inputs) for group in re.findall("[NKGJ][HQPX]|[A-Z1]", part)]
         shape = tuple(math.prod(sizes[letter] for letter in group) for group in fused)
         return shape if self.per_expert else (*(sizes[letter] for letter in experts), *shape)
 
@@ -116,6 +121,21 @@ ATTENTION = (
     Tensor("o", "NH>D", "self_attn.o_proj.weight"),
 )
 GATED_ATTENTION = (Tensor("q", "D>NQ", "self_attn.q_proj.weight"), *ATTENTION[1:])
+FULL = "full_"
+"""The beginning of the names of parameters of full attention with heads of its own."""
+
+
+def of_full_attention(tensor: Tensor) -> Tensor:
+    """Return the parameter that takes the place of `tensor` in full attention with heads of its own.
+
+    Its name differs because arrays of different shapes cannot be stacked: `k`, 'D>KH', becomes `full_k`,
+    'D>JX'. A parameter without these dimensions is returned unchanged.
+    """
+    dims = tensor.dims.translate(str.maketrans("KH", "JX"))
+    return tensor if dims == tensor.dims else dataclasses.replace(tensor, name=FULL + tensor.name, dims=dims)
+
+
+FULL_ATTENTION = tuple(map(of_full_attention, ATTENTION))
 FEED_FORWARD = (
     Tensor("gate", "D>F", "mlp.gate_proj.weight"),
     Tensor("up", "D>F", "mlp.up_proj.weight"),
@@ -152,9 +172,21 @@ QKV_BIASES = (
     Tensor("v_bias", "KH", "self_attn.v_proj.bias", "zeros"),
 )
 OUTPUT_BIASES = (Tensor("o_bias", "D", "self_attn.o_proj.bias", "zeros"),)
+LAYER_SCALAR = Tensor("layer_scalar", "1", "layer_scalar", "ones", trains=False)
 EMBEDDING = Tensor("embed", "VD", "model.embed_tokens.weight")
 FINAL_NORM = Tensor("norm", "D", "model.norm.weight", "ones")
 HEAD = Tensor("head", "VD", "lm_head.weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """The heads of keys and values in attention layers."""
+
+    count: int
+    dim: int
+    """The head dimension, also of queries."""
+    values_are_keys: bool = False
+    """True if values are the projection of keys, before the norm and the rotation of keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +222,21 @@ class Family:
     """True if queries have a second half, whose sigmoid is a factor on the output of attention."""
     fused_projections: bool = False
     """True if queries, keys and values are outputs of one matrix, and gate and up of another."""
+    full_heads: Callable[[Json, list[str]], Heads] | None = None
+    """A function from config.json and the types of layers to the heads of full attention; None: all layers
+    have the same heads."""
+    value_norm: bool = False
+    """True if each head of the values is normalized, without a weight."""
+    query_scale: float | None = None
+    """The factor on attention logits; None: the one of config.json, or the head dimension ** -0.5."""
+    others: tuple[Tensor, ...] = ()
+    """The other parameters of each layer."""
+    softcapping: bool = False
+    """True if `final_logit_softcapping` in config.json may bound the logits."""
+    image_attention: bool = False
+    """True if `use_bidirectional_attention` may be "vision", which changes the attention to images only."""
+    unsupported: tuple[tuple[str, str], ...] = ()
+    """Keys of config.json that must be off, and the models in which they are on."""
     defaults: tuple[tuple[str, Any], ...] = ()
     """Default values of keys that config.json may omit, the same as in the transformers class."""
 
@@ -309,6 +356,50 @@ def _ministral_rope(config: Json) -> tuple[Rope, Rope]:
     return rope, rope
 
 
+def _last_is_full(config: Json) -> list[str]:
+    """Return the layer types of Gemma 4: full attention for every 6th layer, and for the last one."""
+    return [*_periodic(config, 6, "sliding_attention")[:-1], "full_attention"]
+
+
+def _gemma4_ropes(config: Json) -> tuple[Rope, Rope]:
+    """Return the rotary embeddings of Gemma 4; transformers requires their base frequencies."""
+    parameters = config.get("rope_parameters") or _GEMMA4_ROPES
+    full, sliding = (parameters[name] for name in ("full_attention", "sliding_attention"))
+    for one in (full, sliding):
+        if (name := one["rope_type"]) not in ("default", "proportional"):
+            raise SdftError(f"rope type '{name}' is not supported in Gemma 4: use default or proportional.")
+    return rope_from_dict(full, full["rope_theta"], 0), rope_from_dict(sliding, sliding["rope_theta"], 0)
+
+
+def _gemma4_heads(config: Json, types: list[str]) -> Heads:
+    """Return the heads of full attention in Gemma 4.
+
+    Published files have `global_head_dim` and `num_global_key_value_heads`, of which the second counts only
+    if values are keys; transformers 5.24 writes `per_layer_config`, {layer: {key: value}}.
+    """
+    if types[-1] != "full_attention":
+        raise SdftError(
+            f"the last entry of layer_types is {types[-1]}, and transformers computes full attention there: "
+            "correct it."
+        )
+    names, values_are_keys = ("num_key_value_heads", "head_dim"), bool(config["attention_k_eq_v"])
+    model = {name: config[name] for name in names}
+    if config.get("per_layer_config") is None:
+        count = config.get("num_global_key_value_heads") if values_are_keys else None
+        return Heads(count or model["num_key_value_heads"], config["global_head_dim"], values_are_keys)
+    listed = {int(layer): changes for layer, changes in config["per_layer_config"].items()}
+    layers = [(name, {**model, **listed.pop(layer, {})}) for layer, name in enumerate(types)]
+    full = layers[-1][1]
+    regular = all(own == (full if name == "full_attention" else model) for name, own in layers)
+    plausible = all(type(size) is int and 0 < size < 1 << 16 for size in full.values())
+    if listed or not regular or not plausible or full.keys() != model.keys():
+        raise SdftError(
+            "per_layer_config is not supported unless it gives all layers of full attention the same "
+            "head_dim and num_key_value_heads, and changes nothing else: use another model."
+        )
+    return Heads(*(full[name] for name in names), values_are_keys)
+
+
 def _partial_rope(config: Json) -> tuple[Rope, Rope]:
     """Return one rotary embedding, for the first dimensions of each head only."""
     return _one_rope(config, partial_rotary_factor=config["partial_rotary_factor"])
@@ -394,7 +485,27 @@ _GEMMA = (
     ("sliding_window_pattern", 6),
     ("tie_word_embeddings", True),
 )
-
+_GEMMA4 = (
+    *_COMMON,
+    ("max_position_embeddings", 131_072),
+    ("hidden_activation", "gelu_pytorch_tanh"),
+    ("vocab_size", 262_144),
+    ("hidden_size", 2304),
+    ("intermediate_size", 9216),
+    ("num_hidden_layers", 30),
+    ("num_attention_heads", 8),
+    ("num_key_value_heads", 4),
+    ("head_dim", 256),
+    ("global_head_dim", 512),
+    ("attention_k_eq_v", False),
+    ("sliding_window", 512),
+    ("tie_word_embeddings", True),
+    ("hidden_size_per_layer_input", 256),
+)
+_GEMMA4_ROPES: Json = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+}
 _QWEN35 = (
     ("rms_norm_eps", 1e-6),
     ("max_position_embeddings", 32_768),
@@ -420,6 +531,29 @@ _QWEN3_MOE = (
     ("num_experts_per_tok", 8),
     ("num_experts", 128),
     ("norm_topk_prob", False),
+)
+
+_GEMMA4_FAMILY = Family(
+    "gemma4_text",
+    "Gemma4ForCausalLM",
+    _norms(SANDWICH_NORMS, q="H", k="H"),
+    _gemma4_ropes,
+    _last_is_full,
+    norm_style="scale_before_cast",
+    activation_key="hidden_activation",
+    scale_embedding=True,
+    full_heads=_gemma4_heads,
+    value_norm=True,
+    query_scale=1.0,
+    others=(LAYER_SCALAR,),
+    softcapping=True,
+    image_attention=True,
+    unsupported=(
+        ("enable_moe_block", "Gemma 4 with a mixture of experts (26B-A4B)"),
+        ("hidden_size_per_layer_input", "Gemma 4 with per-layer embeddings (E2B and E4B)"),
+        ("num_kv_shared_layers", "Gemma 4 with layers that share keys and values (E2B and E4B)"),
+    ),
+    defaults=_GEMMA4,
 )
 
 FAMILIES = {
@@ -519,6 +653,18 @@ FAMILIES = {
             gated_attention=True,
             defaults=_QWEN35,
         ),
+        _GEMMA4_FAMILY,
+        dataclasses.replace(
+            _GEMMA4_FAMILY,
+            model_type="gemma4_unified_text",
+            architecture="Gemma4UnifiedForCausalLM",
+            defaults=(
+                *_GEMMA4,
+                ("max_position_embeddings", 262_144),
+                ("sliding_window", 1024),
+                ("hidden_size_per_layer_input", 0),
+            ),
+        ),
     )
 }
 
@@ -528,5 +674,7 @@ WRAPPERS = {
         Wrapper("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",)),
         Wrapper("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3")),
         Wrapper("qwen3_5", "Qwen3_5ForConditionalGeneration", ("qwen3_5_text",)),
+        Wrapper("gemma4", "Gemma4ForConditionalGeneration", ("gemma4_text",)),
+        Wrapper("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", ("gemma4_unified_text",)),
     )
 }

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config.settings import LAYERS, LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models.families import EMBEDDING, HEAD, PARTS, PROJECTIONS, Tensor
+from sdft_jax.models.families import EMBEDDING, FULL, HEAD, PARTS, PROJECTIONS, Tensor
 from sdft_jax.types import Params
 
 A, B = "_lora_a", "_lora_b"
@@ -125,14 +125,17 @@ def _is_per_head(tensor: Tensor) -> bool:
 def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     """Return those names of projections that one of the patterns matches as a whole.
 
-    Patterns that match all parts of a fused projection match the projection too: with q, k and v, qkv.
+    Patterns that match all parts of a fused projection match the projection too: with q, k and v, qkv. `q` is
+    also `full_q`, since both are the module q_proj of their layers, which PEFT cannot tell apart.
     """
+    own = {name: name.removeprefix(FULL) for name in names}
     fused = {whole: set(parts) for whole, parts in PARTS.items() if whole in names}
     matched: set[str] = set()
-    choice = f"use {LAYERS}, or some of {', '.join(names)}"
+    choice = f"use {LAYERS}, or some of {', '.join(dict.fromkeys(own.values()))}"
     for pattern in patterns:
         try:
-            found = {name for name in {*names}.union(*fused.values()) if re.fullmatch(pattern, name)}
+            found = {name for name in names if re.fullmatch(pattern, own[name])}
+            found |= {part for parts in fused.values() for part in parts if re.fullmatch(pattern, part)}
         except re.error as error:
             raise SdftError(
                 f"lora.targets: {pattern!r} is not a regular expression ({error}): fix the pattern."

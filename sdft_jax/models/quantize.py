@@ -26,7 +26,14 @@ from jaxtyping import Array, Float, Integer
 
 from sdft_jax.config.settings import Quantization
 from sdft_jax.kernels.matmul import matmul
-from sdft_jax.models.families import DELTA_PROJECTIONS, FUSED_PROJECTIONS, PROJECTIONS, TILES, Tensor
+from sdft_jax.models.families import (
+    DELTA_PROJECTIONS,
+    FULL_ATTENTION,
+    FUSED_PROJECTIONS,
+    PROJECTIONS,
+    TILES,
+    Tensor,
+)
 from sdft_jax.types import Params
 
 SCALE = "_scale"
@@ -152,7 +159,7 @@ def _int8_product(spec: str, x: Float[Array, "..."], codes: Integer[Array, "..."
 def quantize_params(params: Params, format: Quantization) -> Params:
     """Return a parameter tree with quantized projections; the layers are stacked."""
     layers = dict(params["layers"])
-    for tensor in (*PROJECTIONS, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS):
+    for tensor in (*PROJECTIONS, *FULL_ATTENTION, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS):
         if tensor.name not in layers:
             continue
         layers[tensor.name], layers[tensor.name + SCALE] = quantize(tensor, format, layers[tensor.name])

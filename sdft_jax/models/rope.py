@@ -1,7 +1,7 @@
 """Rotary position embedding and the scaling types of published checkpoints.
 
 Frequencies are the same as in `transformers.modeling_rope_utils` (types default, linear, llama3, yarn and
-longrope); angles are computed in float32.
+longrope, proportional); angles are computed in float32.
 
 longrope (LongRoPE; arXiv 2402.13753; Phi-3 and Phi-4-mini) has two sets of frequencies: short ones for rows
 of up to `original_max_position_embeddings` tokens, and long ones for longer rows. The length of a row, which
@@ -34,7 +34,7 @@ from jaxtyping import Array, Float, Int
 
 from sdft_jax.errors import SdftError
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
 """The types in config.json."""
 
 
@@ -43,8 +43,8 @@ class Rope:
     """One rotary embedding. Fields have the names of `rope_parameters` in config.json.
 
     `attention_factor` multiplies cosine and sine (yarn, longrope); `llama_4_scaling_beta` scales queries;
-    `partial_rotary_factor` is the share of each head that is rotated, from its first dimension on; the other
-    fields determine the frequencies.
+    `partial_rotary_factor` is the share of each head that is rotated, from its first dimension on, or, in the
+    type proportional, from the first dimension of each half on; the other fields determine the frequencies.
     """
 
     rope_theta: float
@@ -63,6 +63,10 @@ class Rope:
     """The divisor of each frequency in rows of up to the original length (longrope)."""
     long_factor: tuple[float, ...] = ()
     """The same in longer rows."""
+
+    def rotated_pairs(self, head_dim: int) -> int:
+        """Return the number of pairs of dimensions that are rotated."""
+        return int(head_dim * self.partial_rotary_factor) // 2
 
 
 NO_ROPE = Rope(1.0, "none")
@@ -88,6 +92,8 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
     rope = Rope(float(theta if base is None else base), kind, partial_rotary_factor=share)
     if kind == "default":
         return rope
+    if kind == "proportional":
+        return dataclasses.replace(rope, factor=float(parameters.get("factor", 1.0)))
     original = parameters.get("original_max_position_embeddings") or max_position_embeddings
     try:
         factor = parameters.get("factor") if kind == "longrope" else parameters["factor"]
@@ -122,13 +128,18 @@ def rope_from_dict(parameters: Mapping[str, Any], theta: float, max_position_emb
 def inverse_frequencies(rope: Rope, head_dim: int, long: bool = False) -> Float[np.ndarray, " R"]:
     """Return the angle per position of each of the R pairs of dimensions, rounded from float64.
 
-    R is half of the dimensions that are rotated: H / 2 if these are all.
+    R is half of the dimensions that are rotated: H / 2 if these are all. In the type proportional R is H / 2:
+    the last pairs have the angle 0, and frequencies do not depend on the number of the others.
 
     Args:
         rope: the embedding.
         head_dim: the dimension of a head, H.
         long: return the frequencies of rows that are longer than the original length (longrope).
     """
+    if rope.rope_type == "proportional":
+        pairs = rope.rotated_pairs(head_dim)
+        inverse = rope.rope_theta ** -(np.arange(0, 2 * pairs, 2) / head_dim) / rope.factor
+        return np.concatenate([inverse, np.zeros(head_dim // 2 - pairs)]).astype(np.float32)
     head_dim = int(head_dim * rope.partial_rotary_factor)
     inverse = rope.rope_theta ** -(np.arange(0, head_dim, 2) / head_dim)
     if rope == NO_ROPE:

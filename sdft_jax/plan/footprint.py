@@ -25,7 +25,7 @@ from sdft_jax.kernels.attention import block_size
 from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
 from sdft_jax.models.cache import state_shardings
-from sdft_jax.models.families import DELTA_PROJECTIONS, LOGICAL_AXES
+from sdft_jax.models.families import DELTA_PROJECTIONS, FULL, LOGICAL_AXES
 from sdft_jax.models.gated_delta import CHUNK
 from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
@@ -262,11 +262,10 @@ def _intermediates(
     return [ArrayFootprint(kind, x.name, x.shape, x.dtype, x.bytes_on(model.sharding), phase) for x in arrays]
 
 
+_ATTENTION_PRODUCTS = {"q": "queries", "k": "keys", "v": "values", "o": "attention output"}
 _PRODUCTS = {
-    "q": "queries",
-    "k": "keys",
-    "v": "values",
-    "o": "attention output",
+    **_ATTENTION_PRODUCTS,
+    **{FULL + name: f"full attention: {product}" for name, product in _ATTENTION_PRODUCTS.items()},
     "gate": "gate",
     "up": "up",
     "down": "feed-forward output",
@@ -280,7 +279,12 @@ _PRODUCTS = {
 }
 """Weight of a layer -> its matrix product."""
 
-_ARGUMENTS = {"o": "attended values", "delta_o": "delta values", "down": "feed-forward hidden"}
+_ARGUMENTS = {
+    "o": "attended values",
+    FULL + "o": "full attention: attended values",
+    "delta_o": "delta values",
+    "down": "feed-forward hidden",
+}
 """Weight of a layer -> the activation that it reads, which has a name for rematerialization."""
 
 _SAVED: dict[str, tuple[dict[str, str], ...]] = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdft_jax.algorithm.chunked_loss import FactoredLogits, chunked_loss, is_token, logsumexp, vocab_sum
-from sdft_jax.models.head import AdaptedHead
+from sdft_jax.models.head import AdaptedHead, CappedHead
 from sdft_jax.sharding import Sharding, make_mesh, single_device
 
 B, T, D, V = 2, 5, 8, 12
@@ -36,8 +36,9 @@ def run(hidden, head, chunk):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
 
 
-def plain_loss(hidden, head):
-    log_probs = jax.nn.log_softmax(hidden @ head.T)
+def plain_loss(hidden, head, softcap=None):
+    logits = hidden @ head.T
+    log_probs = jax.nn.log_softmax(softcap * jnp.tanh(logits / softcap) if softcap else logits)
     values = -jnp.take_along_axis(log_probs, TARGETS[..., None], axis=2)[..., 0]
     return jnp.sum(WEIGHTS * values), values
 
@@ -74,17 +75,17 @@ def test_an_outer_factor_scales_the_gradient(expected):
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(HIDDEN), -2 * expected[1][0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 2)], ids=str)
-def test_an_adapted_head_equals_the_merged_one(mesh):
-    """Values, and the gradients of hidden states, matrix and both factors."""
+@pytest.mark.parametrize(("mesh", "softcap"), [((1, 1, 1), None), ((1, 2, 2), None), ((1, 2, 2), 2.0)])
+def test_an_adapted_head_equals_the_merged_one(mesh, softcap):
+    """Values, and the gradients of hidden states, matrix and both factors; also of bounded logits."""
     rng, sharding = np.random.default_rng(1), Sharding(make_mesh(*mesh))
     head = AdaptedHead(HEAD, *(jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for n in (D, V)))
 
     def merged(hidden, head):
-        return plain_loss(hidden, head.matrix + head.b @ head.a.T)
+        return plain_loss(hidden, head.matrix + head.b @ head.a.T, softcap)
 
     def adapted(hidden, head):
-        return loss_of(hidden, head, 3, sharding)
+        return loss_of(hidden, CappedHead(head, softcap) if softcap else head, 3, sharding)
 
     expected, result = (
         jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(HIDDEN, head)

@@ -19,7 +19,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import single_device
 from sdft_jax.types import Rollout, Sequences
-from tiny import EOS, EXPERTS, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
+from tiny import EOS, EXPERTS, GEMMA4, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
 
 COMMON = (
     "sampling.max_new_tokens=6",
@@ -99,13 +99,22 @@ def test_same_under_other_rules(single, rules):
         np.testing.assert_allclose(metrics.scalars[name], expected.scalars[name], rtol=1e-5, atol=1e-5)
 
 
-def test_layers_of_several_kinds_train_alike_on_eight_devices_and_with_rematerialization():
-    """Delta nets and attention: two periods of layers and a remaining one, of which a part is frozen."""
-    changes = QWEN35 | {"num_hidden_layers": 5}
-    freeze = "optimizer.freeze=[layers/delta_z]"
-    start = jax.device_get(setup(freeze, **changes)[1])
-    state, expected, _ = run(freeze, steps=2, **changes)
-    _, history, _ = run(freeze, "model.remat=full", mesh=(2, 2, 2), steps=2, **changes)
+@pytest.mark.parametrize(
+    ("changes", "options", "frozen"),
+    [
+        (QWEN35 | {"num_hidden_layers": 5}, ("optimizer.freeze=[layers/delta_z]",), {"delta_z"}),
+        (GEMMA4, ("optimizer.weight_decay=0.1",), {"layer_scalar"}),
+    ],
+    ids=["qwen35", "gemma4"],
+)
+def test_layers_of_several_kinds_train_alike_on_eight_devices_and_with_rematerialization(
+    changes, options, frozen
+):
+    """Two periods of layers and a remaining one, of which a part is frozen, or a constant of the model."""
+    start = jax.device_get(setup(*options, **changes)[1])
+    assert start.frozen["layers"].keys() == frozen
+    state, expected, _ = run(*options, steps=2, **changes)
+    _, history, _ = run(*options, "model.remat=full", mesh=(2, 2, 2), steps=2, **changes)
     for ours, theirs in zip(history, expected, strict=True):
         np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
         np.testing.assert_allclose(ours.scalars["loss"], theirs.scalars["loss"], rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import pytest
 from make_fixtures import CASES
 from sdft_jax.errors import SdftError
 from sdft_jax.models import architecture_from_dict, read_architecture
+from sdft_jax.models.families import Heads
 from sdft_jax.models.rope import NO_ROPE, Rope
 
 # The keys of the published files (Hugging Face Hub, transformers 4) that affect the architecture.
@@ -54,6 +55,39 @@ GEMMA_3_4B = {
     "torch_dtype": "bfloat16",
     "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
 }
+GEMMA_4_31B = {
+    "architectures": ["Gemma4ForConditionalGeneration"],
+    "image_token_id": 258880,
+    "model_type": "gemma4",
+    "text_config": {
+        "attention_bias": False,
+        "attention_k_eq_v": True,
+        "enable_moe_block": False,
+        "final_logit_softcapping": 30.0,
+        "global_head_dim": 512,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 5376,
+        "hidden_size_per_layer_input": 0,
+        "intermediate_size": 21504,
+        "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 10,
+        "max_position_embeddings": 262144,
+        "model_type": "gemma4_text",
+        "num_attention_heads": 32,
+        "num_global_key_value_heads": 4,
+        "num_hidden_layers": 60,
+        "num_key_value_heads": 16,
+        "num_kv_shared_layers": 0,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": CASES["gemma4"]["rope_parameters"],
+        "sliding_window": 1024,
+        "tie_word_embeddings": True,
+        "use_bidirectional_attention": "vision",
+        "use_double_wide_mlp": False,
+        "vocab_size": 262144,
+    },
+    "tie_word_embeddings": True,
+}
 QWEN_25_7B = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -93,6 +127,48 @@ def test_gemma_3_in_a_wrapper():
     assert [(kind.window, kind.rope.factor) for kind in architecture.kinds] == [(None, 8.0), (1024, 1.0)]
     assert architecture.tie_word_embeddings
     assert json.loads(architecture.source_json) == GEMMA_3_4B
+
+
+def test_gemma_4():
+    architecture = architecture_from_dict(GEMMA_4_31B)
+    full, sliding = architecture.kinds
+    assert (full.window, sliding.window) == (None, 1024)
+    assert (full.heads, architecture.heads_of(sliding)) == (Heads(4, 512, True), Heads(16, 256))
+    assert (full.rope.rope_type, full.rope.partial_rotary_factor) == ("proportional", 0.25)
+    assert (architecture.period, architecture.query_scale, architecture.softcap) == (6, 1.0, 30.0)
+    assert architecture.tie_word_embeddings
+    shapes = {tensor.name: tensor.shape(architecture.sizes) for tensor in architecture.tensors_of(full)}
+    assert (shapes["full_q"], shapes["full_k"], shapes["full_k_norm"]) == (
+        (5376, 32, 512),
+        (5376, 4, 512),
+        (512,),
+    )
+    assert shapes.keys().isdisjoint({"q", "k", "v", "full_v", "q_norm"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"enable_moe_block": True},
+            r"mixture of experts \(26B-A4B\) is not supported \(enable_moe",
+        ),
+        ({"hidden_size_per_layer_input": 256}, r"per-layer embeddings \(E2B and E4B\) is not supported"),
+        ({"num_kv_shared_layers": 18}, r"share keys and values \(E2B and E4B\) is not supported"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is not supported"),
+        ({"attention_bias": True}, "attention_bias is not supported for gemma4_text models"),
+        ({"final_logit_softcapping": 0.0}, r"final_logit_softcapping is 0\.0, and not a positive number"),
+        ({"layer_types": ["sliding_attention"] * 60}, "last entry of layer_types is sliding_attention"),
+        ({"num_global_key_value_heads": 5}, "32 is not a multiple of the number of key-value heads in full"),
+        ({"global_head_dim": 0}, "global_head_dim is 0, and not a number"),
+        ({"per_layer_config": {"4": {"head_dim": 512}}}, "per_layer_config is not supported unless"),
+        ({"per_layer_config": {"5": {"head_dim": 512}}}, "per_layer_config is not supported unless"),
+        ({"rope_parameters": {"full_attention": {}}}, "the key '.*' is missing"),
+    ],
+)
+def test_other_models_of_gemma_4_are_refused(change, message):
+    with pytest.raises(SdftError, match=message):
+        architecture_from_dict(GEMMA_4_31B | {"text_config": GEMMA_4_31B["text_config"] | change})
 
 
 def test_qwen_25():

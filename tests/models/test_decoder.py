@@ -1,6 +1,7 @@
 """Decoding with a cache, padding, rematerialization, sharding, and properties of the compiled program."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -56,10 +57,11 @@ def test_prefill_and_decoding_equal_the_full_forward_pass(case):
     assert int(cache.length) == tokens.shape[1]
     np.testing.assert_array_equal(cache.positions, mask.sum(axis=1))
     architecture = model.architecture
-    heads = architecture.num_key_value_heads, architecture.head_dim
     for kind, state in enumerate(cache.states):
         layers, window = len(architecture.layers_of(kind)), architecture.kinds[kind].window
         if architecture.kinds[kind].mixer == "attention":
+            own = {} if window else {"gemma4": (1, 16), "gemma4_unified": (4, 12)}
+            heads = own.get(case, (architecture.num_key_value_heads, architecture.head_dim))
             assert state.keys.shape == (layers, 3, *heads, window or 44)
         else:
             assert (state.tail.shape, state.matrix.shape) == ((layers, 3, 3, 128), (layers, 3, 4, 16, 16))
@@ -250,9 +252,11 @@ def test_a_length_that_the_mesh_does_not_divide_is_padded():
     assert_close(*outputs)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "gemma3", "olmo3"])
-@pytest.mark.parametrize("axes", [None, (2, 2, 2)])
-def test_a_kernel_does_not_change_the_model(case, axes):
+@pytest.mark.parametrize(
+    ("axes", "case"),
+    [*itertools.product((None, (2, 2, 2)), ("qwen3", "gemma3", "olmo3")), ((2, 2, 2), "gemma4_unified")],
+)
+def test_a_kernel_does_not_change_the_model(axes, case):
     """Forward pass, gradient and prefill are the same, for full and sliding layers; splash is interpreted."""
     raw = {**CASES[case], "vocab_size": 64}
     plain = Model(architecture_from_dict(raw), attention="xla", remat="full")
@@ -290,11 +294,12 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
     assert outputs[1][1][1].states[0].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe"])
+@pytest.mark.parametrize("case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe", "gemma4"])
 @pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     rng = np.random.default_rng()
     raw = {**CASES[case], "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    raw |= {"num_global_key_value_heads": 2}
     sharding = Sharding(make_mesh(*mesh)) if mesh else single_device()
     model = Model(architecture_from_dict(raw), sharding=sharding)
     params = jax.tree.map(lambda p: 5 * p if np.ptp(p) else p, model.init(jax.random.key(rng.integers(999))))

@@ -15,7 +15,9 @@ from sdft_jax.models.families import (
     DELTA_PARAMETERS,
     DELTA_PROJECTIONS,
     EXPERTS,
+    FULL_ATTENTION,
     FUSED_PROJECTIONS,
+    LAYER_SCALAR,
     PROJECTIONS,
     QKV_BIASES,
     ROUTER,
@@ -26,6 +28,7 @@ from sdft_jax.types import Sequences
 TOLERANCE = 2e-4
 MINISTRAL_ROPE = CASES["ministral3"]["rope_parameters"]
 PHI_ROPE = CASES["phi4_mini"]["rope_scaling"]
+GEMMA_ROPES = CASES["gemma4"]["rope_parameters"]
 logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
@@ -88,9 +91,12 @@ def test_longrope_has_the_frequencies_of_each_row(tmp_path, monkeypatch):
         ("phi3", {"sliding_window": None}),
         ("phi4_mini", {"rope_scaling": PHI_ROPE | {"long_factor": [1.3, 2.5]}}),
         ("phi4_mini", {"rope_scaling": PHI_ROPE | {"attention_factor": 1.0}}),
+        ("gemma4", {"sliding_window": 7}),
+        ("gemma4", {"final_logit_softcapping": None}),
+        ("gemma4", {"rope_parameters": GEMMA_ROPES | {"full_attention": GEMMA_ROPES["sliding_attention"]}}),
     ],
 )
-def test_a_wrong_rope_or_window_changes_the_logits(case, change):
+def test_a_wrong_rope_window_or_softcap_changes_the_logits(case, change):
     tokens, mask = tokens_and_mask()
     _, params = load_model(DIRECTORY / case)
     model = Model(architecture_from_dict({**CASES[case], **change}))
@@ -110,6 +116,8 @@ def test_every_family_is_compared_with_transformers():
 
 TENSORS = [
     *PROJECTIONS,
+    *FULL_ATTENTION,
+    LAYER_SCALAR,
     *FUSED_PROJECTIONS,
     *QKV_BIASES,
     *DELTA_PROJECTIONS,
@@ -122,7 +130,7 @@ TENSORS = [
 @pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: tensor.name)
 def test_to_stored_is_the_inverse_of_from_stored(tensor):
     sizes = {"D": 6, "N": 4, "K": 2, "H": 3, "F": 5, "V": 7, "G": 4, "P": 3, "C": 20, "S": 4, "1": 1}
-    sizes |= {"W": 24, "U": 10, "E": 3, "M": 2}
+    sizes |= {"W": 24, "U": 10, "E": 3, "M": 2, "J": 1, "X": 8}
     stored = np.arange(np.prod(tensor.stored_shape(sizes))).reshape(tensor.stored_shape(sizes))
     loaded = tensor.from_stored(stored, sizes)
     assert loaded.shape == tensor.shape(sizes)[1 if tensor.per_expert else 0 :]

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from make_fixtures import CASES as CONFIGS
 from make_fixtures import DIRECTORY, one_of_each_family, tokens_and_mask
 from sdft_jax.algorithm import join
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models import FAMILIES, Model, load_model
+from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
 from sdft_jax.models.families import EMBEDDING, FUSED_ATTENTION, FUSED_FEED_FORWARD, HEAD, PROJECTIONS
 from sdft_jax.models.lora import (
     ADAPTABLE,
@@ -147,6 +148,9 @@ def test_targets_are_names_or_patterns():
     assert targets("[qv]", ".*p") == ("q", "v", "up")
     assert targets("head", "e.*") == ("embed", "head")
     assert targets("layers", "head") == ("q", "k", "v", "o", "gate", "up", "down", "head")
+    gemma = architecture_from_dict(CONFIGS["gemma4"])
+    lora = make_lora(LoraConfig(rank=1, targets=("q", "v")), gemma.sizes, gemma.projections)
+    assert lora.targets == ("full_q", "q", "v")  # both are q_proj; the values of full layers are its keys
     assert make_lora(LoraConfig(), sizes) is None
 
 

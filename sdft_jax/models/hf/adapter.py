@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.decoder import Model
-from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, FUSED_PROJECTIONS, HEAD
+from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, FULL_ATTENTION, FUSED_PROJECTIONS, HEAD
 from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
 from sdft_jax.models.hf.reading import Entry, open_checkpoint, read_entry, refuse_non_finite
 from sdft_jax.models.hf.safetensors_io import Stored, read_header
@@ -31,7 +31,7 @@ _COPY = ".base_layer.weight"
 """The end of the names of copies of the base's weights in a file of PEFT."""
 _MODULES = {
     tensor.name: tensor.source.split(".")[-2]
-    for tensor in (*ADAPTABLE, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
+    for tensor in (*ADAPTABLE, *FULL_ATTENTION, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
 }
 """Name of a matrix -> its module's name in transformers, such as q_proj."""
 _MUST_BE_OFF = (
@@ -218,16 +218,21 @@ def _peft_config(lora: Lora, base: str, wrapped: bool) -> dict[str, Any]:
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rank_stabilized,
-        "target_modules": _pattern(lora) if wrapped else [_MODULES[name] for name in lora.targets],
+        "target_modules": _pattern(lora) if wrapped else _modules(lora.targets),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
     }
 
 
+def _modules(names: Iterable[str]) -> list[str]:
+    """Return the modules of matrices, each once."""
+    return list(dict.fromkeys(_MODULES[name] for name in names))
+
+
 def _pattern(lora: Lora) -> str:
     """Return a regular expression of the adapted modules: a vision tower has modules of the same names."""
-    inner = "|".join(_MODULES[name] for name in lora.targets if name != HEAD.name)
+    inner = "|".join(_modules(name for name in lora.targets if name != HEAD.name))
     parts = [rf"{re.escape(MODULE)}(?:.*\.)?(?:{inner})"] if inner else []
     return "|".join([*parts, *([_MODULES[HEAD.name]] if HEAD.name in lora.targets else [])])
 

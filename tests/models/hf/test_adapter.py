@@ -60,7 +60,13 @@ OPTIONS = (
     {"targets": ("v", "embed", "head")},
     {"targets": ("head",)},
 )
-OTHERS = [("qwen35", {}), ("qwen35", {"targets": ("delta_.*", "q", "down")}), ("phi4_mini", {})]
+OTHERS = [
+    ("qwen35", {}),
+    ("qwen35", {"targets": ("delta_.*", "q", "down")}),
+    ("phi4_mini", {}),
+    ("gemma4", {}),
+    ("gemma4_unified_vision", {"targets": ("[kv]", "o", "head")}),
+]
 THEIRS = (
     {"q": "q_proj", "o": "o_proj", "up": "up_proj"},
     {"embed": "embed_tokens", "down": "down_proj"},

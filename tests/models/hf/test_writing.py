@@ -80,6 +80,8 @@ def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
         ("gemma3_vision", "bfloat16"),
         ("mistral3_vision", "bfloat16"),
         ("ministral3_vision", "bfloat16"),
+        ("gemma4_vision", "bfloat16"),
+        ("gemma4_unified_vision", "bfloat16"),
     ],
 )
 def test_transformers_loads_an_exported_model_with_the_same_weights(case, dtype, tmp_path):
