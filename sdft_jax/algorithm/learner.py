@@ -79,8 +79,8 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
         kind.rope.rope_type == "longrope" for kind in architecture.kinds
     ):
         raise SdftError(
-            "train.completion_buckets is not supported for a model with longrope, whose frequencies depend on "
-            "the width of the completions: set it to []."
+            "train.completion_buckets is not supported with longrope, whose frequencies depend on the width of "
+            "the completions: set it to []."
         )
     lora = make_lora(config.lora, architecture.sizes, architecture.projections)
     architecture = dataclasses.replace(architecture, lora=lora, quantize=config.lora.quantize)
