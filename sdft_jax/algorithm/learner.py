@@ -75,12 +75,11 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
             f"objective.balance={config.objective.balance}: the model has no experts: set it to 0."
         )
     check_quantizable(architecture, config.lora.quantize)
-    if config.train.completion_buckets and any(
-        kind.rope.rope_type == "longrope" for kind in architecture.kinds
-    ):
+    rope_types = {kind.rope.rope_type for kind in architecture.kinds}
+    if config.train.completion_buckets and "longrope" in rope_types:
         raise SdftError(
-            "train.completion_buckets is not supported with longrope, whose frequencies depend on the width of "
-            "the completions: set it to []."
+            "train.completion_buckets is not supported with longrope, whose frequencies depend on the width "
+            "of the completions: set it to []."
         )
     lora = make_lora(config.lora, architecture.sizes, architecture.projections)
     architecture = dataclasses.replace(architecture, lora=lora, quantize=config.lora.quantize)

@@ -397,7 +397,7 @@ def _gemma4_heads(config: Json, types: list[str]) -> Heads:
             "per_layer_config is not supported unless it gives all layers of full attention the same "
             "head_dim and num_key_value_heads, and changes nothing else: use another model."
         )
-    return Heads(*(full[name] for name in names), values_are_keys)
+    return Heads(full["num_key_value_heads"], full["head_dim"], values_are_keys)
 
 
 def _partial_rope(config: Json) -> tuple[Rope, Rope]:
