@@ -98,7 +98,7 @@ def make_lora(
     if not options.rank:
         return None
     adaptable = (*projections, EMBEDDING, HEAD)
-    wide = tuple(tensor.name for tensor in projections if not _is_per_head(tensor))
+    wide = tuple(tensor.name.removeprefix(FULL) for tensor in projections if not _is_per_head(tensor))
     patterns = [p for target in options.targets for p in (wide if target == LAYERS else (target,))]
     targets = _matched(patterns, [tensor.name for tensor in adaptable])
     shapes = {
