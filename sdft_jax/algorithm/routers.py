@@ -41,7 +41,8 @@ def router_stats(student: Decisions, teacher: Decisions | None, mask: Bool[Array
 def balance_loss(
     decisions: Decisions, weights: Float[Array, "B N"], mask: Bool[Array, "B N"]
 ) -> Float[Array, ""]:
-    """Return the load-balancing loss, a mean over layers and rows; 1 if all experts are used alike.
+    """Return the load-balancing loss, a mean over layers and a sum over rows, each times the weights of its
+    tokens: 1 if all experts are used alike and the weights add up to 1.
 
     In each row, it is the sum over experts of their share of the choices times their mean probability, times
     the number of experts (Switch Transformer, arXiv 2101.03961, equation 4; by sequence as in DeepSeek-V3,

@@ -75,11 +75,11 @@ class LoraConfig:
     """Multiply the adapters' product by alpha / sqrt(rank) instead (rsLoRA; arXiv 2312.03732)."""
     targets: tuple[str, ...] = (LAYERS,)
     """Adapted matrices: `layers`, which stands for every projection of the model's layers (attention, delta
-    nets, feed-forward) except those to one number per head; or names, or regular expressions that match a
-    whole name, of q, k, v, o, gate, up, down, embed (the lookup of tokens) and head (the logits), also if
-    embedding and head are one matrix; of gated delta nets, delta_qkv, delta_z, delta_o, and delta_b and
-    delta_a, which `layers` excludes; and of Phi-3, qkv (also q, k and v together) and gate_up (also gate and
-    up together)."""
+    nets, feed-forward; no routers and experts) except those to one number per head; or names, or regular
+    expressions that match a whole name, of q, k, v, o, gate, up, down, embed (the lookup of tokens) and head
+    (the logits), also if embedding and head are one matrix; of gated delta nets, delta_qkv, delta_z, delta_o,
+    and delta_b and delta_a, which `layers` excludes; and of Phi-3, qkv (also q, k and v together) and gate_up
+    (also gate and up together)."""
     adapter: str | None = None
     """PEFT adapter directory to start from, of the same rank, alpha and targets; None for new adapters, with
     which the model equals its base."""
@@ -252,7 +252,7 @@ class ObjectiveConfig:
     """Maximum importance ratio."""
     balance: NonNegative = 0.0
     """Coefficient of the load-balancing loss of a mixture of experts; 0 for none, since the teacher's
-    distribution is the target."""
+    distribution is the target. A row counts by the weights of its tokens, which follow `aggregation`."""
 
 
 OPTIMIZER_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -59,7 +59,7 @@ REMAT_POLICIES: dict[str, Any] = {
 rematerialization) everything; "full" nothing; "dots" every matrix product; "dots_no_batch" those without
 batch dimensions, so neither the attention scores nor the float32 products within the delta rule, which are
 larger than all others of a delta net; "hidden" the output of attention and the feed-forward's hidden
-activations."""
+activations. Only "none" saves the products of experts."""
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
 
@@ -210,7 +210,12 @@ class Model:
         return self.hidden_states(params, whole, limits)[:, prompt.tokens.shape[1] - 1 : -1]
 
     def completion_decisions(
-        self, params: Params, prompt: Sequences, completion: Sequences, counts: Bool[Array, "B N"]
+        self,
+        params: Params,
+        prompt: Sequences,
+        completion: Sequences,
+        counts: Bool[Array, "B N"],
+        limits: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "B N D"], Decisions | None]:
         """Return `completion_hidden`, and the decisions of the routers at the same positions.
 
@@ -219,18 +224,19 @@ class Model:
             prompt: [B, P].
             completion: [B, N].
             counts: the completion tokens whose predictions count in `Decisions.probabilities`.
+            limits: as in `hidden_states`; None for those with which a completion of this width is sampled.
 
         Returns:
             The hidden states, and the decisions; None for a model without experts.
         """
+        before, whole = prompt.tokens.shape[1] - 1, _joined(prompt, completion)
+        limits = _limits(prompt, completion) if limits is None else limits
+        places = slice(before, before + completion.tokens.shape[1])
         if self.architecture.experts is None:
-            return self.completion_hidden(params, prompt, completion), None
-        before = prompt.tokens.shape[1] - 1
+            return self.hidden_states(params, whole, limits)[:, places], None
         counts = jnp.pad(counts, [(0, 0), (before, 1)])
-        whole, limits = _joined(prompt, completion), _limits(prompt, completion)
         hidden, decisions = self._score(params, whole, limits, counts)
         assert decisions is not None
-        places = slice(before, before + completion.tokens.shape[1])
         experts, entropy = decisions.experts[:, :, places], decisions.entropy[:, places]
         return hidden[:, places], dataclasses.replace(decisions, experts=experts, entropy=entropy)
 

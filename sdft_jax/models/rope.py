@@ -11,7 +11,9 @@ selects the set for all of its positions, is:
 | ----------------------------- | ------------------------------------------------------------ |
 | forward pass of sequences     | its number of tokens without padding                         |
 | sampling                      | that of the prompt, plus the maximum number of new tokens    |
-| forward pass of completions   | that of the prompt, plus the padded length of the completion |
+| update on sampled completions | that of the prompt, plus the maximum number of new tokens    |
+| update on given completions   | that of the prompt and of the completion, without padding    |
+| rounds of an lm-eval suite    | that of the tokens so far, plus those of the next round      |
 
 Forward passes of sequences equal those of transformers row by row; in a batch, transformers applies the
 length of the longest row to all of them. In sampling, transformers begins with short frequencies, and

@@ -121,7 +121,7 @@ def _second_batch(first: Estimate) -> int | None:
 
 
 def _batch_parts(result: Estimate) -> int:
-    return result.mesh["data"] * result.mesh["fsdp"]
+    return result.mesh["data"] * result.mesh["fsdp"] * result.mesh.get("expert", 1)
 
 
 def _with_batch(config: Config, batch: int) -> Config:

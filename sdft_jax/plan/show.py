@@ -24,7 +24,8 @@ CAVEAT = (
     "'limit s' is the time of the whole update at the chip's peak rates."
 )
 MESH = "data x fsdp x tensor"
-"""The heading of the mesh column; a row with several devices along expert has a fourth number."""
+"""The heading of the mesh column; a row with several devices along expert has four numbers, with expert
+before tensor."""
 
 
 def compiler() -> str:

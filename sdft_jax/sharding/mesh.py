@@ -27,7 +27,7 @@ def make_mesh(
         SdftError: the axes are not sizes, or need more devices than there are.
     """
     available = list(jax.devices() if devices is None else devices)
-    shape = dict(zip(MESH_AXES, (data, fsdp, tensor, expert), strict=True))
+    shape = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
     free = [name for name, size in shape.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in shape.values()):
         raise SdftError(f"mesh {shape}: set each axis to a positive number, and at most one of them to -1.")

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from sdft_jax.errors import SdftError, explained
 
-MESH_AXES = ("data", "fsdp", "tensor", "expert")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 MeshAxes = str | tuple[str, ...] | None
 

@@ -211,6 +211,10 @@ def test_phi_3():
             {"partial_rotary_factor": 0.34},
             "short_factor of the rope parameters has 2 numbers, and heads have 1 rotated pairs",
         ),
+        (
+            {"rope_scaling": CASES["phi4_mini"]["rope_scaling"] | {"short_factor": [1.0, 1.0, 1.0]}},
+            "short_factor of the rope parameters has 3 numbers, and heads have 2 rotated pairs",
+        ),
         ({"attention_bias": True}, "attention_bias is not supported for phi3"),
         (
             {"rope_scaling": CASES["phi4_mini"]["rope_scaling"] | {"original_max_position_embeddings": 16}},

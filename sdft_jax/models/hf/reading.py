@@ -275,12 +275,8 @@ def read_entry(
 
     `layers` is ignored outside the layers.
     """
-    shape, dtype = entry.tensor.shape(architecture.sizes), jnp.dtype(dtype)
-    views = {
-        (layer, expert): entry.tensor.from_stored(stored[name].map(), architecture.sizes)
-        for layer, expert, name in entry.stored()
-        if layer is None or layer in layers
-    }
+    tensor, sizes, dtype = entry.tensor, architecture.sizes, jnp.dtype(dtype)
+    shape, names = tensor.shape(sizes), {(layer, expert): name for layer, expert, name in entry.stored()}
     chosen = layers if entry.layers else (None,)
     slices: dict[str, np.ndarray] = {}
 
@@ -291,10 +287,14 @@ def read_entry(
             inner = index[1:] if entry.layers else index
             numbers = range(*inner[0].indices(entry.experts)) if entry.experts else (None,)
             own = inner[1:] if entry.experts else inner
-            parts = [[views[layer, expert][own] for expert in numbers] for layer in chosen]
-            out = np.empty((len(chosen), len(numbers), *parts[0][0].shape), dtype)
-            for place in np.ndindex(*out.shape[:2]):
-                out[place] = parts[place[0]][place[1]]
+            lengths = (
+                len(range(*part.indices(size))) for part, size in zip(own, shape[-len(own) :], strict=True)
+            )
+            out = np.empty((len(chosen), len(numbers), *lengths), dtype)
+            for i, layer in enumerate(chosen):
+                for j, expert in enumerate(numbers):
+                    # mapped one by one: a map keeps its file open, and a layer may have hundreds of experts
+                    out[i, j] = tensor.from_stored(stored[names[layer, expert]].map(), sizes)[own]
             out = out if entry.experts else out[:, 0]
             slices[str(index)] = out if entry.layers else out[0]
         return slices[str(index)]
@@ -338,12 +338,12 @@ def plain_parameter(
     """
     lora, name = model.architecture.lora, entry.tensor.name
     tree = params["layers"] if entry.layers else params
+    if expert is not None:
+        return _expert_slice(entry.get(params), layer, expert)
     weight, *others = (
         leaf if layer is None else layer_slice(leaf, layer)
         for leaf in (entry.get(params), *(tree[name + end] for end in (SCALE, A, B) if name + end in tree))
     )
-    if expert is not None:
-        return _expert_slice(weight, expert)
     if name + SCALE in tree:
         weight = jax.vmap(dequantize)(weight, others.pop(0))
     return merged_weight(lora, entry.tensor, weight, *others) if lora and others else weight
@@ -360,8 +360,9 @@ def _layer_slice(leaf: jax.Array, layer: Any) -> jax.Array:
 
 
 @jax.jit
-def _expert_slice(leaf: jax.Array, expert: Any) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(leaf, expert, 1, keepdims=False)
+def _expert_slice(leaf: jax.Array, layer: Any, expert: Any) -> jax.Array:
+    others = leaf.shape[2:]
+    return jax.lax.dynamic_slice(leaf, (layer, expert, *(0 for _ in others)), (1, 1, *others))[:, 0]
 
 
 @jax.jit
