@@ -154,6 +154,6 @@ def test_single_device():
 def test_a_mesh_with_other_axes_is_refused():
     with pytest.raises(
         SdftError,
-        match=r"the mesh has axes x, and the rules use data, fsdp, tensor, expert: make .* with sdft_jax",
+        match=r"the mesh has axes x, and the rules use data, fsdp, expert, tensor: make .* with sdft_jax",
     ):
         Sharding(jax.make_mesh((4,), ("x",)))

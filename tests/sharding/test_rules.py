@@ -24,7 +24,7 @@ def test_default_rules_use_every_mesh_axis():
 def test_rules_with_an_unknown_mesh_axis_are_refused():
     with pytest.raises(
         SdftError,
-        match=r"sharding\.mlp: the mesh has no axis 'model': use one of data, fsdp, tensor",
+        match=r"sharding\.mlp: the mesh has no axis 'model': use one of data, fsdp, expert, tensor",
     ):
         Rules(mlp="model")
     with pytest.raises(SdftError, match=r"sharding\.batch: the mesh has no axis 'rows'"):
