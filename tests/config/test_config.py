@@ -99,7 +99,7 @@ def test_keys_are_dotted_and_have_no_sections():
         ("optimizer.freeze=embed", "optimizer.freeze='embed': give a list, such as [embed]"),
         ("model.param_dtype=float16", "input should be 'float32' or 'bfloat16'"),
         ("model=7", "model=7 is not a section: give it keys and values"),
-        ("sharding.mlp=tensr", "sharding.mlp: the mesh has no axis 'tensr': use one of data, fsdp, expert, tensor"),
+        ("sharding.mlp=tensr", "sharding.mlp: the mesh has no axis 'tensr': use one of data, fsdp, expert"),
         ("preset=offical", "preset='offical' does not exist: use one of sdft, official"),
         ("preset=[a]", "preset=['a'] does not exist"),
         ("train.steps", "override 'train.steps' is not key=value: write it like train.batch_size=16"),
