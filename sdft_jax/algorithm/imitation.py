@@ -79,8 +79,9 @@ def imitate(
     def loss(params: Params, rows: Rows) -> tuple[Float[Array, ""], Any]:
         prompt, completion, weights, mask = rows
         student = join(params, state.frozen)
-        lengths = (jnp.sum(part.mask, axis=1, dtype=jnp.int32) for part in (prompt, completion))
-        hidden, routers = model.completion_decisions(student, prompt, completion, mask, sum(lengths))
+        real = jnp.concatenate([prompt.mask, completion.mask], axis=1)
+        lengths = jnp.sum(real, axis=1, dtype=jnp.int32)
+        hidden, routers = model.completion_decisions(student, prompt, completion, mask, lengths)
         logits = FactoredLogits(hidden, model.head(student))
         value, stats = chunked_loss(
             token_loss, (logits,), completion.tokens, weights, config.divergence.chunk, model.sharding

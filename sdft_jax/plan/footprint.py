@@ -370,8 +370,8 @@ def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
         arrays.append(_activation(model, "expert inputs of a layer", "D", 1, gathered, choices))
         arrays.append(_activation(model, "expert hidden of a layer", "M", 1, gathered, choices))
         weights = (3, experts.count, model.architecture.hidden_size, experts.width)
-        axes = (None, "experts", None, "mlp")
-        arrays.append(_Intermediate("experts of a layer", (1, *weights), model.compute_dtype, (None, *axes)))
+        split = (None, None, "experts", None, "mlp")
+        arrays.append(_Intermediate("experts of a layer", (1, *weights), model.compute_dtype, split))
     arrays = [array._replace(shape=array.shape[1:], axes=array.axes[1:]) for array in arrays]
     if model.kernel == "xla":  # the other kernels never store the scores
         block = min(block_size(model.platform), length)
