@@ -4,13 +4,14 @@ import pytest
 
 from sdft_jax.config import load_config, sharding_from
 from sdft_jax.errors import SdftError
+from sdft_jax.sharding.rules import without_axes
 
 
 def test_default_mesh_has_all_devices_on_the_fsdp_axis():
     config = load_config(None)
     sharding = sharding_from(config)
     assert dict(sharding.mesh.shape) == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert sharding.rules is config.sharding
+    assert sharding.rules == without_axes(config.sharding, {"expert"})
 
 
 def test_mesh_and_rules_of_a_configuration():
