@@ -35,10 +35,10 @@ def test_parameters_are_cast_and_whole_along_the_model_width():
 def test_models_of_decoding_and_prefill_differ_in_their_rules_only():
     model, _ = tiny_model(Sharding(make_mesh(1, 4, 2), Rules(sequence="tensor")))
     decoding, prefill = decoding_model(model), prefill_model(model)
-    assert decoding.sharding.rules == Rules(
-        sequence=None, embed=None, mlp=("tensor", "fsdp"), vocab=("tensor", "fsdp")
-    )
-    assert prefill.sharding.rules == Rules(sequence=None)
+    rules = Rules(batch=("data", "fsdp"), experts=None)  # the mesh has no axis of experts
+    two = ("tensor", "fsdp")
+    assert decoding.sharding.rules == dataclasses.replace(rules, embed=None, mlp=two, vocab=two)
+    assert prefill.sharding.rules == rules
     assert dataclasses.replace(decoding, sharding=model.sharding) == model
     assert dataclasses.replace(prefill, sharding=model.sharding) == model
 
