@@ -96,7 +96,8 @@ def parse_meshes(config: Config, topology: Topology, text: str | None) -> list[M
             f"mesh {given} uses {known} of the {topology.size} devices of {topology.name}: set one axis to "
             "-1, or give --mesh all."
         )
-    return [given | dict.fromkeys(free, topology.size // known)]
+    sizes = given | dict.fromkeys(free, topology.size // known)
+    return [{axis: size for axis, size in sizes.items() if axis != "expert" or size > 1}]  # as in make_mesh
 
 
 def mesh_sizes(devices: int) -> list[MeshSizes]:

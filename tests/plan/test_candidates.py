@@ -17,11 +17,11 @@ def meshes(topology, text):
 
 
 def test_meshes_of_the_configuration_of_an_option_and_all():
-    assert meshes("v5e-16", None) == [(1, 4, 1, 4)]
-    assert meshes("v5e-16", "fsdp=-1,tensor=2") == [(1, 8, 1, 2)]
-    assert meshes("v5e-16", "fsdp = 8, tensor = 2") == [(1, 8, 1, 2)]
+    assert meshes("v5e-16", None) == [(1, 4, 4)]
+    assert meshes("v5e-16", "fsdp=-1,tensor=2") == [(1, 8, 2)]
+    assert meshes("v5e-16", "fsdp = 8, tensor = 2") == [(1, 8, 2)]
     assert meshes("v5e-16", "tensor=2,expert=-1") == [(1, 1, 8, 2)]
-    assert meshes("v5e-4", "data=4") == [(4, 1, 1, 1)]
+    assert meshes("v5e-4", "data=4") == [(4, 1, 1)]
     assert len(meshes("v5e-16", "all")) == 15
 
 
