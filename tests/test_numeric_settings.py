@@ -127,6 +127,8 @@ EXCEPT = {
     "mesh.data": "depends on the devices",
     "mesh.fsdp": "depends on the devices",
     "mesh.tensor": "depends on the devices",
+    "mesh.expert": "depends on the devices",
+    "objective.balance": "needs a model with experts",
     "lora.rank": "is above that of the projections",
     "continual.learning_rates": "is of another command",
     "continual.seeds": "is of another command",
