@@ -24,7 +24,7 @@ from sdft_jax.algorithm.chunked_loss import (
     vocab_sum,
 )
 from sdft_jax.algorithm.learner import Learner
-from sdft_jax.algorithm.routers import balance_loss, router_stats, router_summary
+from sdft_jax.algorithm.routers import router_summary, with_routers
 from sdft_jax.algorithm.state import apply_gradients
 from sdft_jax.algorithm.trainable import join
 from sdft_jax.types import Metrics, Params, Rollout, Sequences, TokenBatch, TrainState
@@ -86,11 +86,8 @@ def imitate(
         value, stats = chunked_loss(
             token_loss, (logits,), completion.tokens, weights, config.divergence.chunk, model.sharding
         )
-        if routers is None:
-            return value, (stats, None)
-        if config.objective.balance:
-            value += config.objective.balance * balance_loss(routers, weights, mask)
-        return value, (stats, router_stats(routers, None, mask))
+        value, router_stats = with_routers(value, routers, None, weights, mask, config.objective.balance)
+        return value, (stats, router_stats)
 
     with jax.named_scope("learn"):
         value, ((logprob, losses), routers), gradients = accumulate(

@@ -27,6 +27,24 @@ class RouterStats:
     """The number of tokens that each expert of the student computes, in each layer."""
 
 
+def with_routers(
+    loss: Float[Array, ""],
+    student: Decisions | None,
+    teacher: Decisions | None,
+    weights: Float[Array, "B N"],
+    mask: Bool[Array, "B N"],
+    balance: float,
+) -> tuple[Float[Array, ""], RouterStats | None]:
+    """Return a loss with `balance` times the load-balancing loss, and the statistics of the routers; the loss
+    itself and None for a model without experts.
+    """
+    if student is None:
+        return loss, None
+    if balance:
+        loss += balance * balance_loss(student, weights, mask)
+    return loss, router_stats(student, teacher, mask)
+
+
 def router_stats(student: Decisions, teacher: Decisions | None, mask: Bool[Array, "B N"]) -> RouterStats:
     """Return the statistics of one scoring pass."""
     student, agreement = jax.lax.stop_gradient(student), None

@@ -31,7 +31,7 @@ from sdft_jax.algorithm.divergence import TokenStats, divergence
 from sdft_jax.algorithm.imitation import confidence_loss, cross_entropy, imitate
 from sdft_jax.algorithm.learner import Learner, check_batch
 from sdft_jax.algorithm.rollout import student_rollout, target_rollout, teacher_rollout
-from sdft_jax.algorithm.routers import RouterStats, balance_loss, router_stats, router_summary
+from sdft_jax.algorithm.routers import RouterStats, router_summary, with_routers
 from sdft_jax.algorithm.state import apply_gradients, state_shardings
 from sdft_jax.algorithm.teacher import teacher_params
 from sdft_jax.algorithm.trainable import join
@@ -202,11 +202,9 @@ def distillation_loss(
         ratio = token_weights.importance_ratio(stats.logprob, rollout, rows.mask)
         weights = weights * token_weights.importance_weights(ratio, rows.mask, options.objective)
     value, stats = score(student_hidden, weights)
-    if routers is None:
-        return value, LossStats(stats, None)
-    if options.objective.balance:
-        value += options.objective.balance * balance_loss(routers, rows.weights, rows.mask)
-    return value, LossStats(stats, router_stats(routers, teacher_routers, rows.mask))
+    balance = options.objective.balance
+    value, router_stats = with_routers(value, routers, teacher_routers, rows.weights, rows.mask, balance)
+    return value, LossStats(stats, router_stats)
 
 
 def _summary(

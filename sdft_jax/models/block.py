@@ -238,8 +238,10 @@ class DeltaBlock(Block):
 
     def _unit_scale(self, x: Float[Array, "B T G P"]) -> Float[Array, "B T G P"]:
         """Return each head with a mean square of 1, times the weight of its norm."""
-        wide = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return wide * self._weight("delta_norm").astype(jnp.float32)[None, None, None]
+        return (
+            _normalized(x, (-1,), self.config)
+            * self._weight("delta_norm").astype(jnp.float32)[None, None, None]
+        )
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from sdft_jax.errors import SdftError
@@ -19,7 +20,7 @@ from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
 from sdft_jax.models.hf.reading import Entry, open_checkpoint, read_entry, refuse_non_finite
 from sdft_jax.models.hf.safetensors_io import Stored, read_header
 from sdft_jax.models.hf.wrapped import MODULE, module_name, plain_name
-from sdft_jax.models.hf.writing import ADAPTER_CONFIG, parameter_piece, write_directory, write_json
+from sdft_jax.models.hf.writing import ADAPTER_CONFIG, Place, parameter_piece, write_directory, write_json
 from sdft_jax.models.lora import ADAPTABLE, Lora, is_adapter
 from sdft_jax.sharding import tree_shardings
 from sdft_jax.types import Params
@@ -74,13 +75,16 @@ def save_adapter(
         parameter_piece(
             model,
             params,
-            entry,
-            layer if entry.layers else None,
-            _PREFIX + (module_name(name) if wrapped else name),
-            entry.get(params).dtype if dtype is None else dtype,
+            Place(
+                entry,
+                layer,
+                expert,
+                _PREFIX + (module_name(name) if wrapped else name),
+                jnp.dtype(entry.get(params).dtype if dtype is None else dtype),
+            ),
         )
         for entry in _entries(model.architecture)
-        for layer, name in enumerate(entry.stored_names())
+        for layer, expert, name in entry.stored()
     ]
     target = Path(path).absolute()
 

@@ -84,26 +84,26 @@ class Piece:
     shape: tuple[int, ...]
 
 
-def parameter_piece(
-    model: Model,
-    params: Params,
-    entry: Entry,
-    layer: int | None,
-    name: str,
-    dtype: Any,
-    expert: int | None = None,
-) -> Piece:
-    """Return the piece of a parameter, of one layer of it, or of one expert of a layer, with its name and
-    dtype in the file.
-    """
-    tensor, file_dtype = entry.tensor, np.dtype(jnp.dtype(dtype))
+class Place(NamedTuple):
+    """A parameter, one layer of it, or one expert of a layer, and its name and dtype in a file."""
+
+    entry: Entry
+    layer: int | None
+    expert: int | None
+    name: str
+    dtype: np.dtype
+
+
+def parameter_piece(model: Model, params: Params, place: Place) -> Piece:
+    """Return the piece of a parameter, or of a part of it."""
+    tensor, sizes = place.entry.tensor, model.architecture.sizes
 
     def read() -> np.ndarray:
-        array = to_host(plain_parameter(model, params, entry, layer, expert))
-        array = array if layer is None else array[0]
-        return tensor.to_stored(array.astype(file_dtype), model.architecture.sizes)
+        array = to_host(plain_parameter(model, params, place.entry, place.layer, place.expert))
+        array = array if place.layer is None else array[0]
+        return tensor.to_stored(array.astype(place.dtype), sizes)
 
-    return Piece(name, read, file_dtype, tensor.stored_shape(model.architecture.sizes))
+    return Piece(place.name, read, place.dtype, tensor.stored_shape(sizes))
 
 
 def save_pretrained(
@@ -236,15 +236,7 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
         )
 
     parameters = [
-        parameter_piece(
-            model,
-            params,
-            place.entry,
-            place.layer,
-            _name_in_file(model, stored, place.plain),
-            place.dtype,
-            place.expert,
-        )
+        parameter_piece(model, params, place._replace(name=_name_in_file(model, stored, place.name)))
         for place in _places(model, params, stored, dtype)
     ]
     copied = [
@@ -254,26 +246,15 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
     return [*parameters, *copied]
 
 
-class _Place(NamedTuple):
-    """A tensor to write."""
-
-    entry: Entry
-    layer: int | None
-    expert: int | None
-    plain: str
-    """Its name outside a wrapper."""
-    dtype: np.dtype
-
-
-def _places(model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any) -> list[_Place]:
-    """Return the tensors to write, in the order of layers."""
+def _places(model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any) -> list[Place]:
+    """Return the tensors to write, in the order of layers, with their names outside a wrapper."""
     architecture = model.architecture.merged
     config = json.loads(architecture.source_json)
     fallback = config.get("dtype") or config.get("torch_dtype")
 
-    def place(entry: Entry, layer: int | None, expert: int | None, plain: str) -> _Place:
+    def place(entry: Entry, layer: int | None, expert: int | None, plain: str) -> Place:
         own = stored[plain].dtype if plain in stored else fallback or entry.get(params).dtype
-        return _Place(entry, layer, expert, plain, jnp.dtype(dtype or own))
+        return Place(entry, layer, expert, plain, jnp.dtype(dtype or own))
 
     places = [place(entry, *at) for entry in entries(architecture) for at in entry.stored()]
     if architecture.tie_word_embeddings and HEAD.source in stored:
