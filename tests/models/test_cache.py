@@ -1,5 +1,7 @@
 """Rings of slots for sliding windows: their sizes, and decoding compared with the full forward pass."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,7 @@ def test_the_visible_slots_of_the_docstring():
     """With a window of 4, the positions 4 5 2 3 are in the slots, and the next one replaces 2."""
     model, _ = model_with_window(4)
     cache = model.init_cache(2, 16)
-    cache = type(cache)(cache.states, jnp.int32(6), jnp.array([6, 1]))
+    cache = replace(cache, length=jnp.int32(6), positions=jnp.array([6, 1]))
     _, ring = (np.asarray(visible_slots(state, cache))[:, 0] for state in cache.states)
     assert ring[0].tolist() == [True] * 4
     assert ring[1].tolist() == [False, True, True, False]  # the row's only earlier token is at 5
