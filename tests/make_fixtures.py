@@ -188,6 +188,42 @@ _QWEN35 = {
     },
     "dtype": "bfloat16",
 }
+_QWEN35_MOE = {
+    **{key: value for key, value in _QWEN35.items() if key != "intermediate_size"},
+    "architectures": ["Qwen3_5MoeForCausalLM"],
+    "model_type": "qwen3_5_moe_text",
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "full_attention_interval": 2,
+    "moe_intermediate_size": 12,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "output_router_logits": False,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 32,
+}
+_QWEN35_VISION = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"],
+    "model_type": "qwen3_5",
+    "image_token_id": 57,
+    "video_token_id": 58,
+    "vision_start_token_id": 59,
+    "vision_end_token_id": 60,
+    "text_config": {key: value for key, value in _QWEN35.items() if key != "architectures"},
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+    "vision_config": {
+        "model_type": "qwen3_5_vision",
+        "depth": 1,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_heads": 2,
+        "num_position_embeddings": 4,
+        "out_hidden_size": 24,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+    },
+}
 _GEMMA4 = {
     **{key: value for key, value in _BASE.items() if key not in ("hidden_act", "tie_word_embeddings")},
     "architectures": ["Gemma4ForCausalLM"],
@@ -397,29 +433,30 @@ CASES = {
         "dtype": "bfloat16",
     },
     "qwen35": _QWEN35,
-    "qwen35_vision": {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
-        "image_token_id": 57,
-        "video_token_id": 58,
-        "vision_start_token_id": 59,
-        "vision_end_token_id": 60,
-        "text_config": {key: value for key, value in _QWEN35.items() if key != "architectures"},
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-        "vision_config": {
-            "model_type": "qwen3_5_vision",
-            "depth": 1,
-            "hidden_size": 8,
-            "intermediate_size": 12,
-            "num_heads": 2,
-            "num_position_embeddings": 4,
-            "out_hidden_size": 24,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
+    "qwen35_vision": _QWEN35_VISION,
+    "qwen35_moe": _QWEN35_MOE,
+    "qwen35_moe_vision": {
+        **_QWEN35_VISION,
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "model_type": "qwen3_5_moe",
+        "text_config": {
+            **{key: value for key, value in _QWEN35_MOE.items() if key != "architectures"},
+            "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
         },
+        "vision_config": {**_QWEN35_VISION["vision_config"], "model_type": "qwen3_5_moe_vision"},
     },
     "gemma4": _GEMMA4,
+    "gemma4_moe": {
+        **_GEMMA4,
+        "architectures": ["Gemma4ForCausalLM"],
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "enable_moe_block": True,
+        "moe_intermediate_size": 12,
+        "num_experts": 8,
+        "top_k_experts": 3,
+    },
     "gemma4_vision": {  # values of their own, and the last layer of the default pattern is full
         **_GEMMA4_TOKENS,
         "architectures": ["Gemma4ForConditionalGeneration"],
@@ -511,6 +548,28 @@ def transformers_logits(directory: Path) -> np.ndarray:
     return output.logits.numpy()
 
 
+STACKED = ("qwen35_moe_vision",)
+"""The cases whose experts are stacked in one tensor, as published; transformers 5.24 writes each."""
+
+
+def stack_experts(file: Path) -> None:
+    """Replace the matrices of the experts of each layer by `gate_up_proj` and `down_proj`."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    names = {name.split(".experts.")[0] for name in tensors if ".experts." in name}
+    for name in (f"{layer}.experts" for layer in sorted(names)):
+        count = len([key for key in tensors if key.startswith(name) and "gate_proj" in key])
+        matrices = {
+            kind: torch.stack([tensors.pop(f"{name}.{expert}.{kind}_proj.weight") for expert in range(count)])
+            for kind in ("gate", "up", "down")
+        }
+        tensors[f"{name}.gate_up_proj"] = torch.cat([matrices["gate"], matrices["up"]], dim=1)
+        tensors[f"{name}.down_proj"] = matrices["down"]
+    save_file(tensors, file, {"format": "pt"})
+
+
 def make(case: str, config: dict) -> None:
     """Write one case: config.json, model.safetensors in bfloat16, and the logits of the real tokens."""
     import torch
@@ -530,6 +589,8 @@ def make(case: str, config: dict) -> None:
         if name.endswith("layer_scalar"):
             buffer.uniform_(0.3, 1.2)
     model.to(torch.bfloat16).save_pretrained(directory)
+    if case in STACKED:
+        stack_experts(directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (directory / "generation_config.json").write_text('{\n  "eos_token_id": 2\n}\n')
     logits = transformers_logits(directory)[tokens_and_mask()[1]]

@@ -13,7 +13,18 @@ import numpy as np
 from make_fixtures import DIRECTORY
 
 PATH = DIRECTORY.parent / "greedy.npz"
-CASES = ("qwen3", "llama3", "ministral3", "smollm3", "qwen35", "phi4_mini", "qwen3_moe", "gemma4")
+CASES = (
+    "qwen3",
+    "llama3",
+    "ministral3",
+    "smollm3",
+    "qwen35",
+    "phi4_mini",
+    "qwen3_moe",
+    "gemma4",
+    "qwen35_moe",
+    "gemma4_moe",
+)
 PAD, LENGTH, ROWS, WIDTH = 0, 12, 6, 9
 
 

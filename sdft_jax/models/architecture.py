@@ -20,7 +20,6 @@ from sdft_jax.models.families import (
     DELTA_PARAMETERS,
     DELTA_PROJECTIONS,
     EMBEDDING,
-    EXPERTS,
     FAMILIES,
     FEED_FORWARD,
     FINAL_NORM,
@@ -31,7 +30,6 @@ from sdft_jax.models.families import (
     HEAD,
     OUTPUT_BIASES,
     QKV_BIASES,
-    ROUTER,
     WRAPPERS,
     Family,
     Heads,
@@ -74,7 +72,9 @@ _SIZES = (
     "linear_conv_kernel_dim",
     "num_experts",
     "num_experts_per_tok",
+    "top_k_experts",
     "moe_intermediate_size",
+    "shared_expert_intermediate_size",
 )
 _OPTIONAL_SIZES = (
     "num_key_value_heads",
@@ -83,6 +83,7 @@ _OPTIONAL_SIZES = (
     "num_global_key_value_heads",
     "num_experts",
     "num_experts_per_tok",
+    "top_k_experts",
     "moe_intermediate_size",
 )
 _LIMITS = {"num_hidden_layers": 100_000, "head_dim": 1 << 16, "global_head_dim": 1 << 16}
@@ -246,8 +247,8 @@ class Architecture:
             norms = tuple(norm for norm in norms if norm.name not in ("q_norm", "k_norm"))
         else:
             others = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
-        if kind.feed_forward == "experts":
-            others = (*others, ROUTER, *EXPERTS)
+        if kind.feed_forward == "experts" and self.family.mixture:
+            others = (*others, *self.family.mixture.parameters)
         if kind.heads:
             norms = tuple(map(of_full_attention, norms))
         projections = self.projections_of(kind)
@@ -269,7 +270,9 @@ class Architecture:
         elif kind.heads:
             q, k, _, o = FULL_ATTENTION
             mixer = (q, k, o) if kind.heads.values_are_keys else FULL_ATTENTION
-        return (*mixer, *(FEED_FORWARD if kind.feed_forward == "dense" else ()))
+        if kind.feed_forward == "experts" and self.family.mixture:
+            return (*mixer, *self.family.mixture.dense)
+        return (*mixer, *FEED_FORWARD)
 
     def heads_of(self, kind: LayerKind) -> Heads:
         """Return the heads of keys and values of a kind of attention layers."""
@@ -292,9 +295,9 @@ class Architecture:
 
     @property
     def feed_forward_widths(self) -> tuple[int, ...]:
-        """The hidden widths of dense layers and of experts, whichever the model has."""
-        kinds = {kind.feed_forward for kind in self.kinds}
-        dense = (self.intermediate_size,) if "dense" in kinds else ()
+        """The hidden widths of dense feed-forwards and of experts, whichever the model has."""
+        has_dense = any(tensor.name == FEED_FORWARD[-1].name for tensor in self.projections)
+        dense = (self.intermediate_size,) if has_dense else ()
         return dense + ((self.experts.width,) if self.experts else ())
 
     @property
@@ -384,7 +387,7 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
         _refuse_quantized(settings)
     family = _family(text)
     config = {**dict(family.defaults), **text}
-    if family.experts and "num_local_experts" in text:
+    if family.mixture and "num_local_experts" in text:
         config["num_experts"] = text["num_local_experts"]  # its name in transformers 5
     _check_sizes(config)
     _check_ropes(family, text)
@@ -546,7 +549,7 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         family=family,
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
+        intermediate_size=config[family.mixture.dense_width if family.mixture else "intermediate_size"],
         num_hidden_layers=config["num_hidden_layers"],
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
@@ -561,17 +564,25 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         kind_of_layer=kind_of_layer,
         source_json=source_json,
         delta=_delta_sizes(config) if any(kind.mixer == "gated_delta" for kind in kinds) else None,
-        experts=_expert_sizes(config) if any(kind.feed_forward == "experts" for kind in kinds) else None,
+        experts=_expert_sizes(family, config, kinds),
         softcap=None if softcap is None else float(softcap),
     )
 
 
-def _expert_sizes(config: Mapping[str, Any]) -> ExpertSizes:
-    """Return the sizes of the mixtures of experts."""
-    count, chosen = config["num_experts"], config["num_experts_per_tok"]
+def _expert_sizes(
+    family: Family, config: Mapping[str, Any], kinds: tuple[LayerKind, ...]
+) -> ExpertSizes | None:
+    """Return the sizes of the mixtures of experts; None without such layers."""
+    if family.mixture is None or not any(kind.feed_forward == "experts" for kind in kinds):
+        return None
+    keys = ("num_experts", family.mixture.per_token, "moe_intermediate_size")
+    for key in keys:
+        if config.get(key) is None:
+            raise SdftError(f"{key} is missing: a model with experts requires it.")
+    count, chosen, width = (config[key] for key in keys)
     if chosen > count:
-        raise SdftError(f"num_experts_per_tok {chosen} is above num_experts {count}: correct one of them.")
-    return ExpertSizes(count, chosen, config["moe_intermediate_size"], bool(config["norm_topk_prob"]))
+        raise SdftError(f"{keys[1]} {chosen} is above num_experts {count}: correct one of them.")
+    return ExpertSizes(count, chosen, width, bool(config.get("norm_topk_prob", True)))
 
 
 def _delta_sizes(config: Mapping[str, Any]) -> DeltaSizes:
@@ -662,7 +673,7 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
         "linear_attention": LayerKind(None, full, "gated_delta"),
     }
 
-    sparse = family.experts(config) if family.experts else [False] * len(types)
+    sparse = family.mixture.layers(config) if family.mixture else [False] * len(types)
 
     def kind(number: int, without_rope: bool, with_experts: bool) -> LayerKind:
         found = kinds[family.kinds[number]]

@@ -118,20 +118,40 @@ class Block(nnx.Module):
         of its router.
         """
         x = x + self._norm("post_attention_norm", self._constrained(out))
-        inner, routing = self._norm("pre_mlp_norm", x), None
-        if self.kind.feed_forward == "experts":
-            out, routing = self._mixture(inner)
-        else:
-            out = self._mlp(inner)
+        out, routing = self._feed_forward(x)
         x = x + self._norm("post_mlp_norm", self._constrained(out))
         return x * self._weight("layer_scalar")[None, None] if hasattr(self, "layer_scalar") else x, routing
 
-    def _mixture(self, x: Array) -> tuple[Array, Routing]:
-        assert self.config.experts is not None
+    def _feed_forward(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Routing | None]:
+        """Return the output of the dense feed-forward, of a mixture, or their sum; and the mixture's
+        decisions.
+        """
+        inner = self._norm("pre_mlp_norm", x)
+        if self.kind.feed_forward == "dense" or self.config.experts is None:
+            return self._mlp(inner), None
         names = ("router", "experts_gate", "experts_up", "experts_down")
-        weights = Weights(*(self._weight(name) for name in names))
+        scale = self._weight("router_scale") if hasattr(self, "router_scale") else None
+        weights = Weights(*(self._weight(name) for name in names), scale)
+        experts_x, router_x = inner, None
+        if hasattr(self, "router_norm"):  # both read the residual stream, each with a norm of its own
+            experts_x, router_x = self._norm("pre_experts_norm", x), self._router_input(x)
         activation = ACTIVATION_FUNCTIONS[self.config.activation]
-        return mixture(x, weights, self.config.experts, activation, self.sharding)
+        out, routing = mixture(experts_x, weights, self.config.experts, activation, self.sharding, router_x)
+        out = self._norm("post_experts_norm", out)
+        if hasattr(self, "down"):
+            dense = self._norm("post_dense_norm", self._mlp(inner))
+            out = out + (dense * self._shared_gate(inner) if hasattr(self, "shared_gate") else dense)
+        return out, routing
+
+    def _router_input(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Return what the router of Gemma 4 reads, in float32."""
+        weight = self._weight("router_norm").astype(jnp.float32) / math.sqrt(self.config.hidden_size)
+        return _normalized(x, (-1,), self.config) * weight[None, None]
+
+    def _shared_gate(self, x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
+        """Return the factor of each token on the output of the expert that all tokens share."""
+        gate = matmul("btd,de->bte", x, self._weight("shared_gate"), self.sharding.device.platform)
+        return jax.nn.sigmoid(gate)
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights

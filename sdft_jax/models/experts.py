@@ -33,6 +33,8 @@ class Weights(NamedTuple):
     gate: Float[Array, "E D M"]
     up: Float[Array, "E D M"]
     down: Float[Array, "E M D"]
+    scale: Float[Array, " E"] | None = None
+    """The factor on the outputs of each expert, in float32 (Gemma 4); None without factors."""
 
 
 @jax.tree_util.register_dataclass
@@ -47,9 +49,12 @@ class Routing:
 
 
 def route(
-    x: Float[Array, "*B T D"], router: Float[Array, "D E"], sizes: ExpertSizes
+    x: Float[Array, "*B T D"],
+    router: Float[Array, "D E"],
+    sizes: ExpertSizes,
+    scale: Float[Array, " E"] | None = None,
 ) -> tuple[Routing, Float[Array, "*B T k"]]:
-    """Return the decisions for each token, and the weights of its experts."""
+    """Return the decisions for each token, and the weights of its experts, times the factors of `scale`."""
     logits = jnp.einsum(
         "...d,de->...e",
         x.astype(jnp.float32),
@@ -61,11 +66,16 @@ def route(
     weights, chosen = jax.lax.top_k(probabilities, sizes.per_token)
     if sizes.normalized:
         weights /= jnp.sum(weights, axis=-1, keepdims=True)
-    return Routing(chosen, probabilities), weights
+    return Routing(chosen, probabilities), weights if scale is None else weights * scale[chosen]
 
 
 def mixture(
-    x: Float[Array, "B T D"], weights: Weights, sizes: ExpertSizes, activation: Activation, sharding: Sharding
+    x: Float[Array, "B T D"],
+    weights: Weights,
+    sizes: ExpertSizes,
+    activation: Activation,
+    sharding: Sharding,
+    router_x: Float[Array, "B T D"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Routing]:
     """Return the weighted sum of the outputs of each token's experts, and the decisions of the router.
 
@@ -75,14 +85,16 @@ def mixture(
         sizes: the sizes of the mixture.
         activation: the activation function of the experts.
         sharding: experts are split over the devices by the rule `experts`, their width by `mlp`.
+        router_x: what the router reads; None for x.
     """
     inner = release_axes(sharding, "experts", "batch", "sequence")
     inner = release_axes(inner, "mlp", "batch", "sequence")
     summed = sharding.split("experts", "mlp")
 
-    def local(x: Array, weights: Weights) -> tuple[Array, Routing]:
+    def local(x: Array, weights: Weights, router_x: Array | None = None) -> tuple[Array, Routing]:
         rows = x.reshape(-1, x.shape[-1])
-        routing, factors = route(rows, weights.router, sizes)
+        router_rows = rows if router_x is None else router_x.reshape(rows.shape)
+        routing, factors = route(router_rows, weights.router, sizes, weights.scale)
         own = sharding.split("experts")
         first = jax.lax.axis_index(own) * len(weights.gate) if own else 0
         out = _experts(rows, weights, routing.experts - first, factors, activation)
@@ -91,17 +103,20 @@ def mixture(
         return out.astype(x.dtype).reshape(x.shape), routing
 
     if sharding.mesh.size == 1:
-        return local(x, weights)
+        return local(x, weights, router_x)
     rows = partition_spec(inner.rules, ("batch", "sequence", None))
     matrices = (("experts", None, "mlp"), ("experts", None, "mlp"), ("experts", "mlp", None))
     split = (partition_spec(sharding.rules, axes) for axes in matrices)
+    whole = PartitionSpec()
+    specs = Weights(whole, *split, None if weights.scale is None else whole)
+    others = () if router_x is None else (router_x,)
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=(rows, Weights._make([PartitionSpec(), *split])),
+        in_specs=(rows, specs, *(rows for _ in others)),
         out_specs=(rows, rows),
         check_vma=False,
-    )(x, weights)
+    )(x, weights, *others)
 
 
 def _experts(

@@ -147,6 +147,11 @@ EXPERTS = (
     Tensor("experts_up", "E|D>M", "mlp.experts.*.up_proj.weight"),
     Tensor("experts_down", "E|M>D", "mlp.experts.*.down_proj.weight"),
 )
+SHARED_EXPERT = tuple(
+    dataclasses.replace(tensor, source=tensor.source.replace("mlp.", "mlp.shared_expert."))
+    for tensor in FEED_FORWARD
+)
+SHARED_GATE = Tensor("shared_gate", "D>1", "mlp.shared_expert_gate.weight")
 PROJECTIONS = (*ATTENTION, *FEED_FORWARD)
 FUSED_ATTENTION = (Tensor("qkv", "D>W", "self_attn.qkv_proj.weight"), ATTENTION[3])
 FUSED_FEED_FORWARD = (Tensor("gate_up", "D>U", "mlp.gate_up_proj.weight"), FEED_FORWARD[2])
@@ -172,6 +177,18 @@ QKV_BIASES = (
     Tensor("v_bias", "KH", "self_attn.v_proj.bias", "zeros"),
 )
 OUTPUT_BIASES = (Tensor("o_bias", "D", "self_attn.o_proj.bias", "zeros"),)
+GEMMA4_EXPERTS = tuple(
+    dataclasses.replace(tensor, source=tensor.source.removeprefix("mlp.")) for tensor in EXPERTS
+)
+GEMMA4_MIXTURE = (
+    Tensor("router", "D>E", "router.proj.weight"),
+    Tensor("router_norm", "D", "router.scale", "ones"),
+    Tensor("router_scale", "E", "router.per_expert_scale", "ones"),
+    *GEMMA4_EXPERTS,
+    Tensor("pre_experts_norm", "D", "pre_feedforward_layernorm_2.weight", "ones"),
+    Tensor("post_experts_norm", "D", "post_feedforward_layernorm_2.weight", "ones"),
+    Tensor("post_dense_norm", "D", "post_feedforward_layernorm_1.weight", "ones"),
+)
 LAYER_SCALAR = Tensor("layer_scalar", "1", "layer_scalar", "ones", trains=False)
 EMBEDDING = Tensor("embed", "VD", "model.embed_tokens.weight")
 FINAL_NORM = Tensor("norm", "D", "model.norm.weight", "ones")
@@ -187,6 +204,24 @@ class Heads:
     """The head dimension, also of queries."""
     values_are_keys: bool = False
     """True if values are the projection of keys, before the norm and the rotation of keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The mixtures of experts of a family."""
+
+    layers: Callable[[Json], list[bool]]
+    """A function from config.json to True for each layer that has one."""
+    parameters: tuple[Tensor, ...] = (ROUTER, *EXPERTS)
+    """The parameters of one mixture, without adapters and quantization."""
+    dense: tuple[Tensor, ...] = ()
+    """The dense feed-forward whose output is added, if there is one."""
+    dense_width: str = "intermediate_size"
+    """The key of its hidden width in config.json."""
+    per_token: str = "num_experts_per_tok"
+    """The key of the number of experts of a token in config.json."""
+    stacked: bool = False
+    """True if transformers reads the experts of a layer from one tensor only (`hf.stacked`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +251,8 @@ class Family:
     scale_embedding: bool = False
     kinds: tuple[str, ...] = ("full_attention", "sliding_attention")
     """The types of layers."""
-    experts: Callable[[Json], list[bool]] | None = None
-    """A function from config.json to True for each layer with a mixture of experts; None: no layer has."""
+    mixture: Mixture | None = None
+    """The mixtures of experts; None: no layer has one."""
     gated_attention: bool = False
     """True if queries have a second half, whose sigmoid is a factor on the output of attention."""
     fused_projections: bool = False
@@ -317,6 +352,16 @@ def _sparse_every(config: Json) -> list[bool]:
     """Return True for the layers of Qwen3-MoE with experts: every n-th one that is not listed as dense."""
     dense, period = config.get("mlp_only_layers") or (), config["decoder_sparse_step"]
     return [layer not in dense and (layer + 1) % period == 0 for layer in range(config["num_hidden_layers"])]
+
+
+def _every_layer(config: Json) -> list[bool]:
+    """Return True for every layer."""
+    return [True] * config["num_hidden_layers"]
+
+
+def _every_layer_if_enabled(config: Json) -> list[bool]:
+    """Return True for every layer of Gemma 4 if `enable_moe_block` is set."""
+    return [bool(config.get("enable_moe_block"))] * config["num_hidden_layers"]
 
 
 def _full_or_linear(config: Json) -> list[str]:
@@ -521,6 +566,17 @@ _QWEN35 = (
     ("linear_num_value_heads", 32),
 )
 
+_QWEN35_FAMILY = Family(
+    "qwen3_5_text",
+    "Qwen3_5ForCausalLM",
+    _norms(PRE_NORMS, q="H", k="H", init="zeros"),
+    _partial_rope,
+    _full_or_linear,
+    norm_style="one_plus_weight",
+    kinds=("full_attention", "linear_attention"),
+    gated_attention=True,
+    defaults=_QWEN35,
+)
 _QWEN3_MOE = (
     *_COMMON,
     ("max_position_embeddings", 32_768),
@@ -531,6 +587,16 @@ _QWEN3_MOE = (
     ("num_experts_per_tok", 8),
     ("num_experts", 128),
     ("norm_topk_prob", False),
+)
+
+_QWEN35_MOE = (
+    *_QWEN35,
+    ("num_key_value_heads", 2),
+    ("moe_intermediate_size", 512),
+    ("shared_expert_intermediate_size", 512),
+    ("num_experts_per_tok", 8),
+    ("num_experts", 256),
+    ("norm_topk_prob", True),
 )
 
 _GEMMA4_FAMILY = Family(
@@ -548,8 +614,10 @@ _GEMMA4_FAMILY = Family(
     others=(LAYER_SCALAR,),
     softcapping=True,
     image_attention=True,
+    mixture=Mixture(
+        _every_layer_if_enabled, GEMMA4_MIXTURE, FEED_FORWARD, per_token="top_k_experts", stacked=True
+    ),
     unsupported=(
-        ("enable_moe_block", "Gemma 4 with a mixture of experts (26B-A4B)"),
         ("hidden_size_per_layer_input", "Gemma 4 with per-layer embeddings (E2B and E4B)"),
         ("num_kv_shared_layers", "Gemma 4 with layers that share keys and values (E2B and E4B)"),
     ),
@@ -582,7 +650,7 @@ FAMILIES = {
             _norms(PRE_NORMS, q="H", k="H"),
             _one_rope,
             _all_alike_if_used,
-            experts=_sparse_every,
+            mixture=Mixture(_sparse_every),
             defaults=_QWEN3_MOE,
         ),
         Family("llama", "LlamaForCausalLM", _norms(PRE_NORMS), _one_rope, _all_full, defaults=_COMMON),
@@ -642,22 +710,25 @@ FAMILIES = {
             scale_embedding=True,
             defaults=_GEMMA,
         ),
-        Family(
-            "qwen3_5_text",
-            "Qwen3_5ForCausalLM",
-            _norms(PRE_NORMS, q="H", k="H", init="zeros"),
-            _partial_rope,
-            _full_or_linear,
-            norm_style="one_plus_weight",
-            kinds=("full_attention", "linear_attention"),
-            gated_attention=True,
-            defaults=_QWEN35,
+        _QWEN35_FAMILY,
+        dataclasses.replace(
+            _QWEN35_FAMILY,
+            model_type="qwen3_5_moe_text",
+            architecture="Qwen3_5MoeForCausalLM",
+            mixture=Mixture(
+                _every_layer,
+                (ROUTER, *EXPERTS, SHARED_GATE),
+                SHARED_EXPERT,
+                "shared_expert_intermediate_size",
+            ),
+            defaults=_QWEN35_MOE,
         ),
         _GEMMA4_FAMILY,
         dataclasses.replace(
             _GEMMA4_FAMILY,
             model_type="gemma4_unified_text",
             architecture="Gemma4UnifiedForCausalLM",
+            mixture=None,
             defaults=(
                 *_GEMMA4,
                 ("max_position_embeddings", 262_144),
@@ -674,6 +745,7 @@ WRAPPERS = {
         Wrapper("gemma3", "Gemma3ForConditionalGeneration", ("gemma3_text",)),
         Wrapper("mistral3", "Mistral3ForConditionalGeneration", ("mistral", "ministral3")),
         Wrapper("qwen3_5", "Qwen3_5ForConditionalGeneration", ("qwen3_5_text",)),
+        Wrapper("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", ("qwen3_5_moe_text",)),
         Wrapper("gemma4", "Gemma4ForConditionalGeneration", ("gemma4_text",)),
         Wrapper("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", ("gemma4_unified_text",)),
     )

@@ -360,9 +360,9 @@ def _activations(model: Model, rows: int, length: int, longest: int) -> list[Arr
 
 def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
     """Return the largest arrays within one layer on whole sequences; that of the feed-forward is the last."""
-    kinds, experts = {kind.feed_forward for kind in model.architecture.kinds}, model.architecture.experts
+    experts, dense = model.architecture.experts, model.architecture.intermediate_size
     arrays = []
-    if "dense" in kinds:
+    if dense in model.architecture.feed_forward_widths:
         arrays.append(_activation(model, "feed-forward hidden of a layer", "F", 1, rows, length))
     if experts:
         # a device has the rows of all devices that hold other experts

@@ -23,14 +23,14 @@ from sdft_jax.sharding import single_device
 MODELS: dict[str, Sequence[str]] = {
     "Qwen2.5": ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-32B"),
     "Qwen3, with experts": ("Qwen3-30B-A3B",),
-    "Qwen3.5": ("Qwen3.5-9B",),
+    "Qwen3.5": ("Qwen3.5-9B", "Qwen3.5-35B-A3B"),
     "Llama 3": ("Llama-3.2-1B", "Llama-3.2-3B"),
     "Mistral, Ministral 3": ("Mistral-7B-v0.3", "Ministral-3-3B-2512", "Ministral-3-8B-2512"),
     "SmolLM3": ("SmolLM3-3B",),
     "Phi-4": ("Phi-4-mini", "phi-4"),
     "OLMo 3": ("Olmo-3-7B",),
     "Gemma 3": ("gemma-3-1b", "gemma-3-4b", "gemma-3-12b", "gemma-3-27b"),
-    "Gemma 4": ("gemma-4-12B", "gemma-4-31B"),
+    "Gemma 4": ("gemma-4-12B", "gemma-4-26B-A4B", "gemma-4-31B"),
 }
 """Family -> names of `plan/shapes.json`."""
 LORA = ("lora.rank=32",)

@@ -294,10 +294,12 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
     assert outputs[1][1][1].states[0].keys.addressable_shards[0].data.shape == (4, 2, 1, 16, 12)
 
 
-@pytest.mark.parametrize("case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe", "gemma4"])
+@pytest.mark.parametrize(
+    "case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe", "qwen35_moe", "gemma4_moe"]
+)
 @pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
-    rng = np.random.default_rng()
+    rng = np.random.default_rng(0)
     raw = {**CASES[case], "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     raw |= {"num_global_key_value_heads": 2}
     sharding = Sharding(make_mesh(*mesh)) if mesh else single_device()

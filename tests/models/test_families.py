@@ -17,10 +17,12 @@ from sdft_jax.models.families import (
     EXPERTS,
     FULL_ATTENTION,
     FUSED_PROJECTIONS,
+    GEMMA4_MIXTURE,
     LAYER_SCALAR,
     PROJECTIONS,
     QKV_BIASES,
     ROUTER,
+    SHARED_GATE,
     WRAPPERS,
 )
 from sdft_jax.types import Sequences
@@ -84,6 +86,8 @@ def test_longrope_has_the_frequencies_of_each_row(tmp_path, monkeypatch):
         ("mistral", {"sliding_window": 7}),
         ("qwen3_moe", {"norm_topk_prob": False}),
         ("qwen3_moe_mixed", {"sliding_window": 7}),
+        ("qwen35_moe", {"num_experts_per_tok": 2}),
+        ("gemma4_moe", {"top_k_experts": 2}),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"llama_4_scaling_beta": 0.0}}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"mscale_all_dim": 1.0}}),
@@ -124,6 +128,8 @@ TENSORS = [
     *DELTA_PARAMETERS,
     ROUTER,
     *EXPERTS,
+    SHARED_GATE,
+    *GEMMA4_MIXTURE,
 ]
 
 

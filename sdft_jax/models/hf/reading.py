@@ -28,6 +28,7 @@ from sdft_jax.models.hf.safetensors_io import (
     checkpoint_files,
     read_header,
 )
+from sdft_jax.models.hf.stacked import separate
 from sdft_jax.models.hf.wrapped import plain_name
 from sdft_jax.models.lora import A, B, merged_weight
 from sdft_jax.models.quantize import SCALE, dequantize, quantize
@@ -231,6 +232,8 @@ def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict
     """Return the parameters of a text model by the names that they have outside a wrapper."""
     if architecture.wrapper:
         stored = {own: tensor for name, tensor in stored.items() if (own := plain_name(name))}
+    if architecture.experts:
+        stored = separate(stored)
     # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
     return {name: tensor for name, tensor in stored.items() if not name.endswith("rotary_emb.inv_freq")}
 

@@ -33,6 +33,7 @@ from sdft_jax.models.hf.reading import (
     plain_parameter,
 )
 from sdft_jax.models.hf.safetensors_io import INDEX_FILE, SINGLE_FILE, Stored, write_file
+from sdft_jax.models.hf.stacked import StoredMatrix, stacked, stacks
 from sdft_jax.models.hf.wrapped import wrapped_name
 from sdft_jax.sharding import to_host
 from sdft_jax.types import Params
@@ -235,15 +236,51 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
             "write a model that load_model read."
         )
 
-    parameters = [
-        parameter_piece(model, params, place._replace(name=_name_in_file(model, stored, place.name)))
-        for place in _places(model, params, stored, dtype)
-    ]
+    mixture = architecture.family.mixture
+    layout: Mapping[str, Stored] = stored
+    if mixture and mixture.stacked and architecture.experts and not stored:
+        layout = stacks(architecture.layers_with_experts, mixture.parameters, architecture.sizes)
+    parameters = _with_stacks(
+        [
+            (
+                layout.get(place.name),
+                parameter_piece(model, params, place._replace(name=_name_in_file(model, stored, place.name))),
+            )
+            for place in _places(model, params, stored, dtype)
+        ]
+    )
     copied = [
         Piece(tensor.name, tensor.map, tensor.dtype, tensor.shape)
         for tensor in other_tensors(model.source, architecture)
     ]
     return [*parameters, *copied]
+
+
+def _with_stacks(pieces: Sequence[tuple[Stored | None, Piece]]) -> list[Piece]:
+    """Return the pieces, of which those that the source has in one stack are one.
+
+    Each piece is given with its tensor in the source, or None.
+    """
+    groups: dict[str, list[tuple[StoredMatrix, Piece]]] = {}
+    for source, piece in pieces:
+        if isinstance(source, StoredMatrix):
+            groups.setdefault(source.stack.name, []).append((source, piece))
+
+    def stack_piece(group: list[tuple[StoredMatrix, Piece]]) -> Piece:
+        parts = [part for part, _ in group]
+        stack, dtype = parts[0].stack, group[0][1].dtype
+        new = dataclasses.replace(stack, dtype=dtype)
+        return Piece(
+            stack.name, lambda: stacked(new, parts, (p.read() for _, p in group)), dtype, stack.shape
+        )
+
+    written: dict[str, Piece] = {}
+    for source, piece in pieces:
+        if not isinstance(source, StoredMatrix):
+            written[piece.name] = piece
+        elif source.stack.name not in written:
+            written[source.stack.name] = stack_piece(groups[source.stack.name])
+    return list(written.values())
 
 
 def _places(model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any) -> list[Place]:
