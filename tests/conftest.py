@@ -1,6 +1,7 @@
 """Eight virtual CPU devices, no accelerator, strict broadcasting; XLA compiles fast rather than well."""
 
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), DEVICES, *FAST_COMPILATION, *PATIENCE]
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are then as wide as their content
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

@@ -164,6 +164,33 @@ _GEMMA3 = {
     "query_pre_attn_scalar": 8,
     "sliding_window": 6,
 }
+_GPT_OSS = {
+    **{key: value for key, value in _BASE.items() if key != "rms_norm_eps"},
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "attention_bias": True,
+    "experts_per_token": 3,
+    "head_dim": 8,
+    "initial_context_length": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_experts_per_tok": 3,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 6,
+    "swiglu_limit": 1.5,
+    "torch_dtype": "bfloat16",
+}
 _QWEN35 = {
     **_BASE,
     "architectures": ["Qwen3_5ForCausalLM"],
@@ -402,6 +429,7 @@ CASES = {
         "sliding_window": 6,
         "use_sliding_window": True,
     },
+    "gpt_oss": _GPT_OSS,
     "mistral": _MISTRAL,
     "smollm3": _SMOLLM3,
     "smollm3_sliding": {
@@ -581,7 +609,7 @@ def make(case: str, config: dict) -> None:
     torch.manual_seed(len(case))
     model = auto_class(directory).from_config(AutoConfig.from_pretrained(directory))
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1:  # norms would otherwise be one, and biases zero
+        if parameter.ndim == 1 or name.endswith("_bias"):  # norms would otherwise be one, and biases zero
             parameter.data += 0.3 * torch.randn_like(parameter)
         if name.endswith("A_log"):  # slow decay, as after training: the output of one token may be near zero
             parameter.data.uniform_(-5, -2)

@@ -36,6 +36,8 @@ class AttentionCall:
     """Number of positions that a query reads, itself included; None for all positions up to its own."""
     scale: float
     """Factor on the scores."""
+    sinks: Float[Array, " N"] | None = None
+    """A score of each query head beside those of the keys, in float32, whose value is 0; None without."""
 
 
 def block_size(platform: str) -> int:
@@ -79,6 +81,7 @@ def attention(call: AttentionCall, block: int) -> Float[Array, "B T N H"]:
     keys, values = (x.transpose(0, 2, 1, 3) for x in (call.k, call.v))
     queries = _blocks(call.q.reshape(batch, length, key_heads, -1, head_dim), blocks, block)
     queries, positions = queries.transpose(0, 1, 3, 4, 2, 5), _blocks(row_positions, blocks, block)
+    sinks = None if call.sinks is None else call.sinks.reshape(1, key_heads, -1, 1, 1)
     attended = []
     for segment in range(segments):
         first, last = (blocks * n // segments for n in (segment, segment + 1))
@@ -90,12 +93,30 @@ def attention(call: AttentionCall, block: int) -> Float[Array, "B T N H"]:
             window=call.window,
         )
         attend: Callable[..., Array] = functools.partial(
-            _attend, keys=keys[:, :, :end], values=values[:, :, :end], visible=visible, scale=call.scale
+            _attend,
+            keys=keys[:, :, :end],
+            values=values[:, :, :end],
+            visible=visible,
+            scale=call.scale,
+            sinks=sinks,
         )
         attend = attend if blocks == 1 else jax.checkpoint(attend)
         attended.append(jax.lax.map(attend, (queries[first:last], positions[first:last])))
     blocked = jnp.concatenate(attended)  # [blocks, B, K, G, block, H]
     return blocked.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads, head_dim)[:, :length]
+
+
+def softmax(scores: Float[Array, "... S"], sinks: Float[Array, "... 1"] | None) -> Float[Array, "... S"]:
+    """Return the weights of the keys, which add up to 1 together with the weight of the sink, if there is one
+    (gpt-oss; Xiao et al. 2023, arXiv 2309.17453).
+    """
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    largest = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks)
+    shifted = scores - jax.lax.stop_gradient(largest)
+    exponentials = jnp.exp(shifted)
+    sink = jnp.exp(sinks - jax.lax.stop_gradient(largest))
+    return exponentials / (jnp.sum(exponentials, axis=-1, keepdims=True) + sink)
 
 
 def _blocks(x: Float[Array, "B T ..."] | Int[Array, "B T"], blocks: int, block: int) -> Array:
@@ -110,9 +131,10 @@ def _attend(
     values: Float[Array, "B K S H"],
     visible: Callable[[Int[Array, "B t"]], Bool[Array, "B t S"]],
     scale: float,
+    sinks: Float[Array, "1 K G 1 1"] | None,
 ) -> Float[Array, "B K G t H"]:
     queries, positions = block
     logits = einsum_float32("bkgth,bksh->bkgts", queries, keys) * scale
     seen = visible(positions)[:, None, None]
-    weights = jax.nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), axis=-1)
+    weights = softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min), sinks)
     return jnp.einsum("bkgts,bksh->bkgth", weights.astype(values.dtype), values)

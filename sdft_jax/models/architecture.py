@@ -30,6 +30,7 @@ from sdft_jax.models.families import (
     HEAD,
     OUTPUT_BIASES,
     QKV_BIASES,
+    SINKS,
     WRAPPERS,
     Family,
     Heads,
@@ -133,6 +134,8 @@ class ExpertSizes:
     """Hidden width of an expert."""
     normalized: bool
     """True if the weights of a token's experts add up to 1."""
+    clamped: tuple[float, float] | None = None
+    """The sigmoid's factor and the limit of the clamped SwiGLU of gpt-oss; None for gate and up as usual."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,6 +304,11 @@ class Architecture:
         return dense + ((self.experts.width,) if self.experts else ())
 
     @property
+    def has_sinks(self) -> bool:
+        """True if each head of attention has a logit of its own beside those of the keys."""
+        return SINKS in self.family.others
+
+    @property
     def layers_with_experts(self) -> tuple[int, ...]:
         """The layers with a mixture of experts."""
         having = [kind.feed_forward == "experts" for kind in self.kinds]
@@ -384,7 +392,7 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
     wrapper = WRAPPERS.get(str(raw.get("model_type")))
     text = _text_config(raw, wrapper) if wrapper else raw
     for settings in (raw, text):
-        _refuse_quantized(settings)
+        _refuse_quantized(settings, FAMILIES.get(str(text.get("model_type"))))
     family = _family(text)
     config = {**dict(family.defaults), **text}
     if family.mixture and "num_local_experts" in text:
@@ -408,12 +416,16 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
         raise SdftError(f"a value has a wrong type ({reason(error)}): download it again.") from None
 
 
-def _refuse_quantized(raw: Mapping[str, Any]) -> None:
-    """Raise SdftError, with the name of the format, if the weights of a checkpoint are quantized."""
+def _refuse_quantized(raw: Mapping[str, Any], family: Family | None) -> None:
+    """Raise SdftError, with the name of the format, if the weights of a checkpoint are quantized and not read
+    in this family.
+    """
     settings = raw.get("quantization_config")
     if not settings:
         return
     settings = settings if isinstance(settings, Mapping) else {}
+    if family and family.mixture and family.mixture.interleaved and settings.get("quant_method") == "mxfp4":
+        return
     names = [settings.get(key) for key in ("quant_method", "quant_algo", "format", "fmt")]
     names += [f"{bits} bits" for bits in (4, 8) if settings.get(f"load_in_{bits}bit")]
     names += [f"{bits} bits" for bits in (settings.get("bits"),) if type(bits) is int]
@@ -575,14 +587,20 @@ def _expert_sizes(
     """Return the sizes of the mixtures of experts; None without such layers."""
     if family.mixture is None or not any(kind.feed_forward == "experts" for kind in kinds):
         return None
-    keys = ("num_experts", family.mixture.per_token, "moe_intermediate_size")
+    keys = ("num_experts", family.mixture.per_token, family.mixture.width)
     for key in keys:
         if config.get(key) is None:
             raise SdftError(f"{key} is missing: a model with experts requires it.")
     count, chosen, width = (config[key] for key in keys)
     if chosen > count:
         raise SdftError(f"{keys[1]} {chosen} is above num_experts {count}: correct one of them.")
-    return ExpertSizes(count, chosen, width, bool(config.get("norm_topk_prob", True)))
+    numbers = (config.get("swiglu_alpha"), config.get("swiglu_limit"))
+    clamped = (float(numbers[0]), float(numbers[1])) if None not in numbers else None
+    if clamped and not all(0 < number < float("inf") for number in clamped):
+        raise SdftError(
+            f"swiglu_alpha and swiglu_limit are {clamped}, and not positive numbers: correct them."
+        )
+    return ExpertSizes(count, chosen, width, bool(config.get("norm_topk_prob", True)), clamped)
 
 
 def _delta_sizes(config: Mapping[str, Any]) -> DeltaSizes:

@@ -30,6 +30,36 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+_WEIGHTS = (
+    "router",
+    "experts_gate",
+    "experts_up",
+    "experts_down",
+    "router_factors",
+    "router_bias",
+    "experts_gate_bias",
+    "experts_up_bias",
+    "experts_down_bias",
+)
+"""The names of the parameters of a mixture, in the order of `experts.Weights`."""
+
+
+def gated_function(activation: str, clamped: tuple[float, float] | None) -> Callable[[Array, Array], Array]:
+    """Return the function of the outputs of gate and up: activation(gate) * up, or the clamped SwiGLU.
+
+    The latter is (min(max(up, -l), l) + 1) min(gate, l) sigmoid(a min(gate, l)), with `clamped` a and l.
+    """
+    if clamped is None:
+        return lambda gate, up: ACTIVATION_FUNCTIONS[activation](gate) * up
+    factor, limit = clamped
+
+    def clamped_swiglu(gate: Array, up: Array) -> Array:
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+        return (up + 1) * gate * jax.nn.sigmoid(factor * gate)
+
+    return clamped_swiglu
+
+
 def rms_norm(x: Array, weight: Array, config: Architecture) -> Array:
     """Normalize the trailing axes that `weight` has, in float32, with the order of casts of transformers."""
     wide = _normalized(x, tuple(range(-weight.ndim, 0)), config)
@@ -122,6 +152,11 @@ class Block(nnx.Module):
         x = x + self._norm("post_mlp_norm", self._constrained(out))
         return x * self._weight("layer_scalar")[None, None] if hasattr(self, "layer_scalar") else x, routing
 
+    @property
+    def attention_sinks(self) -> Float[Array, " N"] | None:
+        """The logits beside those of the keys, in float32; None in families without sinks."""
+        return self._weight("sinks") if hasattr(self, "sinks") else None
+
     def _feed_forward(self, x: Float[Array, "B T D"]) -> tuple[Float[Array, "B T D"], Routing | None]:
         """Return the output of the dense feed-forward, of a mixture, or their sum; and the mixture's
         decisions.
@@ -129,14 +164,12 @@ class Block(nnx.Module):
         inner = self._norm("pre_mlp_norm", x)
         if self.kind.feed_forward == "dense" or self.config.experts is None:
             return self._mlp(inner), None
-        names = ("router", "experts_gate", "experts_up", "experts_down")
-        scale = self._weight("router_scale") if hasattr(self, "router_scale") else None
-        weights = Weights(*(self._weight(name) for name in names), scale)
+        weights = Weights(*(self._weight(name) if hasattr(self, name) else None for name in _WEIGHTS))
         experts_x, router_x = inner, None
         if hasattr(self, "router_norm"):  # both read the residual stream, each with a norm of its own
             experts_x, router_x = self._norm("pre_experts_norm", x), self._router_input(x)
-        activation = ACTIVATION_FUNCTIONS[self.config.activation]
-        out, routing = mixture(experts_x, weights, self.config.experts, activation, self.sharding, router_x)
+        gated = gated_function(self.config.activation, self.config.experts.clamped)
+        out, routing = mixture(experts_x, weights, self.config.experts, gated, self.sharding, router_x)
         out = self._norm("post_experts_norm", out)
         if hasattr(self, "down"):
             dense = self._norm("post_dense_norm", self._mlp(inner))

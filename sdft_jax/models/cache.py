@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
-from sdft_jax.kernels.attention import AttentionCall
+from sdft_jax.kernels.attention import AttentionCall, softmax
 from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import Architecture, DeltaSizes
 from sdft_jax.sharding import Sharding, constrain, partition_spec
@@ -237,25 +237,34 @@ def write_and_attend(
     separate = isinstance(state.keys, tuple)
     own: Any = tuple(cached[layer] for cached in store) if separate else store
 
-    def local(cache, layer, slot, token, visible):
+    def local(cache, layer, slot, token, visible, *sinks):
         at = () if separate else (layer,)
         keys, values = (
             _pin(_write(_pin(cached, axis, pinned), at, slot, new, axis), axis, pinned)
             for cached, new, axis in zip(cache, token[1:], SLOTS, strict=True)
         )
-        return (keys, values), _read(token[0], keys[at], values[at], visible, call.scale)
+        return (keys, values), _read(token[0], keys[at], values[at], visible, call.scale, *sinks)
 
     replicated = jax.sharding.PartitionSpec()
     cache = partition_spec(sharding.rules, AXES[1:] if separate else AXES)
     token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
     rows = partition_spec(sharding.rules, ("batch", None, None))
+    sinks = () if call.sinks is None else (call.sinks,)
+    heads = partition_spec(sharding.rules, ("kv_heads",))
     written, attended = jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=((cache, cache), replicated, replicated, (token, token, token), rows),
+        in_specs=(
+            (cache, cache),
+            replicated,
+            replicated,
+            (token, token, token),
+            rows,
+            *(heads for _ in sinks),
+        ),
         out_specs=((cache, cache), token),
         check_vma=False,
-    )(own, layer, position % state.slots, (call.q, call.k, call.v), call.mask)
+    )(own, layer, position % state.slots, (call.q, call.k, call.v), call.mask, *sinks)
     if separate:
         written = tuple(replaced(cached, layer, new) for cached, new in zip(store, written, strict=True))
     keys, values = written
@@ -277,13 +286,14 @@ def _read(
     values: Float[Array, "B K S H"],
     visible: Bool[Array, "B 1 S"],
     scale: float,
+    sinks: Float[Array, " N"] | None = None,
 ) -> Float[Array, "B 1 N H"]:
     batch, head_dim = q.shape[0], q.shape[-1]
     keys, values = keys.astype(q.dtype), values.astype(q.dtype)
     grouped = q.reshape(batch, keys.shape[1], -1, head_dim)
     scores = einsum_float32("bkgh,bkhs->bkgs", grouped, keys) * scale
     scores = jnp.where(visible[:, :, None, :], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1)
+    weights = softmax(scores, None if sinks is None else sinks.reshape(1, keys.shape[1], -1, 1))
     return jnp.einsum("bkgs,bksh->bkgh", weights.astype(values.dtype), values).reshape(q.shape)
 
 

@@ -99,10 +99,17 @@ class Model:
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
             raise SdftError(f"remat={self.remat!r} is not a policy: use one of {', '.join(REMAT_POLICIES)}.")
+        if self.architecture.has_sinks and self.attention not in ("auto", "xla"):
+            raise SdftError(
+                f"attention={self.attention!r} does not compute the sinks of "
+                f"{self.architecture.family.model_type} models: use auto or xla."
+            )
 
     @property
     def kernel(self) -> Kernel:
         """The attention kernel for whole sequences on this model's devices."""
+        if self.architecture.has_sinks:
+            return "xla"
         device = self.sharding.device
         head_dim = max(self.architecture.heads_of(kind).dim for kind in self.architecture.kinds)
         return choose_kernel(self.attention, device, self.compute_dtype, head_dim)
@@ -189,8 +196,8 @@ class Model:
         tokens, mask = (jnp.pad(x, padding) for x in (sequences.tokens, sequences.mask))
         self_attention = self._self_attention(mask)
 
-        def attend(state, kind, index, q, k, v):
-            return state, self_attention(kind, q, k, v)
+        def attend(state, kind, index, q, k, v, sinks):
+            return state, self_attention(kind, q, k, v, sinks)
 
         limits = _count(mask) if limits is None else limits
         counts = None if counts is None else jnp.pad(counts, padding)
@@ -269,8 +276,9 @@ class Model:
         self_attention = self._self_attention(prompt.mask)
         batch, length = prompt.tokens.shape
 
-        def attend(state, kind, index, q, k, v):
-            return write_prompt(state, index, k, v, self.sharding), self_attention(kind, q, k, v)
+        def attend(state, kind, index, q, k, v, sinks):
+            state = write_prompt(state, index, k, v, self.sharding)
+            return state, self_attention(kind, q, k, v, sinks)
 
         empty = self.init_cache(batch, cache_length).states
         count = _count(prompt.mask)
@@ -291,8 +299,8 @@ class Model:
         ]
         scale = self.architecture.query_scale
 
-        def attend(state, kind, index, q, k, v):
-            call = AttentionCall(q, k, v, visible[kind], None, scale)
+        def attend(state, kind, index, q, k, v, sinks):
+            call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
@@ -306,7 +314,7 @@ class Model:
         return {**params, "layers": layers}, separate_states(cache)
 
     def _self_attention(self, mask: Bool[Array, "B T"]) -> Callable[..., Any]:
-        """Return a function (kind, q, k, v) -> attention of each token to the real tokens up to itself."""
+        """Return a function (kind, q, k, v, sinks) -> attention of each token to real tokens up to itself."""
         kernel, scale = self.kernel, self.architecture.query_scale
         block = block_size(self.platform)
 
@@ -315,10 +323,10 @@ class Model:
 
         branches = [functools.partial(fused, kind.window) for kind in self.architecture.kinds]
 
-        def self_attention(kind, q, k, v):
+        def self_attention(kind, q, k, v, sinks):
             with jax.named_scope("self_attention"):
                 if kernel == "xla":
-                    return attention(AttentionCall(q, k, v, mask, self._window(kind), scale), block)
+                    return attention(AttentionCall(q, k, v, mask, self._window(kind), scale, sinks), block)
                 if isinstance(kind, int):
                     return branches[kind](q, k, v)
                 return jax.lax.switch(kind, branches, q, k, v)
@@ -370,7 +378,8 @@ class Model:
         Args:
             params: the whole parameter tree.
             rows: the tokens and their positions.
-            attend: (state, kind, index, q, k, v) -> (state, attended), of the index-th layer of a kind.
+            attend: (state, kind, index, q, k, v, sinks) -> (state, attended), of the index-th layer of a
+                kind.
             states: the states of each kind, which `attend` reads and updates; None without states.
             counts: [B, T], the tokens that count in the decisions of routers; None to return no decisions.
         """
@@ -400,7 +409,7 @@ class Model:
                 cos, sin = ropes[kind] if static else (stack[kind] for stack in stacked_ropes)
                 q, k, v, *gate = block.project(x, cos, sin)
                 q = q if factors is None else q * factors[kind].astype(dtype)
-                state, attended = attend(state, kind, index, q, k, v)
+                state, attended = attend(state, kind, index, q, k, v, block.attention_sinks)
                 x, routing = block.combine(x, attended, *gate)
             if decisions is not None and routing is not None:
                 index = jnp.searchsorted(jnp.array(sparse), layer)

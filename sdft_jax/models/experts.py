@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from sdft_jax.models.architecture import ExpertSizes
 from sdft_jax.sharding import Sharding, partition_spec, release_axes
 
-Activation = Callable[[Array], Array]
+Gated = Callable[[Array, Array], Array]
+"""A function of the outputs of gate and up, to the inputs of down."""
 
 
 class Weights(NamedTuple):
@@ -35,6 +36,11 @@ class Weights(NamedTuple):
     down: Float[Array, "E M D"]
     scale: Float[Array, " E"] | None = None
     """The factor on the outputs of each expert, in float32 (Gemma 4); None without factors."""
+    router_bias: Float[Array, " E"] | None = None
+    """The biases of the router, in float32, and of the experts (gpt-oss); None without biases."""
+    gate_bias: Float[Array, "E M"] | None = None
+    up_bias: Float[Array, "E M"] | None = None
+    down_bias: Float[Array, "E D"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -49,31 +55,31 @@ class Routing:
 
 
 def route(
-    x: Float[Array, "*B T D"],
-    router: Float[Array, "D E"],
-    sizes: ExpertSizes,
-    scale: Float[Array, " E"] | None = None,
+    x: Float[Array, "*B T D"], weights: Weights, sizes: ExpertSizes
 ) -> tuple[Routing, Float[Array, "*B T k"]]:
-    """Return the decisions for each token, and the weights of its experts, times the factors of `scale`."""
+    """Return the decisions for each token, and the weights of its experts, times `weights.scale`."""
     logits = jnp.einsum(
         "...d,de->...e",
         x.astype(jnp.float32),
-        router,
+        weights.router,
         precision="highest",
         preferred_element_type=jnp.float32,
     )
+    if weights.router_bias is not None:
+        logits += jnp.expand_dims(weights.router_bias, tuple(range(x.ndim - 1)))
     probabilities = jax.nn.softmax(logits)
-    weights, chosen = jax.lax.top_k(probabilities, sizes.per_token)
+    factors, chosen = jax.lax.top_k(probabilities, sizes.per_token)
     if sizes.normalized:
-        weights /= jnp.sum(weights, axis=-1, keepdims=True)
-    return Routing(chosen, probabilities), weights if scale is None else weights * scale[chosen]
+        factors /= jnp.sum(factors, axis=-1, keepdims=True)
+    factors = factors if weights.scale is None else factors * weights.scale[chosen]
+    return Routing(chosen, probabilities), factors
 
 
 def mixture(
     x: Float[Array, "B T D"],
     weights: Weights,
     sizes: ExpertSizes,
-    activation: Activation,
+    gated: Gated,
     sharding: Sharding,
     router_x: Float[Array, "B T D"] | None = None,
 ) -> tuple[Float[Array, "B T D"], Routing]:
@@ -83,7 +89,7 @@ def mixture(
         x: the normalized residual stream.
         weights: the parameters of the layer.
         sizes: the sizes of the mixture.
-        activation: the activation function of the experts.
+        gated: the function of the outputs of gate and up.
         sharding: experts are split over the devices by the rule `experts`, their width by `mlp`.
         router_x: what the router reads; None for x.
     """
@@ -94,10 +100,13 @@ def mixture(
     def local(x: Array, weights: Weights, router_x: Array | None = None) -> tuple[Array, Routing]:
         rows = x.reshape(-1, x.shape[-1])
         router_rows = rows if router_x is None else router_x.reshape(rows.shape)
-        routing, factors = route(router_rows, weights.router, sizes, weights.scale)
+        routing, factors = route(router_rows, weights, sizes)
         own = sharding.split("experts")
         first = jax.lax.axis_index(own) * len(weights.gate) if own else 0
-        out = _experts(rows, weights, routing.experts - first, factors, activation)
+        if weights.down_bias is not None and (parts := sharding.split("mlp")):  # parts of its sum
+            is_first = jax.lax.axis_index(parts) == 0
+            weights = weights._replace(down_bias=jnp.where(is_first, weights.down_bias, 0))
+        out = _experts(rows, weights, routing.experts - first, factors, gated)
         out = jax.lax.psum(out, summed) if summed else out
         routing = jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], -1), routing)
         return out.astype(x.dtype).reshape(x.shape), routing
@@ -105,10 +114,7 @@ def mixture(
     if sharding.mesh.size == 1:
         return local(x, weights, router_x)
     rows = partition_spec(inner.rules, ("batch", "sequence", None))
-    matrices = (("experts", None, "mlp"), ("experts", None, "mlp"), ("experts", "mlp", None))
-    split = (partition_spec(sharding.rules, axes) for axes in matrices)
-    whole = PartitionSpec()
-    specs = Weights(whole, *split, None if weights.scale is None else whole)
+    specs = Weights(*(_spec(name, own, sharding) for name, own in weights._asdict().items()))
     others = () if router_x is None else (router_x,)
     return jax.shard_map(
         local,
@@ -119,12 +125,27 @@ def mixture(
     )(x, weights, *others)
 
 
+_AXES: dict[str, tuple[str | None, ...]] = {
+    "gate": ("experts", None, "mlp"),
+    "up": ("experts", None, "mlp"),
+    "down": ("experts", "mlp", None),
+    "gate_bias": ("experts", "mlp"),
+    "up_bias": ("experts", "mlp"),
+    "down_bias": ("experts", None),
+}
+"""Name of a field of `Weights` -> its logical axes on a device; the others are whole."""
+
+
+def _spec(name: str, weight: Array | None, sharding: Sharding) -> PartitionSpec | None:
+    return None if weight is None else partition_spec(sharding.rules, _AXES.get(name, ()))
+
+
 def _experts(
     rows: Float[Array, "T D"],
     weights: Weights,
     chosen: Int[Array, "T k"],
     factors: Float[Array, "T k"],
-    activation: Activation,
+    gated: Gated,
 ) -> Float[Array, "T D"]:
     """Return the part of the given experts in the weighted sum, in float32.
 
@@ -137,8 +158,17 @@ def _experts(
     groups = jnp.bincount(expert, length=count).astype(jnp.int32)
     repeated = jnp.broadcast_to(rows[:, None], (tokens, per_token, rows.shape[-1]))
     x = _permuted(repeated.reshape(tokens * per_token, -1), order)
-    gate, up = (_grouped(x, matrix, groups) for matrix in (weights.gate, weights.up))
-    out = _grouped(activation(gate) * up, weights.down, groups)
+    of_row = jnp.minimum(expert[order], count - 1)
+
+    def projected(x: Array, matrix: Array, bias: Array | None) -> Array:
+        out = _grouped(x, matrix, groups)
+        if bias is None:
+            return out
+        return out + jnp.where((expert[order] < count)[:, None], bias[of_row], 0)
+
+    gate = projected(x, weights.gate, weights.gate_bias)
+    up = projected(x, weights.up, weights.up_bias)
+    out = projected(gated(gate, up), weights.down, weights.down_bias)
     out = _permuted(out, jnp.argsort(order)).reshape(tokens, per_token, -1)
     return jnp.sum(out.astype(jnp.float32) * factors[:, :, None], axis=1)
 

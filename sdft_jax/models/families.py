@@ -183,12 +183,21 @@ GEMMA4_EXPERTS = tuple(
 GEMMA4_MIXTURE = (
     Tensor("router", "D>E", "router.proj.weight"),
     Tensor("router_norm", "D", "router.scale", "ones"),
-    Tensor("router_scale", "E", "router.per_expert_scale", "ones"),
+    Tensor("router_factors", "E", "router.per_expert_scale", "ones"),
     *GEMMA4_EXPERTS,
     Tensor("pre_experts_norm", "D", "pre_feedforward_layernorm_2.weight", "ones"),
     Tensor("post_experts_norm", "D", "post_feedforward_layernorm_2.weight", "ones"),
     Tensor("post_dense_norm", "D", "post_feedforward_layernorm_1.weight", "ones"),
 )
+GPT_OSS_MIXTURE = (
+    Tensor("router", "D>E", "mlp.router.weight"),
+    Tensor("router_bias", "E", "mlp.router.bias", "zeros"),
+    *EXPERTS,
+    Tensor("experts_gate_bias", "E|M", "mlp.experts.*.gate_proj.bias", "zeros"),
+    Tensor("experts_up_bias", "E|M", "mlp.experts.*.up_proj.bias", "zeros"),
+    Tensor("experts_down_bias", "E|D", "mlp.experts.*.down_proj.bias", "zeros"),
+)
+SINKS = Tensor("sinks", "N", "self_attn.sinks")
 LAYER_SCALAR = Tensor("layer_scalar", "1", "layer_scalar", "ones", trains=False)
 EMBEDDING = Tensor("embed", "VD", "model.embed_tokens.weight")
 FINAL_NORM = Tensor("norm", "D", "model.norm.weight", "ones")
@@ -220,8 +229,12 @@ class Mixture:
     """The key of its hidden width in config.json."""
     per_token: str = "num_experts_per_tok"
     """The key of the number of experts of a token in config.json."""
+    width: str = "moe_intermediate_size"
+    """The key of the hidden width of an expert in config.json."""
     stacked: bool = False
     """True if transformers reads the experts of a layer from one tensor only (`hf.stacked`)."""
+    interleaved: bool = False
+    """True if the outputs of gate and up alternate in that tensor, which may be in MXFP4 (gpt-oss)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +377,11 @@ def _every_layer_if_enabled(config: Json) -> list[bool]:
     return [bool(config.get("enable_moe_block"))] * config["num_hidden_layers"]
 
 
+def _sliding_or_full(config: Json) -> list[str]:
+    """Return full attention for every second layer, as in gpt-oss."""
+    return _periodic(config, 2, "sliding_attention")
+
+
 def _full_or_linear(config: Json) -> list[str]:
     """Return full attention for every n-th layer, n being `full_attention_interval`, and delta nets else."""
     return _periodic(config, config["full_attention_interval"], "linear_attention")
@@ -443,6 +461,12 @@ def _gemma4_heads(config: Json, types: list[str]) -> Heads:
             "head_dim and num_key_value_heads, and changes nothing else: use another model."
         )
     return Heads(full["num_key_value_heads"], full["head_dim"], values_are_keys)
+
+
+def _gpt_oss_rope(config: Json) -> tuple[Rope, Rope]:
+    """Return the rotary embedding of gpt-oss, by default with YaRN."""
+    parameters = _rope_parameters(config) or dict(_GPT_OSS_ROPE)
+    return _one_rope({**config, "rope_parameters": parameters})
 
 
 def _partial_rope(config: Json) -> tuple[Rope, Rope]:
@@ -589,6 +613,30 @@ _QWEN3_MOE = (
     ("norm_topk_prob", False),
 )
 
+_GPT_OSS = (
+    *_COMMON,
+    ("rms_norm_eps", 1e-5),
+    ("max_position_embeddings", 131_072),
+    ("rope_theta", 150_000.0),
+    ("attention_bias", True),
+    ("head_dim", 64),
+    ("hidden_size", 2880),
+    ("intermediate_size", 2880),
+    ("num_attention_heads", 64),
+    ("num_key_value_heads", 8),
+    ("num_experts_per_tok", 4),
+    ("sliding_window", 128),
+    ("swiglu_alpha", 1.702),
+    ("swiglu_limit", 7.0),
+)
+_GPT_OSS_ROPE = (
+    ("rope_type", "yarn"),
+    ("factor", 32.0),
+    ("beta_fast", 32.0),
+    ("beta_slow", 1.0),
+    ("truncate", False),
+    ("original_max_position_embeddings", 4096),
+)
 _QWEN35_MOE = (
     *_QWEN35,
     ("num_key_value_heads", 2),
@@ -709,6 +757,19 @@ FAMILIES = {
             activation_key="hidden_activation",
             scale_embedding=True,
             defaults=_GEMMA,
+        ),
+        Family(
+            "gpt_oss",
+            "GptOssForCausalLM",
+            _norms(PRE_NORMS),
+            _gpt_oss_rope,
+            _sliding_or_full,
+            norm_style="scale_before_cast",
+            mixture=Mixture(
+                _every_layer, GPT_OSS_MIXTURE, width="intermediate_size", stacked=True, interleaved=True
+            ),
+            others=(SINKS,),
+            defaults=_GPT_OSS,
         ),
         _QWEN35_FAMILY,
         dataclasses.replace(

@@ -38,7 +38,15 @@ from sdft_jax.types import Params
 
 SCALE = "_scale"
 """The end of the names of scales."""
-FLOAT32 = ("delta_log_rate", "delta_rate_bias", "router", "router_norm", "router_scale")
+FLOAT32 = (
+    "delta_log_rate",
+    "delta_rate_bias",
+    "router",
+    "router_norm",
+    "router_factors",
+    "router_bias",
+    "sinks",
+)
 """Parameters that products in a narrower dtype do not read."""
 
 TILE = 64

@@ -23,6 +23,7 @@ from sdft_jax.sharding import single_device
 MODELS: dict[str, Sequence[str]] = {
     "Qwen2.5": ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-32B"),
     "Qwen3, with experts": ("Qwen3-30B-A3B",),
+    "gpt-oss": ("gpt-oss-20b",),
     "Qwen3.5": ("Qwen3.5-9B", "Qwen3.5-35B-A3B"),
     "Llama 3": ("Llama-3.2-1B", "Llama-3.2-3B"),
     "Mistral, Ministral 3": ("Mistral-7B-v0.3", "Ministral-3-3B-2512", "Ministral-3-8B-2512"),

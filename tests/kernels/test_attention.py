@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdft_jax.kernels.attention import AttentionCall, attention, token_positions
+from sdft_jax.kernels.attention import AttentionCall, attention, softmax, token_positions
 
 SCALE = 0.3
 
@@ -72,6 +72,29 @@ def test_softmax_is_computed_in_float32_for_bfloat16_inputs():
     exact = attend([x.astype(jnp.float32) for x in qkv], mask, None, 4)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.03)
+
+
+def test_sinks_take_a_part_of_the_softmax():
+    """The weights are those of a softmax with one more key, whose value is 0; so are their gradients."""
+    rng = np.random.default_rng(0)
+    scores, sinks = rng.normal(size=(3, 2, 5)), rng.normal(size=(1, 2, 1)) + 2
+
+    def expected(scores, sinks):
+        both = jnp.concatenate([scores, jnp.broadcast_to(sinks, (3, 2, 1))], axis=-1)
+        return jax.nn.softmax(both, axis=-1)[..., :-1]
+
+    def results(function):
+        loss = jax.grad(lambda *x: jnp.sum(jnp.tanh(3 * function(*x))), (0, 1))
+        arrays = [jnp.asarray(x, jnp.float32) for x in (scores, sinks)]
+        return function(*arrays), loss(*arrays)
+
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6),
+        results(softmax),
+        results(expected),
+    )
+    largest = jnp.full((1, 1, 1), 1e4, jnp.float32)
+    assert softmax(jnp.zeros((1, 1, 4)), largest).tolist() == [[[0.0] * 4]]
 
 
 @pytest.mark.parametrize("window", [None, 3])

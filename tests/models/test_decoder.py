@@ -252,6 +252,15 @@ def test_a_length_that_the_mesh_does_not_divide_is_padded():
     assert_close(*outputs)
 
 
+def test_kernels_that_do_not_compute_sinks_are_refused():
+    model = Model(architecture_from_dict(CASES["gpt_oss"]))
+    assert model.kernel == "xla"
+    with pytest.raises(
+        SdftError, match=r"attention='splash' does not compute the sinks of gpt_oss models: use"
+    ):
+        dataclasses.replace(model, attention="splash")
+
+
 @pytest.mark.parametrize(
     ("axes", "case"),
     [*itertools.product((None, (2, 2, 2)), ("qwen3", "gemma3", "olmo3")), ((2, 2, 2), "gemma4_unified")],
@@ -295,7 +304,7 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
 
 
 @pytest.mark.parametrize(
-    "case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe", "qwen35_moe", "gemma4_moe"]
+    "case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe", "qwen35_moe", "gemma4_moe", "gpt_oss"]
 )
 @pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):

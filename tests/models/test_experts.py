@@ -8,40 +8,55 @@ import numpy as np
 import pytest
 
 from sdft_jax.models.architecture import ExpertSizes
+from sdft_jax.models.block import gated_function
 from sdft_jax.models.experts import Routing, Weights, mixture, no_decisions, route, with_decision
 from sdft_jax.sharding import Rules, Sharding, make_mesh, single_device
 
 SIZES = ExpertSizes(count=4, per_token=2, width=6, normalized=True)
 
 
-def random_inputs(batch=2, length=5, width=8, sizes=SIZES):
-    keys = jax.random.split(jax.random.key(0), 5)
+def random_inputs(batch=2, length=5, width=8, sizes=SIZES, biases=False):
+    """Return activations and weights; with `biases`, also factors and biases."""
     e, m = sizes.count, sizes.width
-    shapes = ((batch, length, width), (width, e), (e, width, m), (e, width, m), (e, m, width))
+    shapes = [(batch, length, width), (width, e), (e, width, m), (e, width, m), (e, m, width)]
+    shapes += [(e,), (e,), (e, m), (e, m), (e, width)] if biases else []
+    keys = jax.random.split(jax.random.key(0), len(shapes))
     x, *weights = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     return x, Weights(*weights)
 
 
 def expected_mixture(x, weights, sizes):
     """Return the output in float64, token by token."""
-    x, router, gate, up, down = (np.asarray(a, np.float64) for a in (x, *weights))
+    x = np.asarray(x, np.float64)
+    arrays = {name: 0.0 if a is None else np.asarray(a, np.float64) for name, a in weights._asdict().items()}
+    zeros = np.zeros((sizes.count, 1))
+    router, gate, up, down = (arrays[name] for name in ("router", "gate", "up", "down"))
+    gate_bias, up_bias, down_bias = (
+        arrays[f"{name}_bias"] if np.ndim(arrays[f"{name}_bias"]) else zeros
+        for name in ("gate", "up", "down")
+    )
+    scale = np.ones(sizes.count) if weights.scale is None else arrays["scale"]
     out = np.zeros_like(x)
     for at in np.ndindex(*x.shape[:2]):
-        logits = x[at] @ router
+        logits = x[at] @ router + arrays["router_bias"]
         p = np.exp(logits - logits.max())
         p /= p.sum()
         chosen = np.argsort(-p)[: sizes.per_token]
         total = p[chosen].sum() if sizes.normalized else 1.0
         for expert in chosen:
-            inner = x[at] @ gate[expert]
-            hidden = inner / (1 + np.exp(-inner)) * (x[at] @ up[expert])
-            out[at] += p[expert] / total * (hidden @ down[expert])
+            inner, outer = x[at] @ gate[expert] + gate_bias[expert], x[at] @ up[expert] + up_bias[expert]
+            factor = 1.0
+            if sizes.clamped:
+                factor, limit = sizes.clamped
+                inner, outer = np.minimum(inner, limit), np.clip(outer, -limit, limit) + 1
+            hidden = inner / (1 + np.exp(-factor * inner)) * outer
+            out[at] += p[expert] / total * scale[expert] * (hidden @ down[expert] + down_bias[expert])
     return out
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def run(x, weights, sizes=SIZES, sharding=single_device()):  # noqa: B008
-    return mixture(x, weights, sizes, jax.nn.silu, sharding)
+    return mixture(x, weights, sizes, gated_function("silu", sizes.clamped), sharding)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
@@ -52,6 +67,13 @@ def test_equals_a_loop_over_tokens(normalized):
     np.testing.assert_allclose(out, expected_mixture(x, weights, sizes), atol=1e-4, rtol=1e-5)
     assert routing.experts.shape == (2, 5, 3)
     np.testing.assert_allclose(jnp.sum(routing.probabilities, axis=-1), 1, rtol=1e-6)
+
+
+def test_factors_biases_and_a_clamped_swiglu():
+    sizes = ExpertSizes(4, 3, 6, True, (1.702, 1.5))
+    x, weights = random_inputs(sizes=sizes, biases=True)
+    out, _ = run(x, weights, sizes)
+    np.testing.assert_allclose(out, expected_mixture(x, weights, sizes), atol=1e-4, rtol=1e-5)
 
 
 def test_no_token_is_dropped_if_all_choose_the_same_experts():
@@ -66,14 +88,16 @@ def test_no_token_is_dropped_if_all_choose_the_same_experts():
 def test_the_router_is_float32_for_bfloat16_activations():
     """In bfloat16, the logits 8 and 8.03 would be equal, and the first expert chosen."""
     x = jnp.full((1, 1), 1.0, jnp.bfloat16)
-    routing, weights = route(x, jnp.array([[8.0, 8.03, 0.0]]), ExpertSizes(3, 1, 1, False))
+    nothing = jnp.zeros((3, 1, 1))
+    weights = Weights(jnp.array([[8.0, 8.03, 0.0]]), nothing, nothing, nothing)
+    routing, weights = route(x, weights, ExpertSizes(3, 1, 1, False))
     assert routing.experts.tolist() == [[1]]
     assert weights.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("mesh", [(1, 1, 1, 4), (2, 1, 2, 2)], ids=str)
 def test_split_over_devices_gives_the_same_output_and_gradients(mesh):
-    x, weights = random_inputs(batch=4)
+    x, weights = random_inputs(batch=4, biases=True)
     sharding = Sharding(make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)]), Rules())
 
     def loss(x, weights, sharding):

@@ -18,11 +18,13 @@ from sdft_jax.models.families import (
     FULL_ATTENTION,
     FUSED_PROJECTIONS,
     GEMMA4_MIXTURE,
+    GPT_OSS_MIXTURE,
     LAYER_SCALAR,
     PROJECTIONS,
     QKV_BIASES,
     ROUTER,
     SHARED_GATE,
+    SINKS,
     WRAPPERS,
 )
 from sdft_jax.types import Sequences
@@ -88,6 +90,8 @@ def test_longrope_has_the_frequencies_of_each_row(tmp_path, monkeypatch):
         ("qwen3_moe_mixed", {"sliding_window": 7}),
         ("qwen35_moe", {"num_experts_per_tok": 2}),
         ("gemma4_moe", {"top_k_experts": 2}),
+        ("gpt_oss", {"sliding_window": 7}),
+        ("gpt_oss", {"swiglu_limit": 7.0}),
         ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"llama_4_scaling_beta": 0.0}}),
         ("ministral3", {"rope_parameters": MINISTRAL_ROPE | {"mscale_all_dim": 1.0}}),
@@ -130,6 +134,8 @@ TENSORS = [
     *EXPERTS,
     SHARED_GATE,
     *GEMMA4_MIXTURE,
+    *GPT_OSS_MIXTURE,
+    SINKS,
 ]
 
 

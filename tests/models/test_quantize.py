@@ -31,7 +31,7 @@ from sdft_jax.types import Sequences
 from tiny import adapted, assert_decoding_equals_full_forward, ragged, tiny_batch, tiny_learner, tiny_model
 
 FORMATS = ("int8", "nf4")
-WITH_EXPERTS = {"qwen3_moe": "qwen3_moe", "qwen35_moe": "qwen3_5_moe_text"}
+WITH_EXPERTS = {"qwen3_moe": "qwen3_moe", "qwen35_moe": "qwen3_5_moe_text", "gpt_oss": "gpt_oss"}
 CASES = [case for case in one_of_each_family(mistral="mistral3_vision") if case not in WITH_EXPERTS]
 Q, OUT, DOWN = PROJECTIONS[0], PROJECTIONS[3], PROJECTIONS[6]
 logits_of = jax.jit(Model.logits, static_argnums=0)

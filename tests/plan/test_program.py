@@ -45,6 +45,7 @@ CARDS = {
     "Phi-4-mini": 3_836_021_760,
     "phi-4": 14_659_507_200,
     "Qwen3.5-9B": 8_953_803_264,  # of the text model alone, as transformers counts them
+    "gpt-oss-20b": 20_914_757_184,
     "Qwen3.5-35B-A3B": 34_660_610_688,
     "gemma-4-26B-A4B": 25_233_141_790,
     "gemma-4-12B": 11_907_350_320,  # the same, with the scalar of each layer, a buffer in transformers

@@ -232,8 +232,8 @@ def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict
     """Return the parameters of a text model by the names that they have outside a wrapper."""
     if architecture.wrapper:
         stored = {own: tensor for name, tensor in stored.items() if (own := plain_name(name))}
-    if architecture.experts:
-        stored = separate(stored)
+    if architecture.family.mixture:
+        stored = separate(stored, architecture.family.mixture)
     # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
     return {name: tensor for name, tensor in stored.items() if not name.endswith("rotary_emb.inv_freq")}
 
@@ -256,7 +256,7 @@ def weights_digest(stored: Mapping[str, Stored]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        values = tensor.map().reshape(-1)
+        values = tensor.raw().reshape(-1)
         for start in (0, len(values) // 2, max(0, len(values) - _SAMPLE)):
             digest.update(values[start : start + _SAMPLE].tobytes())
     return digest.hexdigest()[:16]

@@ -72,6 +72,10 @@ class Stored:
             return np.zeros(self.shape, self.dtype)
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
+    def raw(self) -> np.ndarray:
+        """Return what the file has, which is the codes of a quantized tensor."""
+        return self.map()
+
 
 def checkpoint_files(directory: Path) -> list[Path]:
     """Return the safetensors files of a checkpoint: those that its index lists, or the only one; [] without

@@ -33,7 +33,7 @@ from sdft_jax.models.hf.reading import (
     plain_parameter,
 )
 from sdft_jax.models.hf.safetensors_io import INDEX_FILE, SINGLE_FILE, Stored, write_file
-from sdft_jax.models.hf.stacked import StoredMatrix, stacked, stacks
+from sdft_jax.models.hf.stacked import StoredMatrix, StoredMxfp4, stacked, stacks
 from sdft_jax.models.hf.wrapped import wrapped_name
 from sdft_jax.sharding import to_host
 from sdft_jax.types import Params
@@ -69,6 +69,7 @@ _OWN_FILES = {
     ADAPTER_CONFIG,
     CARD,
 }
+_QUANTIZATION = "quantization_config"
 _LOADED_BY = ("config.json", ADAPTER_CONFIG)
 """The files by which a directory is recognized, written last."""
 
@@ -236,10 +237,13 @@ def _pieces(model: Model, params: Params, dtype: Any) -> list[Piece]:
             "write a model that load_model read."
         )
 
-    mixture = architecture.family.mixture
-    layout: Mapping[str, Stored] = stored
-    if mixture and mixture.stacked and architecture.experts and not stored:
-        layout = stacks(architecture.layers_with_experts, mixture.parameters, architecture.sizes)
+    mixture, layout = architecture.family.mixture, dict(stored)
+    if mixture and mixture.stacked and architecture.experts:
+        layout |= {
+            name: own
+            for name, own in stacks(architecture.layers_with_experts, mixture, architecture.sizes).items()
+            if name not in stored or isinstance(stored[name], StoredMxfp4)
+        }
     parameters = _with_stacks(
         [
             (
@@ -314,17 +318,21 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
     The sentence gives the Euclidean norm of the rounding in percent of the distance from the source.
     """
     error = rounding_error(model, params, dtype) if model.source else 0.0
+    notes = []
+    if _QUANTIZATION in json.loads(model.architecture.source_json):
+        notes.append("the experts, which the source has in MXFP4, are written without quantization.")
     if error == 0.0:
-        return []
+        return notes
     share = error / max(distance(model, params, model.source), error)
     if share < 0.01:
-        return []
+        return notes
     stored = open_checkpoint(model.source, model.architecture)
     names = {place.dtype.name for place in _places(model, params, stored, dtype)} - {"float32"}
     alternative = "the adapters alone or " if model.architecture.lora else ""
     return [
+        *notes,
         f"rounding the weights to {' and '.join(sorted(names))} changed them by {100 * share:.0f} % of what "
-        f"training changed: export {alternative}with --dtype float32 to keep all of it."
+        f"training changed: export {alternative}with --dtype float32 to keep all of it.",
     ]
 
 
@@ -382,6 +390,7 @@ def _write_index(files: dict[str, list[Piece]], directory: Path) -> None:
 def _write_side_files(model: Model, tokenizer: Any, directory: Path, dtype: Any) -> None:
     """Write config.json, generation_config.json and the tokenizer."""
     config = json.loads(model.architecture.source_json)
+    config.pop(_QUANTIZATION, None)  # the weights are written without it
     config.setdefault("architectures", [model.architecture.name])
     configs = [config, config["text_config"]] if model.architecture.wrapper else [config]
     if model.architecture.merged != model.architecture.plain:

@@ -1,6 +1,9 @@
 """Experts in one tensor of a file: read as matrices, and written as the source has them."""
 
 import dataclasses
+import importlib.util
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,12 +11,14 @@ import pytest
 
 from make_fixtures import CASES, DIRECTORY
 from sdft_jax.errors import SdftError
-from sdft_jax.models import Model, architecture_from_dict, load_model
+from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
 from sdft_jax.models.hf.reading import open_checkpoint
 from sdft_jax.models.hf.safetensors_io import read_header, write_file
 from sdft_jax.models.hf.stacked import separate, stacked
-from sdft_jax.models.hf.writing import save_pretrained
+from sdft_jax.models.hf.writing import rounding_note, save_pretrained
 
+QWEN = FAMILIES["qwen3_5_moe_text"].mixture
+GPT_OSS = FAMILIES["gpt_oss"].mixture
 GATE_UP, DOWN = "model.layers.1.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"
 
 
@@ -32,7 +37,7 @@ def tensors(tmp_path):
 
 def test_the_example_of_the_module(tensors):
     stored, arrays = tensors
-    separated = separate(stored)
+    separated = separate(stored, QWEN)
     assert len(separated) == 7
     up = separated["model.layers.1.mlp.experts.1.up_proj.weight"]
     assert up.name == GATE_UP
@@ -48,7 +53,7 @@ def test_the_example_of_the_module(tensors):
 def test_stacked_is_the_inverse_of_separate(tensors):
     stored, arrays = tensors
     for name in (GATE_UP, DOWN):
-        parts = [part for part in separate(stored).values() if part.name == name]
+        parts = [part for part in separate(stored, QWEN).values() if part.name == name]
         for order in (parts, parts[::-1]):
             np.testing.assert_array_equal(
                 stacked(stored[name], order, (x.map() for x in order)), arrays[name]
@@ -59,8 +64,78 @@ def test_other_shapes_are_left_for_the_comparison_with_the_config(tensors):
     stored, _ = tensors
     flat = dataclasses.replace(stored[GATE_UP], shape=(12, 4))
     odd = dataclasses.replace(stored[GATE_UP], shape=(2, 5, 4))
-    assert separate({GATE_UP: flat}) == {GATE_UP: flat}
-    assert separate({GATE_UP: odd}) == {GATE_UP: odd}
+    assert separate({GATE_UP: flat}, QWEN) == {GATE_UP: flat}
+    assert separate({GATE_UP: odd}, QWEN) == {GATE_UP: odd}
+
+
+BLOCKS, SCALES = GATE_UP + "_blocks", GATE_UP + "_scales"
+
+
+def coded(count, outputs, inputs, seed=0):
+    """Return random codes and scales of matrices."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (count, outputs, inputs // 32, 16)).astype(np.uint8)
+    return blocks, rng.integers(120, 125, (count, outputs, inputs // 32)).astype(np.uint8)
+
+
+def test_interleaved_stacks_have_inputs_before_outputs_and_alternate(tmp_path):
+    arrays = {GATE_UP: np.arange(40.0).reshape(2, 5, 4), GATE_UP + "_bias": np.arange(8.0).reshape(2, 4)}
+    file = tmp_path / "model.safetensors"
+    write_file(file, {name: (x.dtype, x.shape) for name, x in arrays.items()}, arrays.values())
+    separated = separate(read_header(file), GPT_OSS)
+    up = "model.layers.1.mlp.experts.1.up_proj"
+    np.testing.assert_array_equal(separated[f"{up}.weight"].map(), arrays[GATE_UP][1, :, 1::2].T)
+    np.testing.assert_array_equal(separated[f"{up}.bias"].map(), [5, 7])
+
+
+def test_a_block_of_mxfp4(tmp_path):
+    """Codes 1 and 15 are 0.5 and -6; the scale 129 is a factor of 4."""
+    blocks, scales = np.zeros((1, 2, 1, 16), np.uint8), np.full((1, 2, 1), 129, np.uint8)
+    blocks[0, 1, 0, 2] = 15 * 16 + 1  # of inputs 4 and 5 of the first output of up
+    arrays, file = {BLOCKS: blocks, SCALES: scales}, tmp_path / "model.safetensors"
+    write_file(file, {name: (x.dtype, x.shape) for name, x in arrays.items()}, arrays.values())
+    separated = separate(read_header(file), GPT_OSS)
+    gate, up = (separated[f"model.layers.1.mlp.experts.0.{kind}_proj.weight"] for kind in ("gate", "up"))
+    assert up.code == "BF16"
+    expected = np.zeros((1, 32))
+    expected[0, 4:6] = 2, -24
+    np.testing.assert_array_equal(up.map().astype(float), expected)
+    np.testing.assert_array_equal(gate.map().astype(float), 0)
+    assert separate({BLOCKS: read_header(file)[BLOCKS]}, GPT_OSS).keys() == {BLOCKS}  # without scales
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
+def test_checkpoint_in_mxfp4_is_read_and_exported_as_transformers_dequantizes_it(tmp_path):
+    import torch
+    from safetensors.numpy import load_file, save_file
+    from transformers import GptOssForCausalLM
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+    raw = CASES["gpt_oss"] | {"hidden_size": 32, "num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    model = Model(architecture_from_dict(raw))
+    plain, source = tmp_path / "plain", tmp_path / "coded"
+    save_pretrained(model, model.init(jax.random.key(0)), None, plain, dtype="float32")
+    shutil.copytree(plain, source)
+    tensors, expected = load_file(source / "model.safetensors"), {}
+    for name, outputs in (("gate_up_proj", 64), ("down_proj", 32)):
+        stack = f"model.layers.0.mlp.experts.{name}"
+        blocks, scales = coded(8, outputs, 32, seed=outputs)
+        tensors |= {f"{stack}_blocks": blocks, f"{stack}_scales": scales}
+        expected[stack] = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+        assert tensors.pop(stack).shape == expected[stack].shape
+    save_file(tensors, source / "model.safetensors")
+    config = raw | {"quantization_config": {"quant_method": "mxfp4"}}
+    (source / "config.json").write_text(json.dumps(config))
+
+    model, params = load_model(source)
+    note = rounding_note(model, params)
+    assert note == ["the experts, which the source has in MXFP4, are written without quantization."]
+    save_pretrained(model, params, None, tmp_path / "out")
+    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    back = GptOssForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(back[name], tensor.to(back[name].dtype))
+    assert read_header(tmp_path / "out" / "model.safetensors")[stack].code == "BF16"
 
 
 def test_wrong_number_of_stacked_experts_is_refused():

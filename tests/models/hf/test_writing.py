@@ -84,6 +84,7 @@ def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
         ("gemma4_unified_vision", "bfloat16"),
         ("qwen35_moe_vision", "bfloat16"),
         ("gemma4_moe", "bfloat16"),
+        ("gpt_oss", "bfloat16"),
     ],
 )
 def test_transformers_loads_an_exported_model_with_the_same_weights(case, dtype, tmp_path):
