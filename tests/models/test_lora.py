@@ -41,6 +41,9 @@ ALL = tuple(tensor.name for tensor in ADAPTABLE)
 @pytest.mark.parametrize("case", CASES)
 def test_adapters_equal_merged_weights(case, targets):
     plain, base = load_model(DIRECTORY / case)
+    if not any(tensor.name == "down" for tensor in plain.architecture.projections):
+        # gpt-oss has experts only, without adapters
+        targets = tuple(target for target in targets if target not in ("gate", "up", "down"))
     # larger adapters make a model whose logits move by 6e-5 of the largest if every weight moves by one ulp
     model, params = adapted(plain, base, LoraConfig(rank=3, targets=targets), scale=0.1)
     tokens, mask = tokens_and_mask()
