@@ -594,8 +594,9 @@ def _expert_sizes(
     count, chosen, width = (config[key] for key in keys)
     if chosen > count:
         raise SdftError(f"{keys[1]} {chosen} is above num_experts {count}: correct one of them.")
-    numbers = (config.get("swiglu_alpha"), config.get("swiglu_limit"))
-    clamped = (float(numbers[0]), float(numbers[1])) if None not in numbers else None
+    clamped = None
+    if family.mixture.interleaved:
+        clamped = float(config["swiglu_alpha"]), float(config["swiglu_limit"])
     if clamped and not all(0 < number < float("inf") for number in clamped):
         raise SdftError(
             f"swiglu_alpha and swiglu_limit are {clamped}, and not positive numbers: correct them."

@@ -164,7 +164,7 @@ class Block(nnx.Module):
         inner = self._norm("pre_mlp_norm", x)
         if self.kind.feed_forward == "dense" or self.config.experts is None:
             return self._mlp(inner), None
-        weights = Weights(*(self._weight(name) if hasattr(self, name) else None for name in _WEIGHTS))
+        weights = Weights._make(self._weight(name) if hasattr(self, name) else None for name in _WEIGHTS)
         experts_x, router_x = inner, None
         if hasattr(self, "router_norm"):  # both read the residual stream, each with a norm of its own
             experts_x, router_x = self._norm("pre_experts_norm", x), self._router_input(x)

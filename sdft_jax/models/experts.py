@@ -114,7 +114,7 @@ def mixture(
     if sharding.mesh.size == 1:
         return local(x, weights, router_x)
     rows = partition_spec(inner.rules, ("batch", "sequence", None))
-    specs = Weights(*(_spec(name, own, sharding) for name, own in weights._asdict().items()))
+    specs = Weights._make(_spec(name, own, sharding) for name, own in weights._asdict().items())
     others = () if router_x is None else (router_x,)
     return jax.shard_map(
         local,

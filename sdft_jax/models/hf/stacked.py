@@ -116,9 +116,10 @@ def _matrices(
 
     def matrix(expert: int, place: int) -> StoredMatrix:
         first, step = (place, len(kinds)) if mixture.interleaved else (rows * place, 1)
-        common: tuple[Any, ...] = (stack.name, stack.file, dtype, (rows, *inputs), stack.offset)
-        common = (*common, stack, expert, first, step, transposed)
-        return StoredMxfp4(*common, scales) if scales else StoredMatrix(*common)
+        common: dict[str, Any] = {"name": stack.name, "file": stack.file, "offset": stack.offset}
+        common |= {"dtype": dtype, "shape": (rows, *inputs), "stack": stack}
+        common |= {"expert": expert, "first": first, "step": step, "transposed": transposed}
+        return StoredMxfp4(**common, scales=scales) if scales else StoredMatrix(**common)
 
     end = "bias" if is_bias else "weight"
     return (
