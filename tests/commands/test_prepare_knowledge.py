@@ -100,9 +100,9 @@ def test_rows_for_tfds_are_those_of_json_lines_and_are_evaluated_with_the_oracle
             "direct": (0.0, 1.0),
             "ood": (1.0, 1.0),
         }
-    table = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    named = [f"{role}{skill}" for role in ("student", "teacher") for skill in ("", ", direct", ", ood")]
-    assert sorted(line for line in table if line.startswith(("student", "teacher"))) == sorted(named)
+    table = {line.split("  ")[0] for line in capsys.readouterr().out.splitlines()}
+    skills = ("", ", direct", ", ood")
+    assert table >= {f"{role}{skill}" for role in ("student", "teacher") for skill in skills}
 
 
 @pytest.mark.parametrize(
