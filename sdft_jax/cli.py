@@ -325,12 +325,12 @@ def prepare_knowledge(arguments: argparse.Namespace) -> int:
     *articles, out = [word for word in words if word not in settings] or [""]
     if not articles:
         raise SdftError("give articles and a directory: sdft prepare knowledge ARTICLES OUT judge.url=URL.")
-    if arguments.hold_out or arguments.skip or arguments.tfds:
-        raise SdftError("task knowledge has no --hold-out, --skip or --tfds: leave them out.")
+    if arguments.hold_out or arguments.skip:
+        raise SdftError("task knowledge has no --hold-out or --skip: leave them out.")
     config = load_config(None, settings)
     from sdft_jax.commands.prepare_knowledge import run
 
-    run(articles, out, config)
+    run(articles, out, config, arguments.tfds)
     return 0
 
 
@@ -542,9 +542,7 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
     """Add `sdft prepare`, which needs no configuration."""
     from sdft_jax.tasks import TASKS
 
-    descriptions = {name: task.description for name, task in TASKS.items()}
-    descriptions["knowledge"] = "Questions on articles, which a model at judge.url writes."
-    tasks = "\n".join(f"  {name:<12} {description}" for name, description in descriptions.items())
+    tasks = "\n".join(f"  {name:<12} {task.description}" for name, task in TASKS.items())
     command = commands.add_parser(
         "prepare",
         help="convert the files of a released data set to rows for training and evaluation",

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdft_jax.errors import SdftError
 from sdft_jax.files import json_line, open_replacement, refuse_source, write_errors, write_text
-from sdft_jax.files.hashing import file_sha256
+from sdft_jax.files.hashing import path_sha256
 from sdft_jax.reporting.stream import make_console
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.tasks.conversion import LeftOut, Maker, find_sources, split_rows
@@ -98,7 +98,7 @@ def run(name: str, words: Sequence[str], out: str, options: Options) -> dict[str
     with write_errors(out, "give another directory"):
         directory.mkdir(parents=True, exist_ok=True)
         splits = (
-            _write_tfds(name, words, makers, directory)
+            write_tfds(name, words[0], makers, directory)
             if options.tfds
             else _write_lines(makers, sources.values(), directory)
         )
@@ -108,7 +108,7 @@ def run(name: str, words: Sequence[str], out: str, options: Options) -> dict[str
                 "rows": one.rows,
                 "sha256": one.sha256,
                 "source": sources.get(split, sources.get("train")),
-                "source_sha256": digest(Path(sources.get(split, sources.get("train", "")))),
+                "source_sha256": path_sha256(Path(sources.get(split, sources.get("train", "")))),
             }
             for split, one in splits.items()
         }
@@ -130,15 +130,23 @@ def _write_lines(makers: Mapping[str, Maker], sources: Iterable[str], directory:
     return splits
 
 
-def _write_tfds(
-    task: str, words: Sequence[str], makers: Mapping[str, Maker], directory: Path
-) -> dict[str, Split]:
-    """Write all splits with the task's builder."""
+def write_tfds(task: str, source: str, makers: Mapping[str, Maker], directory: Path) -> dict[str, Split]:
+    """Write all splits with the task's builder.
+
+    Args:
+        task: the name of the task.
+        source: its source; a guide is a configuration of task rule.
+        makers: split -> a function that yields its rows.
+        directory: the directory to write.
+
+    Raises:
+        SdftError: the data set exists, or a split has no rows.
+    """
     import tensorflow_datasets as tfds
 
     from sdft_jax.tasks.tfds import make_builder
 
-    builder: Any = make_builder(task, words[0], directory)
+    builder: Any = make_builder(task, source, directory)
     path = Path(builder.data_dir)
     if path.exists():
         raise SdftError(f"{path} exists: remove it, or give another directory.")
@@ -150,17 +158,6 @@ def _write_tfds(
     with tempfile.TemporaryDirectory() as downloads:  # it stays empty
         builder.download_and_prepare(file_format="array_record", download_dir=downloads)
     return splits
-
-
-def digest(path: Path) -> str | None:
-    """Return the SHA-256 of a file, or of the names and the SHA-256 of a directory's files; else None."""
-    if path.is_file():
-        return file_sha256(path)
-    if not path.is_dir():
-        return None
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = "".join(f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _report(name: str, splits: Mapping[str, Split], directory: Path) -> None:

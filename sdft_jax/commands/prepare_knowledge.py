@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from sdft_jax.commands.prepare import RECORD
+from sdft_jax.commands.prepare import RECORD, write_tfds
 from sdft_jax.config import Config
 from sdft_jax.evaluation.endpoint import check_endpoint
 from sdft_jax.files import json_line, refuse_source, write_errors, write_text
@@ -24,13 +24,14 @@ _LISTED = 3
 """Number of failures that are printed."""
 
 
-def run(paths: Sequence[str], out: str, config: Config) -> Knowledge:
+def run(paths: Sequence[str], out: str, config: Config, tfds: bool = False) -> Knowledge:
     """Write train.jsonl, test.jsonl, articles.jsonl and a record of them, and print a table.
 
     Args:
         paths: files, directories or data sets of articles.
         out: the directory to write.
         config: its `judge` and `knowledge` sections select the endpoint and the questions.
+        tfds: True to write ArrayRecord files for TFDS instead of train.jsonl and test.jsonl.
 
     Raises:
         SdftError: an article cannot be read, the endpoint cannot be used or is down, or the directory cannot
@@ -48,10 +49,15 @@ def run(paths: Sequence[str], out: str, config: Config) -> Knowledge:
     knowledge = prepare(articles, config, functools.partial(reporter.track, description="questions"))
     splits = dict(zip(SPLITS, (knowledge.train, knowledge.test, knowledge.texts), strict=True))
     texts = {name: "".join(map(json_line, rows)) for name, rows in splits.items()}
+    written = dict.fromkeys(SPLITS[:2], "sdft_knowledge/1.0.0") if tfds else {}
     record = {
         "task": "knowledge",
         "splits": {
-            name: {"path": f"{name}.jsonl", "rows": len(splits[name]), "sha256": _sha256(text)}
+            name: {
+                "path": written.get(name, f"{name}.jsonl"),
+                "rows": len(splits[name]),
+                "sha256": _sha256(text),
+            }
             for name, text in texts.items()
         },
         "articles": [
@@ -66,8 +72,12 @@ def run(paths: Sequence[str], out: str, config: Config) -> Knowledge:
         "failures": knowledge.failures,
     }
     with write_errors(out, "give another directory"):
+        if tfds:
+            makers = {name: functools.partial(iter, splits[name]) for name in written}
+            write_tfds("knowledge", "", makers, directory)
         for name, text in texts.items():
-            write_text(directory / f"{name}.jsonl", text)
+            if name not in written:
+                write_text(directory / f"{name}.jsonl", text)
         write_text(directory / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     _report(reporter, knowledge, directory, len(articles))
     return knowledge

@@ -65,6 +65,26 @@ def read_rows(path: str, split: str = "train") -> Sequence[Row]:
     return rows
 
 
+def local_path(path: str) -> Path | None:
+    """Return the file or directory from which `read_rows` reads a source, or its copy if it is in a bucket.
+
+    None if the rows have another origin, such as the name of a dataset.
+
+    Raises:
+        SdftError: the bucket cannot be read.
+    """
+    scheme, _, name = path.partition(":")
+    if scheme in EMBEDDED or path.startswith(("http://", "https://")):
+        return None
+    if scheme == "tfds":
+        return next((Path(x) for x in (name, name.rpartition(":")[0]) if x and Path(x).is_dir()), None)
+    if os.path.exists(path):
+        return Path(path)
+    if "://" in path:
+        return next((copy for source, _ in _readings(path, "") if (copy := local_copy(source))), None)
+    return local_path(path.rpartition(":")[0]) if ":" in path else None
+
+
 def load_examples(
     path: str,
     config: DataConfig,
@@ -321,12 +341,16 @@ def _read_remote(path: str, split: str) -> Sequence[Row]:
             f"{path} is a web address: download the file, and give its path, or the name of a dataset on the "
             "Hugging Face Hub."
         )
-    if copy := local_copy(path):
-        return _read_local(str(copy), path, split)
-    shorter, _, other = path.rpartition(":")
-    if "://" in shorter and "/" not in other and (copy := local_copy(shorter)):
-        return _read_local(str(copy), shorter, other)
+    for source, part in _readings(path, split):
+        if copy := local_copy(source):
+            return _read_local(str(copy), source, part)
     raise SdftError(f"{path} does not exist: give a file or a directory in the bucket.")
+
+
+def _readings(path: str, split: str) -> list[tuple[str, str]]:
+    """Return the possible (source, split) of an address that may end in `:SPLIT`."""
+    shorter, _, other = path.rpartition(":")
+    return [(path, split)] + [(shorter, other)] * ("://" in shorter and "/" not in other)
 
 
 def _read_local(path: str, source: str, split: str) -> Sequence[Row]:

@@ -15,7 +15,7 @@ from sdft_jax.data.sources import read_rows
 from sdft_jax.errors import SdftError
 from sdft_jax.tasks.fields import Row
 from sdft_jax.tasks.rule import GUIDES, guide_rows
-from sdft_jax.tasks.table import Task
+from sdft_jax.tasks.table import TASKS, Task
 
 SPLITS = ("train", "validation", "test")
 _RELEASED = {"train": ("train_data", "train"), "validation": ("validation",), "test": ("eval_data", "test")}
@@ -59,9 +59,14 @@ def task_rows(task: Task, source: str, split: str, skip: bool = False) -> Iterat
             yield LeftOut() if row is None else row
 
 
+def is_guide(task: Task, source: str) -> bool:
+    """Return True for the name of a guide, which is a source of task rule only."""
+    return task is TASKS["rule"] and source in GUIDES
+
+
 def read_raw(task: Task, source: str, split: str) -> Sequence[Mapping[str, Any]]:
     """Return the raw rows of a source. Raises SdftError if it cannot be read."""
-    if task.context and source in GUIDES:
+    if is_guide(task, source):
         return guide_rows(GUIDES[source], split)
     return read_rows(source)
 
@@ -75,7 +80,7 @@ def find_sources(task: Task, words: Sequence[str]) -> dict[str, str]:
     Raises:
         SdftError: a split is given twice, or there are more paths than splits.
     """
-    if len(words) == 1 and (task.context and words[0] in GUIDES):
+    if len(words) == 1 and is_guide(task, words[0]):
         return {"train": words[0], "test": words[0]}
     if len(words) == 1 and (found := sources_below(words[0])):
         return found

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from sdft_jax.errors import SdftError
-from sdft_jax.tasks import medical, rule, science, tooluse
+from sdft_jax.tasks import knowledge_rows, medical, rule, science, tooluse
 from sdft_jax.tasks.fields import Raw, Row
 
 
@@ -25,6 +25,8 @@ class Task:
     description: str
     homepage: str
     license: str
+    more: tuple[str, ...] = ()
+    """Further fields of its rows, all of them texts."""
 
 
 TASKS: Mapping[str, Task] = {
@@ -64,11 +66,21 @@ TASKS: Mapping[str, Task] = {
         homepage="https://arxiv.org/abs/2601.19897",
         license="Apache-2.0",
     ),
+    "knowledge": Task(
+        knowledge_rows.convert,
+        "judge",
+        answer="text",
+        context=True,
+        description="Questions on articles, which a model at judge.url writes.",
+        homepage="https://arxiv.org/abs/2601.19897",
+        license="that of the articles",
+        more=("demonstration", "skill", "article"),
+    ),
 }
 
 
 def get_task(name: str) -> Task:
     """Return the task of a name. Raises SdftError for an unknown name."""
     if name not in TASKS:
-        raise SdftError(f"task {name!r} does not exist: use one of {', '.join(TASKS)}, knowledge.")
+        raise SdftError(f"task {name!r} does not exist: use one of {', '.join(TASKS)}.")
     return TASKS[name]

@@ -62,7 +62,7 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder):
         }
         features = {
             "prompt": tfds.features.Sequence({"role": text, "content": text}),
-            self._taught: text,
+            **dict.fromkeys(self._texts, text),
             "answer": answers[self.task.answer],
         }
         return tfds.core.DatasetInfo(
@@ -75,8 +75,9 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     @property
-    def _taught(self) -> str:
-        return "context" if self.task.context else "demonstration"
+    def _texts(self) -> tuple[str, ...]:
+        """The fields that are texts, beside the answer."""
+        return ("context" if self.task.context else "demonstration", *self.task.more)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Row]]]:
         makers = self.makers or split_rows(self.task, self._find(dl_manager))
@@ -90,7 +91,7 @@ class TaskBuilder(tfds.core.GeneratorBasedBuilder):
         return found
 
     def _generate_examples(self, rows: Iterator[Row | LeftOut]) -> Iterator[tuple[int, Row]]:
-        blank = {self._taught: "", "answer": _EMPTY[self.task.answer]}
+        blank = {**dict.fromkeys(self._texts, ""), "answer": _EMPTY[self.task.answer]}
         for index, row in enumerate(rows):
             if not isinstance(row, LeftOut):
                 yield index, blank | row
@@ -125,7 +126,21 @@ class SdftRule(TaskBuilder):
         return {"train": name, "test": name} if name in GUIDES else super()._find(dl_manager)
 
 
-_BUILDERS = {builder.task_name: builder for builder in (SdftTooluse, SdftScience, SdftMedical, SdftRule)}
+class SdftKnowledge(TaskBuilder):
+    """Knowledge; its raw files are those that `sdft prepare knowledge` writes as JSON lines."""
+
+    task_name = "knowledge"
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "The fields prompt, demonstration, context, answer, skill and article."
+    }
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Put train.jsonl and test.jsonl, as `sdft prepare knowledge` writes them, into manual_dir."
+    )
+
+
+_BUILDERS = {
+    builder.task_name: builder for builder in (SdftTooluse, SdftScience, SdftMedical, SdftRule, SdftKnowledge)
+}
 
 
 def make_builder(task: str, source: str, data_dir: Path) -> TaskBuilder:

@@ -11,9 +11,10 @@ from typing import Any
 from sdft_jax.config import Config
 from sdft_jax.data.encoding import Dropped, Encoded
 from sdft_jax.data.lazy_rows import LazyRows
+from sdft_jax.data.sources import local_path
 from sdft_jax.errors import SdftError
 from sdft_jax.files import read_json, write_text
-from sdft_jax.files.hashing import file_sha256
+from sdft_jax.files.hashing import path_sha256
 from sdft_jax.models.hf.model_card import versions
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.training.inputs import Inputs
@@ -21,7 +22,7 @@ from sdft_jax.training.inputs import Inputs
 PROVENANCE = "provenance.json"
 _SCHEMES = ("mini", "tfds")
 _MOST_BYTES = 1 << 30
-"""Maximum size of a file whose checksum is computed, in bytes: it takes a second."""
+"""Maximum size of a file or directory whose checksum is computed, in bytes: it takes a second."""
 
 
 def write_provenance(directory: Path, config: Config, inputs: Inputs, fingerprint: Mapping[str, str]) -> None:
@@ -80,13 +81,25 @@ def _sources(config: Config, inputs: Inputs, fingerprint: Mapping[str, str]) -> 
 
 
 def describe_source(path: str) -> dict[str, Any]:
-    """Return the public name of a source, its name on the Hub if it has one, and the SHA-256 of a file."""
+    """Return the public name of a source, its name on the Hub if it has one, and the SHA-256 of its files.
+
+    That of a file or directory in a bucket is the SHA-256 of its local copy.
+    """
     record: dict[str, Any] = {"source": public_name(path)}
-    if os.path.isfile(path) and os.path.getsize(path) <= _MOST_BYTES:
-        record["sha256"] = file_sha256(path)
+    if sha256 := _sha256(path):
+        record["sha256"] = sha256
     elif not _is_local(path) and path.partition(":")[0] not in _SCHEMES:
         record["hub"] = path.partition(":")[0]
     return record
+
+
+def _sha256(path: str) -> str | None:
+    """Return the SHA-256 of a source's files; None without local files, or if they cannot be read again."""
+    try:
+        place = local_path(path)
+        return None if place is None else path_sha256(place, _MOST_BYTES)
+    except (OSError, SdftError):  # a checksum is no reason to end a run
+        return None
 
 
 def public_name(path: str) -> str:

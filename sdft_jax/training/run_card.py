@@ -194,7 +194,7 @@ def _data(facts: RunFacts) -> str:
             "source": f"`{source['source']}`",
             "number": source["rows"],
             "dropped": f"{source['dropped']}{_checked(source)}",
-            "SHA-256 of the file": f"`{source['sha256']}`" if source.get("sha256") else "–",
+            "SHA-256 of the files": f"`{source['sha256']}`" if source.get("sha256") else "–",
             "digest of the texts": f"`{source['digest']}`" if source.get("digest") else "–",
         }
         for name, source in sources.items()
@@ -205,6 +205,12 @@ def _data(facts: RunFacts) -> str:
             " Of a large source, only a part of the rows was checked before training; any other row over a "
             "limit was replaced by a random one."
         )
+    if any(source.get("sha256") for source in sources.values()):
+        lines += [
+            "",
+            "The SHA-256 of a directory is that of the lines that `sha256sum` prints for its files, in order "
+            "of their names.",
+        ]
     of_rows = {source["digest"] for source in sources.values()}
     digests = {name: x for name, x in facts.provenance["digests"].items() if x not in of_rows}
     named = ", ".join(f"{name} `{digest}`" for name, digest in digests.items())

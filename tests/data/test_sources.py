@@ -235,6 +235,25 @@ def test_unreachable_hub_raises_with_the_need_for_a_connection(monkeypatch):
         read_rows("nobody/such")
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "split"),
+    [
+        ("owner/rows", "owner/rows", "train"),
+        ("owner/rows:test", "owner/rows", "test"),
+        ("gsm8k:test", "gsm8k", "test"),
+    ],
+)
+def test_hugging_face_names(monkeypatch, tmp_path, path, name, split):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    dataset = datasets.Dataset.from_list(ROWS)
+    monkeypatch.setattr(datasets, "load_dataset", lambda n, split: calls.append((n, split)) or dataset)
+    rows = load(path, prompt="chat")
+    assert calls == [(name, split)]
+    assert (rows[1].prompt, rows[1].demonstration, rows[1].answer) == (tuple(CHAT), "a\nb", 1)
+    assert rows[1].location == f"{path}, row 1"
+
+
 def test_hugging_face_directories(tmp_path):
     dataset = datasets.Dataset.from_list(ROWS)
     dataset.save_to_disk(tmp_path / "one")

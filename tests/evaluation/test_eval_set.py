@@ -84,6 +84,10 @@ def test_an_answer_that_the_task_cannot_score_is_an_error(read):
         SdftError, match=r"rows\.jsonl, line 1: eval\.task=tooluse cannot use this row's answer"
     ):
         read(ROW, overrides=["eval.task=tooluse"])
+    row = ROW | {"prompt": "q\nA: x\nB: y\nC: z\nD: w", "answer": "D"}
+    for task in ("choice", "letter"):
+        with pytest.raises(SdftError, match=r"rows\.jsonl, line 2: eval\.task=.* it is 'E', and the options"):
+            read(row, row | {"answer": "E"}, overrides=[f"eval.task={task}"])
 
 
 def test_error_for_a_missing_demonstration_mentions_eval_teacher(read):

@@ -60,6 +60,36 @@ def test_an_invalid_list_of_calls_is_an_error(answer):
         validate("tooluse", [example(ACTIONS), example(answer)])
 
 
+OPTIONS = "q\nA: water\nB: heavy water\nC: ice\nD: steam"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "answer", "valid"),
+    [
+        ("letter", OPTIONS, "D", True),
+        ("letter", OPTIONS, "E", False),
+        ("letter", "no options", "E", True),
+        ("choice", OPTIONS, " B", True),
+        ("choice", OPTIONS, "heavy water", True),
+        ("choice", OPTIONS, "E", False),
+        ("choice", OPTIONS, "fire", False),
+        ("choice", "no options", "E", True),
+        ("choice", "Q: 1 + 1?\nA: 2\nQ: 2 + 3?", "5", True),
+        ("exact", OPTIONS, "E", True),
+    ],
+)
+def test_an_answer_that_is_none_of_the_options_is_an_error(name, prompt, answer, valid):
+    row = Example(({"role": "user", "content": prompt},), "d", answer, 4, "rows.jsonl")
+    if valid:
+        validate(name, [row])
+        return
+    problem = f"it is '{answer}', and the options of the prompt are A, B, C, D; give one of them"
+    with pytest.raises(
+        SdftError, match=rf"^rows\.jsonl, line 5: eval\.task={name} cannot use this row's answer: {problem}"
+    ):
+        validate(name, [row])
+
+
 def test_valid_answers_pass():
     for name in TASKS:
         validate(name, [example(VALID.get(name, "fine"))])

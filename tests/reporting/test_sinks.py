@@ -91,6 +91,19 @@ def test_trackio_has_the_metrics_of_a_run_and_of_its_resumption(tmp_path, monkey
     assert runs[names[0]].config["train"] == {"steps": 4}
 
 
+def test_wandb_itself_takes_the_metrics_of_a_run_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    pytest.importorskip("wandb")
+    output, settings = tmp_path / "run", {"train": {"steps": 4}}
+    output.mkdir()
+    write_metrics(output, [1, 2], config=ReportConfig(wandb="project"), run_config=settings, warn=pytest.fail)
+    identity = (output / "wandb.id").read_text()
+    (record,) = output.glob(f"wandb/offline-run-*-{identity}/*.wandb")
+    content = record.read_bytes()
+    assert all(name in content for name in (b"loss", b"tokens", b"steps", identity.encode()))
+
+
 def test_a_resumed_run_continues_its_wandb_run(tmp_path, monkeypatch):
     init_options, logged, finished = [], [], []
     run = types.SimpleNamespace(

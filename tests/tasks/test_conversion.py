@@ -31,7 +31,7 @@ def test_sources(words, sources):
 
 def test_guide_is_a_source_of_task_rule_only():
     assert find_sources(RULE, ["desk"]) == {"train": "desk", "test": "desk"}
-    assert find_sources(MEDICAL, ["desk"]) == {"train": "desk"}
+    assert find_sources(MEDICAL, ["desk"]) == find_sources(TASKS["knowledge"], ["desk"]) == {"train": "desk"}
 
 
 @pytest.mark.parametrize("words", [["a", "b", "c"], ["train=a", "train=b"], ["train=a", "b"]])

@@ -19,6 +19,14 @@ RAW = {
     "science": {"messages": MESSAGES, "output_text": "<answer>B</answer>"},
     "medical": {"Question": "q", "Response": "r"},
     "rule": {"prompt": "q", "rule": "r", "check": ["json", "max_words: 3"]},
+    "knowledge": {
+        "prompt": [{"role": "user", "content": "q"}],
+        "demonstration": "d",
+        "context": "c",
+        "answer": "a",
+        "skill": "direct",
+        "article": "t",
+    },
 }
 
 

@@ -37,6 +37,12 @@ def test_formats():
     assert convert(raw | {"golden_answer": as_object}, "")["answer"][0]["Action_Input"] == '{"é": 1}'
 
 
+def test_files_of_toolalpaca_itself_are_refused():
+    raw = {"Name": "Axolotl", "NLDocumentation": "...", "Instructions": ["q"], "Golden_Answers": [CALLS]}
+    with pytest.raises(SdftError, match=r"line 1 has the fields Name, .* those of ToolAlpaca itself"):
+        convert(raw, "eval_simulated.jsonl, line 1")
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [

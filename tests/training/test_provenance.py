@@ -1,13 +1,16 @@
 """The origin of a run: public names, checksums that sha256sum confirms, numbers of rows."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
 
+import fsspec
 import pytest
 
 from runs import config_of
+from sdft_jax.training import provenance
 from sdft_jax.training.inputs import fingerprint, load_inputs
 from sdft_jax.training.provenance import (
     describe_source,
@@ -38,15 +41,26 @@ def test_public_names(path, name):
     assert public_name(path) == name
 
 
-def test_a_file_has_the_checksum_of_sha256sum(tmp_path, monkeypatch):
+def test_files_and_directories_have_checksums_of_sha256sum(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_text('{"prompt": "a"}\n')
     monkeypatch.chdir(tmp_path)
     expected = subprocess.run(["sha256sum", "data/rows.jsonl"], capture_output=True, check=True).stdout
     record = {"source": "rows.jsonl", "sha256": expected.decode().split()[0]}
     assert describe_source("data/rows.jsonl") == record
+    lines = subprocess.run(["sha256sum", "rows.jsonl"], cwd="data", capture_output=True, check=True).stdout
+    of_directory = hashlib.sha256(lines).hexdigest()
+    assert describe_source("data") == {"source": "data", "sha256": of_directory}
+    assert describe_source("data:test") == {"source": "data:test", "sha256": of_directory}
+    assert describe_source(f"tfds:{tmp_path}/data:test")["sha256"] == of_directory
+    assert describe_source(f"tfds:{tmp_path}/data") == {"source": "data", "sha256": of_directory}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.filesystem("memory").pipe("/bucket-of-checksums/rows.jsonl", b'{"prompt": "a"}\n')
+    for name in ("rows.jsonl", "rows.jsonl:test"):
+        sha256 = describe_source(f"memory://bucket-of-checksums/{name}")["sha256"]
+        assert sha256 == record["sha256"]
+    monkeypatch.setattr(provenance, "_MOST_BYTES", 4)
     assert describe_source("data") == {"source": "data"}
-    assert describe_source("data:test") == {"source": "data:test"}
     assert describe_source("owner/rows:test") == {"source": "owner/rows:test", "hub": "owner/rows"}
     assert describe_source("gsm8k") == {"source": "gsm8k", "hub": "gsm8k"}
     assert describe_source("mini") == {"source": "mini"}

@@ -82,6 +82,7 @@ def test_a_checkpoint_that_was_not_evaluated_has_no_results(facts):
 def test_data_with_checksums(facts):
     card = run_card(facts, "mine")
     assert "| training | `owner/rows` | 24 | 2 | – | `1234567890abcdef` |" in card
+    assert "The SHA-256 of a directory is that of the lines that `sha256sum` prints" in card
     assert f"| new skill | `held-out.jsonl` | 8 | 0 | `{'ab' * 32}` | `abcdef1234567890` |" in card
     assert "the weights of the model `0011223344556677`" in card
     assert "large source" not in card

@@ -21,6 +21,9 @@ class Task:
     score: Scorer
     problem: Callable[[object], str | None]
     """A function that returns the problem with a reference answer, or None if the scorer can use it."""
+    mismatch: Callable[[Example], str | None] | None = None
+    """A function that returns the problem with a reference answer beside the prompt of its row, or None; None
+    if the answer alone decides."""
     detail: Callable[[str, Example], str] | None = None
     """A function of a completion and its row that names what decided the verdict, such as the extraction that
     found the letter; None if there is nothing to add."""
@@ -40,13 +43,13 @@ TASKS: dict[str, Task] = {
     "exact": Task(text.score_exact, text.problem),
     "contains": Task(text.score_contains, text.problem),
     "normalised": Task(text.score_normalised, text.problem_normalised),
-    "choice": Task(text.score_choice, text.problem),
-    "letter": Task(letter.score, letter.problem, letter.detail),
+    "choice": Task(text.score_choice, text.problem, letter.choice_mismatch),
+    "letter": Task(letter.score, letter.problem, letter.mismatch, letter.detail),
     "tooluse": Task(tooluse.score, tooluse.problem),
     "tooluse_official": Task(tooluse.score_official, tooluse.problem),
     "tooluse_strict": Task(tooluse.score_strict, tooluse.problem),
     "toolcalls": Task(toolcalls.score, toolcalls.problem),
-    "rule": Task(rule.score, rule.problem, rule.detail),
+    "rule": Task(rule.score, rule.problem, detail=rule.detail),
     "judge": Task(text.score_normalised, text.problem_normalised),  # unless judge.url is set: `grade_all`
     "mini": Task(_score_embedded("sdft_jax.mini.lists", "score"), text.problem),
     "storms": Task(_score_embedded("sdft_jax.mini.storms", "score_strict"), text.problem),
@@ -75,7 +78,8 @@ def validate(name: str, examples: Iterable[Example]) -> None:
     """Raise SdftError for the first example whose answer the task's scorer cannot use."""
     task = _task(name)
     for example in examples:
-        if problem := task.problem(example.answer):
+        problem = task.problem(example.answer) or (task.mismatch and task.mismatch(example))
+        if problem:
             raise SdftError(f"{example.location}: eval.task={name} cannot use this row's answer: {problem}")
 
 

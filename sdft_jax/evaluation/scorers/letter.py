@@ -56,6 +56,32 @@ def problem(answer: object) -> str | None:
     return f"it is {answer!r}; give the capital letter of an option, from A to {_LETTERS[-1]}."
 
 
+def mismatch(example: Example) -> str | None:
+    """Return the problem with a reference answer that is no letter of its prompt's options, or None."""
+    options = read_options(example)
+    return None if str(example.answer).strip() in options else _no_option(example, options)
+
+
+def choice_mismatch(example: Example) -> str | None:
+    """Return the problem with a reference answer that is none of its prompt's options, or None.
+
+    An option is given by its letter or by its text, since scorer `choice` compares texts. A prompt with fewer
+    than two options, such as "Q: ... A: ...", does not limit the answer.
+    """
+    options = read_options(example)
+    texts = [text for text in options.values() if text]
+    if len(texts) < 2 or str(example.answer).strip() in {*options, *texts}:
+        return None
+    return _no_option(example, options)
+
+
+def _no_option(example: Example, options: Options) -> str:
+    return (
+        f"it is {example.answer!r}, and the options of the prompt are {', '.join(options)}; give one of "
+        "them, or repair the prompt."
+    )
+
+
 def extract(completion: str, options: Options) -> tuple[str, str] | None:
     """Return (extraction, letter) of the first extraction that finds one; None if none does."""
     reply = without_thoughts(completion)
