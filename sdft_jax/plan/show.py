@@ -37,8 +37,9 @@ def row(estimate: Estimate) -> dict[str, Any]:
     """Return the table row of an estimate: GiB per device, GB received per device and step, seconds per
     step.
     """
-    shown = [axis for axis in MESH_AXES if axis != "expert" or estimate.mesh.get(axis, 1) > 1]
-    name = "x".join(str(estimate.mesh[axis]) for axis in shown)
+    name = "x".join(str(estimate.mesh[axis]) for axis in MESH_AXES if axis != "expert")
+    experts = estimate.mesh.get("expert", 1)
+    name += f", expert {experts}" if experts > 1 else ""
     cells = {
         MESH: f"{name} {estimate.rules}" if estimate.rules else name,
         "state": f"{estimate.state / GIB:.2f}",

@@ -25,6 +25,7 @@ import numpy as np
 from sdft_jax.config.settings import SamplingConfig
 from sdft_jax.errors import SdftError
 from sdft_jax.models import Model, load_model
+from sdft_jax.models.cache import KeysValues
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.reporting.hardware import describe_hardware
 from sdft_jax.sampling import generate, make_key
@@ -179,14 +180,27 @@ def _transformers_call(
 
 
 def bytes_per_token(model: Model, params: Params, case: Case) -> int:
-    """Return the bytes of weights and filled cache slots that a token reads, averaged over a completion."""
+    """Return the bytes that a token moves at least: weights, keys and values in filled slots, and the states
+    of delta nets, which are read and written. It is a mean over the tokens of a completion.
+
+    Of E experts, a token of B rows reads E (1 - (1 - k/E) ** B) on average, if all are equally likely.
+    """
     config, itemsize = model.architecture, jnp.dtype(model.compute_dtype).itemsize
     weights = sum(w.size for w in jax.tree.leaves(params))
     if not config.tie_word_embeddings:
         weights -= params["embed"].size  # only the rows of the batch's tokens are read
-    slots = case.prompt + case.new / 2
-    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * case.batch * slots
-    return int((weights + cached) * itemsize)
+    if config.experts:
+        of_experts = sum(w.size for name, w in params["layers"].items() if name.startswith("experts_"))
+        weights -= of_experts * (1 - config.experts.per_token / config.experts.count) ** case.batch
+    moved = weights * itemsize
+    cache = jax.eval_shape(lambda: model.init_cache(case.batch, case.prompt + case.new))
+    for state in cache.states:
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+        if isinstance(state, KeysValues):
+            moved += size * min((case.prompt + case.new / 2) / state.slots, 1.0)
+        else:
+            moved += 2 * size
+    return int(moved)
 
 
 def copy_bandwidth(repeats: int = 5) -> float:

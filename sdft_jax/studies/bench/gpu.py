@@ -19,10 +19,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sdft_jax.config import Config, load_config
 from sdft_jax.config.settings import SamplingConfig
 from sdft_jax.models import Model
 from sdft_jax.plan.footprint import GIB
 from sdft_jax.plan.gpu_traffic import memory_traffic
+from sdft_jax.plan.program import model_shape
 from sdft_jax.plan.topologies import described_devices
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.sampling import compiled_sample, make_key
@@ -88,9 +90,10 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     options.add_argument(
         "--models",
         nargs="+",
-        choices=list(SIZES),
         default=["1.5B", "7B"],
-        help="models, named by their number of parameters (default: 1.5B 7B)",
+        metavar="NAME",
+        help=f"models: {', '.join(SIZES)} for Qwen3 of this size, or a name or directory that "
+        "sdft plan takes as model.path, such as gemma-3-4b (default: 1.5B 7B)",
     )
     options.add_argument(
         "--batches", type=positive, nargs="+", default=[64], help="batch sizes (default: 64)"
@@ -115,7 +118,8 @@ def measure(case: Case, sharding: Sharding) -> dict[str, float]:
 
     `moved` counts the decode loop only, not the prefill.
     """
-    model = Model(architecture(case.size), compute_dtype="bfloat16", sharding=sharding)
+    shape = architecture(case.size) if case.size in SIZES else model_shape(_config(case.size))
+    model = Model(shape, compute_dtype="bfloat16", sharding=sharding)
     abstract = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.named())
     params = jax.tree.map(lambda p: abstract(p.shape, p.dtype), model.abstract_params("bfloat16"))
     keys = jax.eval_shape(lambda: jax.random.split(make_key(0), case.batch))
@@ -134,6 +138,10 @@ def measure(case: Case, sharding: Sharding) -> dict[str, float]:
         "peak": float(compiled.memory_analysis().peak_memory_in_bytes),
         "compile_seconds": elapsed,
     }
+
+
+def _config(model: str) -> Config:
+    return load_config(None, [f"model.path={model}"])
 
 
 def compare(case: Case, measurements: dict[str, float]) -> tuple[dict[str, Any], list[Bar]]:
