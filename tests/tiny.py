@@ -74,6 +74,18 @@ EXPERTS = dict(
     norm_topk_prob=True,
 )
 """The changes of a model with experts."""
+GPT_OSS = dict(
+    architectures="GptOssForCausalLM",
+    model_type="gpt_oss",
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    intermediate_size=16,
+    attention_bias=True,
+    sliding_window=5,
+    layer_types=("sliding_attention", "full_attention"),
+    swiglu_limit=1.5,
+)
+"""The changes of a model with experts, biases and sinks."""
 
 
 def tiny_model(sharding=None, scale=8.0, **changes):

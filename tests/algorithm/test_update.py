@@ -19,7 +19,7 @@ from sdft_jax.errors import SdftError
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import single_device
 from sdft_jax.types import Rollout, Sequences
-from tiny import EOS, EXPERTS, GEMMA4, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
+from tiny import EOS, EXPERTS, GEMMA4, GPT_OSS, PAD, QWEN35, tiny_batch, tiny_learner, tiny_model
 
 COMMON = (
     "sampling.max_new_tokens=6",
@@ -125,11 +125,12 @@ def test_layers_of_several_kinds_train_alike_on_eight_devices_and_with_remateria
     assert all(jax.tree.leaves((moved, averaged)))
 
 
-def test_experts_train_alike_on_eight_devices_and_in_micro_batches():
+@pytest.mark.parametrize("changes", [EXPERTS, GPT_OSS], ids=["qwen3_moe", "gpt_oss"])
+def test_experts_train_alike_on_eight_devices_and_in_micro_batches(changes):
     """Devices along `expert` hold different experts, and those along `tensor` parts of each."""
-    _, expected, _ = run("objective.balance=0.01", steps=2, **EXPERTS)
+    _, expected, _ = run("objective.balance=0.01", steps=2, **changes)
     settings = ("objective.balance=0.01", "train.micro_batch=4")
-    _, history, _ = run(*settings, mesh=(1, 2, 2, 2), steps=2, **EXPERTS)
+    _, history, _ = run(*settings, mesh=(1, 2, 2, 2), steps=2, **changes)
     for ours, theirs in zip(history, expected, strict=True):
         np.testing.assert_array_equal(ours.rollout.tokens, theirs.rollout.tokens)
         for name in ("loss", "grad_norm", "router_entropy", "router_agreement", "router_load_max"):
