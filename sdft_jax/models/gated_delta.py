@@ -63,12 +63,16 @@ def gated_delta(
 def gated_delta_step(
     inputs: DeltaInputs, matrix: Float[Array, "B G K P"]
 ) -> tuple[Float[Array, "B 1 G P"], Float[Array, "B G K P"]]:
-    """Return the output of one token, and the matrix after it."""
+    """Return the output of one token, and the matrix after it.
+
+    The matrix is read twice and written once, since q^T S_t is exp(g_t) q^T S_{t-1} + (q . k) change.
+    """
     q, k, v, log_decay, beta = (x[:, 0] for x in inputs)
-    matrix = jnp.exp(log_decay)[..., None, None] * matrix
-    change = beta[..., None] * (v - _einsum("bgk,bgkp->bgp", k, matrix))
-    matrix = matrix + k[..., :, None] * change[..., None, :]
-    return _einsum("bgk,bgkp->bgp", q, matrix)[:, None], matrix
+    decay = jnp.exp(log_decay)[..., None]
+    of_key, of_query = jnp.moveaxis(_einsum("bgrk,bgkp->bgrp", jnp.stack([k, q], axis=2), matrix), 2, 0)
+    change = beta[..., None] * (v - decay * of_key)
+    output = decay * of_query + jnp.sum(q * k, axis=-1, keepdims=True) * change
+    return output[:, None], decay[..., None] * matrix + k[..., :, None] * change[..., None, :]
 
 
 def gated_delta_chunks(
