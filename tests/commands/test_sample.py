@@ -36,7 +36,8 @@ def test_an_adapter_answers_as_the_model_that_it_is_merged_into(tiny_directory, 
         (merged, []),
         (tiny_directory, []),
     ):
-        assert cli.main(["sample", str(model), *PROMPTS, *SETTINGS, *settings, "-n", "2"]) == 0
+        exact = ("-o", "model.compute_dtype=float32")
+        assert cli.main(["sample", str(model), *PROMPTS, *SETTINGS, *exact, *settings, "-n", "2"]) == 0
         printed.append(capsys.readouterr().out)
     assert printed[0] == printed[1] != printed[2]
 
