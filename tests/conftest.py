@@ -186,6 +186,20 @@ def half_directory(tmp_path_factory, tiny_directory):
 
 
 @pytest.fixture(scope="session")
+def adapter_directories(tmp_path_factory, tiny_directory):
+    """(adapter of rank 4 for the model in `tiny_directory`, the model that it is merged into)."""
+    from sdft_jax.models import load_model, save_pretrained
+    from sdft_jax.models.hf.adapter import save_adapter
+    from tiny import adapted
+
+    directory = tmp_path_factory.mktemp("adapters")
+    model, params = adapted(*load_model(tiny_directory))
+    save_adapter(model, params, directory / "adapter", "owner/base")
+    save_pretrained(model, params, None, directory / "merged")
+    return directory / "adapter", directory / "merged"
+
+
+@pytest.fixture(scope="session")
 def finished_sequence(tmp_path_factory, half_directory):
     """A directory with `run`, the output of `sdft continual`, and `alone`, its copy before arms were
     added.

@@ -22,7 +22,7 @@ from sdft_jax.training import checkpoint
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.name for path in NOTEBOOKS.glob("*.ipynb"))
-LIBRARIES = sys.stdlib_module_names | {"google", "huggingface_hub", "jax", "matplotlib", "numpy"}
+LIBRARIES = sys.stdlib_module_names | {"google", "jax", "matplotlib", "numpy"}
 REPOSITORY = "github.com/GITHUB_OWNER/sdft_jax"
 """The address in badges and install cells."""
 
@@ -169,9 +169,9 @@ def test_sdft_by_hand(pictures):
 
 
 @pytest.mark.usefixtures("shared_compilations")
-def test_finetune_your_model(tmp_path, pictures, monkeypatch):
-    """Interrupted after the second step, and run again from the top."""
-    parameters = {"STEPS": 4, "HELD_OUT": 8, "OUTPUT": str(tmp_path)}
+def test_finetune_your_model(tmp_path, pictures, monkeypatch, hub):
+    """Interrupted after the second step, and run again from the top; at the end, the model is uploaded."""
+    parameters = {"STEPS": 4, "HELD_OUT": 8, "OUTPUT": str(tmp_path), "HUB": "me/mine"}
     save = checkpoint.save
 
     def save_and_interrupt(manager, step, *rest):
@@ -202,13 +202,30 @@ def test_finetune_your_model(tmp_path, pictures, monkeypatch):
         assert page.count("nats per token") == 3
         assert page.count("<span style=") >= 9
     assert "adapter_model.safetensors" in exported
+    assert exported.splitlines()[-1] == f"{hub.url}/me/mine"
+    assert "model.safetensors" in hub.files("me/mine")
+    assert hub.repos["me/mine"]["private"]
     assert {path.name for path in (tmp_path / "adapter").iterdir()} >= {"adapter_config.json"}
     assert len(pictures) == 1
 
 
-def test_quickstart(tmp_path, pictures):
-    """With fewer steps and questions."""
-    *_, table, answers, plot = run("quickstart.ipynb", STEPS=4, EVALUATED=16, OUTPUT=str(tmp_path))
+@pytest.mark.usefixtures("shared_compilations")
+def test_quickstart(tmp_path, pictures, monkeypatch):
+    """With fewer steps and questions; the first run ends before it can save its third step."""
+    parameters = {"STEPS": 4, "EVALUATED": 16, "OUTPUT": str(tmp_path)}
+    save = checkpoint.save
+
+    def save_or_end(manager, step, *rest):
+        if step == 3:
+            raise MemoryError
+        save(manager, step, *rest)
+
+    monkeypatch.setattr(checkpoint, "save", save_or_end)
+    with pytest.raises(MemoryError):
+        run("quickstart.ipynb", **parameters)
+    monkeypatch.setattr(checkpoint, "save", save)
+    *_, trained, table, answers, plot = run("quickstart.ipynb", **parameters)
+    assert trained.count("resuming from step 2") == 1
     numbers = r" +(?:[01]\.\d{3}|–) +(?:[01]\.\d{3}|–) +(?:\d\.\d{3}|–)$"
     for model in ("before", "before, with the demonstration", "after SDFT", "after SFT"):
         assert re.search(f"^{model}{numbers}", table, re.M), table

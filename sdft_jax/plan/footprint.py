@@ -169,6 +169,17 @@ def state_arrays(config: Config, model: Model) -> list[ArrayFootprint]:
     return _state_arrays(_abstract_state(config, model))
 
 
+def least_arrays(config: Config, model: Model) -> list[ArrayFootprint]:
+    """Return arrays that an update certainly holds at one time: its state and, if it samples, the KV cache of
+    the shortest prompts.
+    """
+    arrays = state_arrays(config, model)
+    if config.method.sampler:
+        slots = padded_width(1) + config.sampling.max_new_tokens
+        arrays += _cache("KV cache", "rollout", model, config.train.batch_size, slots)
+    return arrays
+
+
 def decoded_bytes(model: Model) -> int:
     """Return the bytes of the weights on a device, all of which decoding reads for each token."""
     return sum(array.bytes for array in _tree("decoding weights", ALWAYS, _decoding_weights(model)))
@@ -447,18 +458,23 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
         completion: the maximum number of tokens in a completion.
     """
     prefix = "evaluation " if phase == "evaluation" else ""
-    cache = jax.eval_shape(lambda: model.init_cache(rows, prompt + completion))
+    shape = (rows, model.architecture.vocab_size)
+    logits = _Intermediate("logits of a token", shape, "float32", ("batch", "vocab"))
+    prefill = [*_within_layer(model, rows, prompt), logits]
+    return [
+        *_tree("decoding weights", phase, _copied_for_decoding(model)),
+        *_cache(f"{prefix}KV cache", phase, model, rows, prompt + completion),
+        *_intermediates(f"{prefix}prefill", phase, model, prefill),
+    ]
+
+
+def _cache(kind: str, phase: str, model: Model, rows: int, slots: int) -> list[ArrayFootprint]:
+    """Return the arrays of a KV cache with a number of slots, for prompts and completions."""
+    cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
     placements = tuple(state_shardings(state, model.sharding) for state in cache.states)
     states = jax.tree.map(
         lambda x, placement: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
         cache.states,
         placements,
     )
-    shape = (rows, model.architecture.vocab_size)
-    logits = _Intermediate("logits of a token", shape, "float32", ("batch", "vocab"))
-    prefill = [*_within_layer(model, rows, prompt), logits]
-    return [
-        *_tree("decoding weights", phase, _copied_for_decoding(model)),
-        *_tree(f"{prefix}KV cache", phase, states),
-        *_intermediates(f"{prefix}prefill", phase, model, prefill),
-    ]
+    return _tree(kind, phase, states)

@@ -37,6 +37,7 @@ from sdft_jax.models import (
     read_architecture,
     read_eos_ids,
 )
+from sdft_jax.models.architecture import check_quantizable
 from sdft_jax.models.hf.adapter import open_adapter
 from sdft_jax.models.hf.reading import weights_digest
 from sdft_jax.models.hf.tokenizer import load_tokenizer, stop_tokens
@@ -192,6 +193,7 @@ def adapter_digest(config: Config, architecture: Architecture, base: str) -> dic
     Raises:
         SdftError: the settings of the adapters do not fit the model, or the files of the adapter.
     """
+    check_quantizable(architecture, config.lora.quantize)
     lora = make_lora(config.lora, architecture.sizes, architecture.projections)
     if not (lora and config.lora.adapter):
         return {}

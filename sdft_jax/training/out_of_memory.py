@@ -19,6 +19,7 @@ from sdft_jax.plan.footprint import (
     Count,
     as_size,
     by_kind,
+    least_arrays,
     peak_phase,
     state_arrays,
 )
@@ -31,9 +32,11 @@ LARGEST = 8
 
 
 def refuse_too_large(config: Config, model: Model, count: Count) -> None:
-    """Raise SdftError if a device cannot hold the training state, before weights are read or compiled for.
+    """Raise SdftError if a device cannot hold the training state, or it and the KV cache, before weights are
+    read or compiled for.
 
-    The state is in memory during the whole run, so that no run that fits is refused. A CPU has no limit.
+    The state is in memory during the whole run, and the cache beside it while an update samples, so that no
+    run that fits is refused. A CPU has no limit.
 
     Args:
         config: the configuration of the run.
@@ -41,16 +44,21 @@ def refuse_too_large(config: Config, model: Model, count: Count) -> None:
         count: returns the arrays of an update.
     """
     limit = _statistics().get("bytes_limit")
-    needed = sum(array.bytes for array in state_arrays(config, model))
-    if not limit or needed <= limit:
+    least: dict[str, Count] = {
+        "the training state alone needs": state_arrays,
+        "the training state and the KV cache alone need": least_arrays,
+    }
+    sizes = {what: peak_phase(arrays(config, model))[1] for what, arrays in least.items()}
+    what = next((what for what, size in sizes.items() if limit and size > limit), None)
+    if not limit or what is None:
         return
     larger = larger_devices(config, model, count, limit)
     options = [f"use {larger}"] if larger else []
-    for one in remedies(config, model, state_arrays)[:3]:
+    for one in remedies(config, model, least[what])[:3]:
         options.append(f"set {one.text}, about {as_size(one.saves)} less")
     kind = model.sharding.device.device_kind
     raise SdftError(
-        f"the training state alone needs {as_size(needed)} per device, and {kind} has {as_size(limit)}: "
+        f"{what} {as_size(sizes[what])} per device, and {kind} has {as_size(limit)}: "
         f"{', or '.join(options) or 'use more devices'}."
     )
 
@@ -76,8 +84,8 @@ def explained(
         saved: returns the last step with a checkpoint.
 
     Raises:
-        SdftError: a device ran out of memory; the message names the largest arrays, the settings that reduce
-            them, and the files that were written.
+        SdftError: a device ran out of memory; the message names the devices that should hold the run, the
+            largest arrays, the settings that reduce them, and the files that were written.
     """
     try:
         yield
@@ -87,8 +95,8 @@ def explained(
         arrays, options = count(config, model), remedies(config, model, count)
         lines = explanation(arrays, options)
         limit = _statistics().get("bytes_limit")
-        if limit and (larger := larger_devices(config, model, count, limit)):
-            lines.append(f"Without a change, it should fit on {larger}, as counted from shapes.")
+        larger = larger_devices(config, model, count, limit) if limit else ""
+        fits = f"; without a change, it should fit on {larger}, as counted from shapes." if larger else ""
         if directory:
             step = saved()
             progress = f"The last saved step is {step}" if step else "No step was saved"
@@ -97,7 +105,7 @@ def explained(
                 lines.append(f"{progress}; details are in {' and '.join(map(str, files))}.")
             except OSError as failure:  # memory may not be all that has run out
                 lines.append(f"{progress}; details cannot be written ({reason(failure)}).")
-        raise SdftError(f"out of memory in {what}: {reason(error)}", *lines) from error
+        raise SdftError(f"out of memory in {what}: {reason(error)}{fits}", *lines) from error
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 
 from sdft_jax.algorithm import join
 from sdft_jax.config import Config
 from sdft_jax.models import Model, load_model
-from sdft_jax.models.hf.adapter import load_adapter
+from sdft_jax.models.hf.adapter import load_adapter, other_base_note
 from sdft_jax.models.lora import adapter_params
 from sdft_jax.sampling import make_key
 from sdft_jax.sharding import tree_shardings
@@ -21,6 +23,9 @@ def load_start(config: Config, model: Model, directory: str) -> Params:
         return base
     if config.lora.adapter:
         adapter = load_adapter(model, config.lora.adapter, config.model.param_dtype, directory)
+        for sentence in other_base_note(config.lora.adapter, config.model.path, directory):
+            if jax.process_index() == 0:
+                print(f"sdft: {sentence}", file=sys.stderr, flush=True)
         return join(base, adapter)
     return join(base, new_adapters(config, model))
 

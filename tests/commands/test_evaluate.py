@@ -47,6 +47,18 @@ def test_every_answer_is_written(tiny_directory, tmp_path, capsys):
     assert "x.jsonl cannot be written, since its directory does not exist" in capsys.readouterr().err
 
 
+def test_an_adapter_answers_as_the_model_that_it_is_merged_into(
+    tiny_directory, adapter_directories, tmp_path
+):
+    adapter, merged = adapter_directories
+    settings = ("eval.limit=6", "mesh.fsdp=1", "eval.batch_size=4", "sampling.max_new_tokens=4")
+    exact = "model.compute_dtype=float32"
+    for model, more in ((tiny_directory, ["lora.rank=4", f"lora.adapter={adapter}"]), (merged, [])):
+        out = tmp_path / f"{len(more)}.jsonl"
+        assert cli.main(["evaluate", str(model), *ROWS, *settings, exact, *more, "--json", str(out)]) == 0
+    assert (tmp_path / "2.jsonl").read_text() == (tmp_path / "0.jsonl").read_text()
+
+
 def test_model_may_be_a_run_directory_and_a_file_of_a_task_does_not_replace_the_rows(
     finished, tmp_path, capsys
 ):

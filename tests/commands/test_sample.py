@@ -28,6 +28,20 @@ def test_prompts_are_arguments_or_lines_of_stdin(tiny_directory, capsys, monkeyp
     assert capsys.readouterr().out == printed
 
 
+def test_an_adapter_answers_as_the_model_that_it_is_merged_into(tiny_directory, adapter_directories, capsys):
+    adapter, merged = adapter_directories
+    printed = []
+    for model, settings in (
+        (tiny_directory, ["-o", "lora.rank=4", "-o", f"lora.adapter={adapter}"]),
+        (merged, []),
+        (tiny_directory, []),
+    ):
+        exact = ("-o", "model.compute_dtype=float32")
+        assert cli.main(["sample", str(model), *PROMPTS, *SETTINGS, *exact, *settings, "-n", "2"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2]
+
+
 def test_errors(tiny_directory, capsys, monkeypatch):
     command = ["sample", str(tiny_directory)]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))

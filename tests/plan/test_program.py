@@ -158,8 +158,9 @@ def test_method_that_does_not_train_has_no_update(tmp_path):
         )
 
 
-def test_adapters_with_a_frozen_teacher_need_no_second_base():
-    """KL from the base, rollout and scoring read the one base: arguments and temporaries are below 1.5 bases.
+@pytest.mark.parametrize(("schedule", "quantize"), [("frozen", None), ("ema", "int8")])
+def test_adapters_need_no_second_base(schedule, quantize):
+    """Rollout, student and teacher read the one base: arguments and temporaries are below 1.5 bases.
 
     Full fine-tuning of this model has five bases of arguments.
     """
@@ -169,7 +170,8 @@ def test_adapters_with_a_frozen_teacher_need_no_second_base():
         [
             "lora.rank=2",
             "lora.targets=[q,v,down,embed,head]",
-            "teacher.schedule=frozen",
+            f"lora.quantize={quantize or 'null'}",
+            f"teacher.schedule={schedule}",
             "train.batch_size=8",
             "sampling.max_new_tokens=16",
             "data.max_prompt=16",

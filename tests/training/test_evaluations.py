@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from runs import config_of
 from sdft_jax.evaluation.scoring import Evaluation, Fault
 from sdft_jax.models import load_model
+from sdft_jax.models.lora import base_params
 from sdft_jax.reporting.reporter import SILENT
 from sdft_jax.training import evaluations
-from sdft_jax.training.evaluations import evaluate_run
+from sdft_jax.training.evaluations import evaluate_run, load_reference
 from sdft_jax.training.inputs import load_inputs
+from tiny import adapted
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +78,16 @@ def test_distances_from_another_base_are_measured_from_the_start(setup, calls, h
     row = evaluate_run(speaker, config, inputs, str(half_directory), before=True)
     assert row["distance"] > 0
     assert row.keys() >= {"kl_to_base", "kl_to_base_new", "teacher"}
+
+
+def test_the_reference_of_adapters_is_their_own_base(setup):
+    """The KL to base reads the same arrays as the model, and no copy of them."""
+    config, inputs, _ = setup
+    speaker = inputs.speaker(*adapted(*load_model(inputs.directory)))
+    reference = load_reference(speaker, config, inputs.directory, inputs.directory)
+    assert jax.tree.structure(reference) == jax.tree.structure(base_params(speaker.params))
+    own = {id(x) for x in jax.tree.leaves(speaker.params)}
+    assert all(id(x) in own for x in jax.tree.leaves(reference))
 
 
 def test_the_oracle_has_the_demonstration_in_context_except_on_prior_skills(setup, calls):

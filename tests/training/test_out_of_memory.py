@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -14,8 +16,10 @@ from sdft_jax.algorithm.learner import make_model
 from sdft_jax.config import load_config, sharding_from
 from sdft_jax.errors import SdftError
 from sdft_jax.models import read_architecture
-from sdft_jax.plan.footprint import as_size, state_arrays, update_arrays
+from sdft_jax.plan.footprint import GIB, as_size, least_arrays, state_arrays, update_arrays
 from sdft_jax.plan.program import model_shape
+from sdft_jax.plan.topologies import parse_topology, topology_devices
+from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.training import out_of_memory
 from sdft_jax.training.out_of_memory import explained, is_exhausted, refuse_too_large
 
@@ -102,23 +106,32 @@ def test_evaluation_without_training_is_explained(tiny_directory, caches):
     assert "teacher" not in errors
 
 
-def test_state_that_exceeds_a_device_is_refused_before_weights_are_read(
-    tiny_directory, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (state_arrays, "the training state alone needs"),
+        (least_arrays, "the training state and the KV cache alone need"),
+    ],
+)
+def test_what_exceeds_a_device_is_refused_before_weights_are_read(
+    arrays, message, tiny_directory, tmp_path, monkeypatch, capsys
 ):
-    """A CPU has no limit; here it has that of an accelerator: the bytes of the state, or one byte less."""
+    """A CPU has no limit; here it has that of an accelerator: one byte less than the arrays need."""
     path = write_config(tmp_path / "run.yaml", tiny_directory, tmp_path / "run", "mesh.fsdp=1")
     config = load_config(path)
     model = make_model(config, read_architecture(tiny_directory), sharding_from(config))
-    size = sum(array.bytes for array in state_arrays(config, model))
     monkeypatch.setattr(out_of_memory, "_statistics", dict)
     refuse_too_large(config, model, update_arrays)
-    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": size})
+    whole = sum(array.bytes for array in least_arrays(config, model))
+    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": whole})
     refuse_too_large(config, model, update_arrays)
+    size = sum(array.bytes for array in arrays(config, model))
     monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": size - 1})
     assert cli.main(["train", path]) == 2
     assert not (tmp_path / "run").exists()
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sdft: ")]
-    assert line.startswith(f"sdft: the training state alone needs {as_size(size)} per device, and cpu has ")
+    assert line.startswith(f"sdft: {message} {as_size(size)} per device, and cpu has ")
+    assert re.search(r": use \d such devices, or set ", line)
     assert "set model.param_dtype=bfloat16 (rounding removes small updates), about " in line
 
 
@@ -132,6 +145,39 @@ def test_adapters_and_devices_that_would_hold_the_model_are_named(monkeypatch):
     assert str(error.value).startswith(
         "the training state alone needs 113.48 GiB per device, and cpu has 80.00 GiB: use 4 such devices, or "
         "set lora.rank=32 (trains only adapters of this rank), about 98."
+    )
+
+
+def test_slices_that_would_hold_adapters_of_a_base_in_bfloat16_are_named(monkeypatch):
+    """On v5e-1, the state of Qwen2.5-7B in bfloat16 with adapters fits, but not beside a KV cache."""
+    pytest.importorskip("libtpu")
+    preset = Path(__file__).parents[2] / "configs" / "qwen2.5-7b-qlora.yaml"
+    config = load_config(str(preset), ["lora.quantize=null"])
+    chip = Sharding(make_mesh(devices=topology_devices(parse_topology("v5e-1"))), config.sharding)
+    model = make_model(config, model_shape(config), chip)
+    limit = 15.75 * GIB
+    assert sum(array.bytes for array in state_arrays(config, model)) < limit
+    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": limit})
+    with pytest.raises(
+        SdftError,
+        match=r"^the training state and the KV cache alone need 16\.\d\d GiB per device, and TPU v5.* has 15"
+        r"\.75 GiB: use v5e-4, v6e-1 or v5p-8, or set lora\.quantize=int8 \(the base is less exact\), about ",
+    ):
+        refuse_too_large(config, model, update_arrays)
+
+
+def test_an_error_of_the_compiler_names_the_devices_that_would_hold_the_run(monkeypatch):
+    config = load_config(None, ["model.path=Qwen2.5-7B", "sampling.max_new_tokens=512", "mesh.fsdp=1"])
+    model = make_model(config, model_shape(config), sharding_from(config))
+    monkeypatch.setattr(out_of_memory, "_statistics", lambda: {"bytes_limit": 80 * GIB})
+    with (
+        pytest.raises(SdftError) as error,
+        explained("an update", config, model, update_arrays),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory.")
+    assert str(error.value).startswith(
+        "out of memory in an update: RESOURCE_EXHAUSTED: Ran out of memory; without a change, it should fit "
+        "on 4 such devices, as counted from shapes.\n"
     )
 
 

@@ -26,7 +26,7 @@ from sdft_jax.training.inputs import load_inputs
 from sdft_jax.training.loop import train
 from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.training.start import load_start
-from tiny import ragged
+from tiny import EXPERTS, ragged
 from wrapped import OLD, OTHERS, wrap
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
@@ -306,9 +306,28 @@ def test_a_run_that_starts_from_an_adapter(adapted_run, tiny_directory, tmp_path
     assert any(name.startswith("teacher") for name in arrays)
 
 
+@pytest.fixture(scope="module")
+def wrong(adapter_directories, tmp_path_factory):
+    """Directories by name: an adapter of rank 4, another base of the same sizes, and a model with experts."""
+    directory = tmp_path_factory.mktemp("wrong")
+    write_model(directory / "other", tied=True)
+    write_model(directory / "experts", **EXPERTS | {"architectures": ["Qwen3MoeForCausalLM"]})
+    return {"adapter": adapter_directories[0], "other": directory / "other", "experts": directory / "experts"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["lora.rank=8", "lora.adapter={adapter}"], "has rank 4, and lora.rank=8: set lora.rank=4"),
+        (
+            ["model.path={other}", "lora.adapter={adapter}"],
+            "the adapter was trained on other weights than those in {other}: set model.path to its base, "
+            "which was owner/base.",
+        ),
+        (
+            ["model.path={experts}", "lora.targets=[q]", "lora.quantize=int8"],
+            "quantize=int8 is not supported for qwen3_moe models",
+        ),
         (
             ["lora.targets=[q,attn]"],
             "'attn' matches no projection: use layers, or some of q, k, v, o, gate, up, down, embed",
@@ -325,13 +344,14 @@ def test_a_run_that_starts_from_an_adapter(adapted_run, tiny_directory, tmp_path
     ids=str,
 )
 def test_mistakes_are_one_sentence_before_the_run_directory_exists(
-    overrides, message, tiny_directory, tmp_path, capsys
+    overrides, message, tiny_directory, wrong, tmp_path, capsys
 ):
-    settings = ["mesh.fsdp=1", "data.path=mini:blax", "lora.rank=4", *overrides]
+    own = [text.format(**wrong) for text in overrides]
+    settings = ["mesh.fsdp=1", "data.path=mini:blax", "lora.rank=4", *own]
     arguments = [f"model.path={tiny_directory}", f"output={tmp_path / 'run'}", *settings]
     (tmp_path / "run.yaml").write_text("")
     assert cli.main(["train", str(tmp_path / "run.yaml"), *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.format(**wrong) in error
     assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()

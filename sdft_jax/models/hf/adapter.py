@@ -16,9 +16,16 @@ from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.decoder import Model
 from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, FULL_ATTENTION, FUSED_PROJECTIONS, HEAD
+from sdft_jax.models.hf.hub import hub_name
 from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
-from sdft_jax.models.hf.reading import Entry, open_checkpoint, read_entry, refuse_non_finite
-from sdft_jax.models.hf.safetensors_io import Stored, read_header
+from sdft_jax.models.hf.reading import (
+    Entry,
+    open_checkpoint,
+    read_entry,
+    refuse_non_finite,
+    weights_digest,
+)
+from sdft_jax.models.hf.safetensors_io import Stored, read_file
 from sdft_jax.models.hf.wrapped import MODULE, module_name, plain_name
 from sdft_jax.models.hf.writing import ADAPTER_CONFIG, Place, parameter_piece, write_directory, write_json
 from sdft_jax.models.lora import ADAPTABLE, Lora, is_adapter
@@ -26,6 +33,10 @@ from sdft_jax.sharding import tree_shardings
 from sdft_jax.types import Params
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_BASE_DIGEST = "sdft_jax.base_weights"
+"""The key of the digest of the base's weights in the metadata of the tensors, which PEFT ignores; it warns of
+unknown keys in adapter_config.json."""
+_NAMED_BASE = "base_model_name_or_path"
 _PREFIX = "base_model.model."
 """The beginning of the names of tensors in a file of PEFT."""
 _COPY = ".base_layer.weight"
@@ -56,6 +67,9 @@ def save_adapter(
     model: Model, params: Params, path: str | os.PathLike[str], base: str, dtype: Any = None
 ) -> None:
     """Write the adapters of a model as a directory that PEFT loads, with a card; every process must call it.
+
+    If the model was loaded, the file has a digest of the base's weights, by which `open_adapter` refuses
+    another base. A file that PEFT writes has none.
 
     Args:
         model: the model.
@@ -93,7 +107,8 @@ def save_adapter(
         card = plain_adapter_card(find_base(base, model.source or base), lora.rank, target.name)
         (directory / CARD).write_text(card, encoding="utf-8")
 
-    write_directory(model, target, {ADAPTER_WEIGHTS: pieces}, write_side_files)
+    metadata = {_BASE_DIGEST: _digest_of(model.source, model.architecture)} if model.source else None
+    write_directory(model, target, {ADAPTER_WEIGHTS: pieces}, write_side_files, metadata)
 
 
 def load_adapter(
@@ -135,13 +150,15 @@ def open_adapter(
     lora = architecture.lora
     assert lora is not None
     file = Path(path) / ADAPTER_CONFIG
-    _check_config(read_json(file, "give the directory of a PEFT adapter"), lora, file)
+    config = _read_config(path)
+    _check_config(config, lora, file)
     weights = Path(path) / ADAPTER_WEIGHTS
     if not weights.exists():
         raise SdftError(
             f"{weights} does not exist: copy it from the adapter, or save that with PEFT as safetensors."
         )
-    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in read_header(weights).items()}
+    tensors, metadata = read_file(weights)
+    stored = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     if architecture.wrapper:
         stored = {plain_name(name) or name: tensor for name, tensor in stored.items()}
     copies = {name: stored.pop(name) for name in list(stored) if name.endswith(_COPY)}
@@ -164,7 +181,39 @@ def open_adapter(
             )
     if copies:
         _check_copies(copies, open_checkpoint(base, architecture), weights)
+    if _BASE_DIGEST in metadata and metadata[_BASE_DIGEST] != _digest_of(base, architecture):
+        raise SdftError(
+            f"{weights}: the adapter was trained on other weights than those in {base}: set model.path to "
+            f"its base, which was {config.get(_NAMED_BASE)}."
+        )
     return stored
+
+
+def other_base_note(path: str | os.PathLike[str], model_path: str, directory: str) -> list[str]:
+    """Return a sentence if a PEFT adapter without a digest names another base on the Hub than the model; else
+    nothing.
+
+    Names differ for copies of one model too, so that this is no mistake.
+
+    Args:
+        path: the directory of the adapter.
+        model_path: the setting model.path.
+        directory: the directory of that model.
+    """
+    named, own = _read_config(path).get(_NAMED_BASE), find_base(model_path, directory).hub
+    if not isinstance(named, str) or hub_name(named) is None or own is None or own.lower() == named.lower():
+        return []
+    if _BASE_DIGEST in read_file(Path(path) / ADAPTER_WEIGHTS)[1]:
+        return []
+    return [f"{Path(path) / ADAPTER_CONFIG} names the base {named}, and the model is {own}: compare the two."]
+
+
+def _read_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    return read_json(Path(path) / ADAPTER_CONFIG, "give the directory of a PEFT adapter")
+
+
+def _digest_of(base: str | os.PathLike[str], architecture: Architecture) -> str:
+    return weights_digest(open_checkpoint(base, architecture))
 
 
 def _check_copies(copies: Mapping[str, Stored], base: Mapping[str, Stored], weights: Path) -> None:
@@ -217,7 +266,7 @@ def _peft_config(lora: Lora, base: str, wrapped: bool) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        _NAMED_BASE: base,
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": lora.alpha,

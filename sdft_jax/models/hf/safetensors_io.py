@@ -109,7 +109,12 @@ def stored_names(directory: Path) -> list[str]:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """Return the tensors of one safetensors file by name.
+    """Return the tensors of one safetensors file by name; errors are those of `read_file`."""
+    return read_file(file)[0]
+
+
+def read_file(file: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """Return the tensors of one safetensors file by name, and its metadata.
 
     Raises:
         SdftError: the file is missing, its header is invalid, a dtype is unknown, or its size differs from
@@ -124,7 +129,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             if length > min(size, _LARGEST_HEADER):
                 raise ValueError(f"the header has {length:,} bytes")
             header = json.loads(stream.read(length).decode("utf-8"))
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None)
         start = _LENGTH.size + length
         tensors = {name: _entry(file, name, entry, start) for name, entry in header.items()}
         end = _end(tensors, start)
@@ -141,7 +146,7 @@ def read_header(file: Path) -> dict[str, Stored]:
             f"{file} has {size:,} bytes, but its header declares {end:,}; it is truncated or corrupt: "
             "download it again."
         )
-    return tensors
+    return tensors, metadata if isinstance(metadata, dict) else {}
 
 
 def _end(tensors: Mapping[str, Stored], start: int) -> int:
@@ -170,7 +175,10 @@ def _entry(file: Path, name: str, entry: Mapping[str, Any], start: int) -> Store
 
 
 def write_file(
-    file: Path, layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]
+    file: Path,
+    layout: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    tensors: Iterable[np.ndarray],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write tensors one by one, in the order of `layout`.
 
@@ -178,8 +186,9 @@ def write_file(
         file: the file to create.
         layout: the dtype and shape of each tensor by name.
         tensors: the arrays in the same order; each may be freed when the next one is requested.
+        metadata: strings to store beside the tensors.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, (dtype, shape) in layout.items():
         end = offset + math.prod(shape) * dtype.itemsize

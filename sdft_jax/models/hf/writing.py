@@ -158,8 +158,11 @@ def write_directory(
     target: Path,
     files: Mapping[str, Sequence[Piece]],
     write_side_files: Callable[[Path], None],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write safetensors files, and others by a function of the directory, as `save_pretrained` does."""
+    """Write safetensors files, with `metadata` in each, and others by a function of the directory, as
+    `save_pretrained` does.
+    """
     _check_target(model, target)
     # in the target if it exists, which may be on another disk than the directory that holds it
     name = f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -174,7 +177,7 @@ def write_directory(
             arrays = (piece.read() for piece in pieces)
             if writes:
                 layout = {piece.name: (piece.dtype, piece.shape) for piece in pieces}
-                write_file(temporary / name, layout, arrays)
+                write_file(temporary / name, layout, arrays, metadata)
             else:
                 for _ in arrays:
                     pass

@@ -21,12 +21,13 @@ from sdft_jax.models.hf.adapter import (
     ADAPTER_WEIGHTS,
     load_adapter,
     open_adapter,
+    other_base_note,
     save_adapter,
 )
 from sdft_jax.models.hf.safetensors_io import read_header
 from sdft_jax.models.lora import adapter_params, make_lora
 from sdft_jax.types import Sequences
-from tiny import adapted, tiny_model
+from tiny import adapted, merged, tiny_model
 
 CASES = ("qwen2", "llama32_tied", "gemma3", "gemma3_vision")
 TOLERANCE = 1e-4
@@ -40,18 +41,25 @@ def logits(model, params):
     return np.asarray(logits_of(model, params, Sequences(tokens, mask)))[mask]
 
 
-def peft_logits(base, adapter):
-    """Return the logits of transformers with an adapter of PEFT, which must have been used."""
+def peft_logits(base, adapter, merge=False):
+    """Return the logits of transformers with an adapter of PEFT, merged by PEFT or not."""
     import torch
     from peft import PeftModel
 
     model = auto_class(base).from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     model = PeftModel.from_pretrained(model, adapter).eval()
+    model = model.merge_and_unload() if merge else model
     tokens, mask = tokens_and_mask()
     positions = torch.tensor(np.maximum(np.cumsum(mask, axis=1) - 1, 0))
     with torch.no_grad():
         out = model(torch.tensor(tokens), attention_mask=torch.tensor(mask).long(), position_ids=positions)
     return out.logits.numpy()[mask]
+
+
+def same_when_merged(model):
+    """Return False if PEFT merges an adapter of one of two tied matrices into both."""
+    tied = model.architecture.tie_word_embeddings
+    return not (tied and {"embed", "head"} & set(model.architecture.lora.targets))
 
 
 OPTIONS = (
@@ -84,7 +92,9 @@ def test_our_adapter_in_peft(case, options, tmp_path):
     save_adapter(model, params, tmp_path / "adapter", str(DIRECTORY / case))
     ours = logits(model, params)
     assert np.abs(ours - logits(plain, base)).max() > 0.1
-    np.testing.assert_allclose(ours, peft_logits(DIRECTORY / case, tmp_path / "adapter"), atol=TOLERANCE)
+    for merge in (False, True) if same_when_merged(model) else (False,):
+        theirs = peft_logits(DIRECTORY / case, tmp_path / "adapter", merge)
+        np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
 
 
 @needs_torch
@@ -117,8 +127,11 @@ def test_their_adapter_here(case, targets, tmp_path):
     plain, base = load_model(DIRECTORY / case)
     ours, _ = adapted(plain, base, LoraConfig(rank=2, alpha=6, targets=tuple(targets)))
     params = join(base, load_adapter(ours, tmp_path, "float32", DIRECTORY / case))
+    theirs = peft_logits(DIRECTORY / case, tmp_path)
     assert np.abs(logits(ours, params) - logits(plain, base)).max() > 0.1
-    np.testing.assert_allclose(logits(ours, params), peft_logits(DIRECTORY / case, tmp_path), atol=TOLERANCE)
+    np.testing.assert_allclose(logits(ours, params), theirs, atol=TOLERANCE)
+    whole = dataclasses.replace(ours, architecture=ours.architecture.merged)
+    np.testing.assert_allclose(logits(whole, merged(ours, params)), theirs, atol=TOLERANCE)
 
 
 @needs_torch
@@ -252,6 +265,36 @@ def test_copies_of_another_base_are_refused(tmp_path):
     save_file(tensors | {name: copy}, file)
     with pytest.raises(SdftError, match=r"differs from model\.embed_tokens\.weight of the base model"):
         open_adapter(model.architecture, tmp_path / "adapter", DIRECTORY / "qwen2")
+
+
+def test_the_weights_of_another_base_are_refused(tmp_path):
+    """The file of an adapter has a digest of its base's weights."""
+    model, params = adapted(*load_model(DIRECTORY / "qwen2"))
+    save_adapter(model, params, tmp_path / "adapter", "owner/base")
+    open_adapter(model.architecture, tmp_path / "adapter", DIRECTORY / "qwen2")
+    base = shutil.copytree(DIRECTORY / "qwen2", tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, base / "model.safetensors")
+    with pytest.raises(SdftError, match=r"other weights than those in .*: set .* which was owner/base\."):
+        open_adapter(model.architecture, tmp_path / "adapter", base)
+
+
+@pytest.mark.parametrize(
+    ("named", "path", "note"),
+    [
+        ("owner/base", "owner/Base", None),
+        ("owner/base", "me/other", "names the base owner/base, and the model is me/other: compare the two."),
+        ("/home/me/base", "me/other", None),
+        ("owner/base", "mini", None),
+    ],
+)
+def test_an_adapter_that_names_another_model_on_the_hub_is_reported(written, tmp_path, named, path, note):
+    """Without a digest, as PEFT writes adapters."""
+    directory = shutil.copytree(written[2], tmp_path / "adapter")
+    config = json.loads((directory / ADAPTER_CONFIG).read_text()) | {"base_model_name_or_path": named}
+    (directory / ADAPTER_CONFIG).write_text(json.dumps(config))
+    sentences = [] if note is None else [f"{directory / ADAPTER_CONFIG} {note}"]
+    assert other_base_note(directory, path, str(tmp_path)) == sentences
 
 
 def test_missing_files_are_named(written, tmp_path):
