@@ -71,7 +71,6 @@ LONGEST = (
     "training/test_processes.py",
     "training/test_loop.py",
     "algorithm/test_update.py",
-    "training/test_local_tier.py",
     "test_notebooks.py",
     "sampling/test_decode.py",
     "models/test_quantize.py",
