@@ -170,7 +170,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_killed_run_is_resumed_by_four_processes_and_by_one(
     killed, two, directory, config, caches, shared_compilations
 ):
-    """The four are stopped at step 5 by SIGTERM on one host, all after the same step; this process goes on."""
+    """SIGTERM on one host stops the four at step 5, all after the same step; the one is this process."""
     output = directory / "four"
     programs = [["-c", TERMINATED]] * 4
     codes, errors = begin(config, 4, caches, f"output={output}", "mesh.fsdp=4", programs=programs).end()
