@@ -204,6 +204,22 @@ def finished_sequence(tmp_path_factory, half_directory):
     return directory
 
 
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Compile each program for TPUs once in a test: the results do not depend on the memory of the chip."""
+    from sdft_jax.plan import estimate
+
+    compile, programs = estimate._compile, {}
+
+    def compile_once(lowered):
+        text = lowered.as_text()
+        if text not in programs:
+            programs[text] = compile(lowered)
+        return programs[text]
+
+    monkeypatch.setattr(estimate, "_compile", compile_once)
+
+
 @pytest.fixture(scope="session")
 def bucket_environment():
     """The environment of a process in which gs://bucket is on a server of this process, in memory."""
