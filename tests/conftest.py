@@ -71,7 +71,6 @@ LONGEST = (
     "training/test_processes.py",
     "training/test_loop.py",
     "algorithm/test_update.py",
-    "training/test_local_tier.py",
     "test_notebooks.py",
     "sampling/test_decode.py",
     "models/test_quantize.py",
@@ -217,6 +216,22 @@ def finished_sequence(tmp_path_factory, half_directory):
     shutil.copytree(directory / "run", directory / "alone")
     assert cli.main(["continual", config, "continual.methods=[sdft,joint,oracle]"]) == 0
     return directory
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+    """Compile each program for TPUs once in a test: the results do not depend on the memory of the chip."""
+    from sdft_jax.plan import estimate
+
+    compile, programs = estimate._compile, {}
+
+    def compile_once(lowered):
+        text = lowered.as_text()
+        if text not in programs:
+            programs[text] = compile(lowered)
+        return programs[text]
+
+    monkeypatch.setattr(estimate, "_compile", compile_once)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import pytest
 
 from plans import SETTINGS, describe_model
 from sdft_jax.config import load_config
-from sdft_jax.plan import estimate as estimate_module
 from sdft_jax.plan.advice import Advice, advise
 from sdft_jax.plan.candidates import make_candidates
 from sdft_jax.plan.estimate import estimate
@@ -24,20 +23,6 @@ def test_lines_have_the_memory_and_the_certainty():
     compiled = dataclasses.replace(counted, compiled=True)
     assert str(compiled) == "model.remat=full (slower): needs 3.00 GiB, fits with 1.00 GiB free"
     assert str(dataclasses.replace(compiled, limit=2 * GIB)).endswith(": needs 3.00 GiB, 1.00 GiB too much")
-
-
-@pytest.fixture
-def compiled_once(monkeypatch):
-    """Compile each program once: the compiler's numbers do not depend on the memory of the chip."""
-    compile, programs = estimate_module._compile, {}
-
-    def compile_once(lowered):
-        text = lowered.as_text()
-        if text not in programs:
-            programs[text] = compile(lowered)
-        return programs[text]
-
-    monkeypatch.setattr(estimate_module, "_compile", compile_once)
 
 
 def test_advice_is_confirmed_by_the_compiler(tmp_path_factory, compiled_once):

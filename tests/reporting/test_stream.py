@@ -11,9 +11,9 @@ import os, sys
 from sdft_jax.reporting.stream import keep_standard_streams, make_console
 keep_standard_streams()
 console = make_console()
-for number in range(20_000):
-    console.print("line", number)
-    print("line", number, file=sys.stderr)
+for number in range(300):  # more than a pipe holds
+    console.print("line", number, "-" * 1000)
+    print("line", number, "-" * 1000, file=sys.stderr)
 descriptors = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
 assert min(descriptors) > 2, "a file has the number of a standard stream"
 os.write(int(sys.argv[1]), b"done")

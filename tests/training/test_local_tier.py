@@ -1,9 +1,7 @@
-"""Local checkpoints restore a run that has lost one host and its disk."""
+"""Local checkpoints of a process, and the choice among those of all; the loss of a host: test_processes."""
 
 import itertools
-import os
 import shutil
-import signal
 import time
 from pathlib import Path
 
@@ -11,8 +9,6 @@ import jax
 import pytest
 from states import EIGHT, TARGETS, abstract, assert_identical, batches, placed, train_state
 
-from process_groups import CLI, begin, results
-from runs import TIMEOUT, read, step_names, write_config
 from sdft_jax.training import local_tier
 from sdft_jax.training.local_tier import choose, open_local_tier
 
@@ -202,85 +198,3 @@ def test_new_run_deletes_what_an_earlier_one_left(tier, tmp_path):
         assert not tier.directory.exists()
     with open_local_tier(None, 5, "run", False, print) as none:
         assert none is None
-
-
-LOST = """
-import os, signal, sys, time
-from pathlib import Path
-from sdft_jax import cli
-from sdft_jax.training import loop
-
-next_batch, batches = loop._next_batch, []
-
-def next_batch_and_die(arguments):
-    batches.append(next_batch(arguments))
-    if len(batches) == 8:
-        while not list(Path(LOCAL).glob("*/0/6.1.copy")) or not list(Path(LOCAL).glob("*/1/6.1.own")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return batches[-1]
-
-loop._next_batch = next_batch_and_die
-sys.exit(cli.main(sys.argv[1:]))
-"""
-SETTINGS = ("mesh.data=-1", "mesh.fsdp=2", "train.steps=8", "train.save_every=4", "eval.prior=null")
-
-
-@pytest.fixture(scope="module")
-def config(half_directory, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("local_tier")
-    return write_config(directory / "run.yaml", half_directory, directory / "unused", *SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def lost(config, tmp_path_factory, caches):
-    """A directory with `run` and `local`: the output and the local checkpoints of a run that was lost.
-
-    Two processes save locally every third step, and process 1 dies after step 7; 4 is in the output.
-    """
-    place = tmp_path_factory.mktemp("lost") / "lost"
-    output, local = place / "run", place / "local"
-    lost = ["-c", LOST.replace("LOCAL", repr(str(local)))]
-    codes, errors = begin(config, 2, caches, *words(place), programs=[CLI, lost]).end()
-    assert codes == [1, -signal.SIGKILL], errors
-    assert step_names(output) == [4]
-    (disk,) = local.glob("*/1")
-    assert sorted(os.listdir(disk.parent / "0")) == ["3.0.own", "3.1.copy", "6.0.own", "6.1.copy"]
-    shutil.copytree(place, place.with_name("copy"))
-    return place
-
-
-def words(place):
-    return (f"output={place / 'run'}", f"checkpoint.local={place / 'local'}", "checkpoint.local_every=3")
-
-
-def finish_run(config, caches, place):
-    """Start the lost run again, and return what process 0 prints."""
-    group = begin(config, 2, caches, *words(place))
-    outputs = [member.communicate(timeout=TIMEOUT) for member in group.members]
-    assert [member.returncode for member in group.members] == [0, 0], outputs
-    return outputs[0][0]
-
-
-def test_run_goes_on_after_a_host_and_its_disk_are_lost(lost, config, tmp_path, caches):
-    whole = tmp_path / "whole"
-    codes, errors = begin(config, 2, caches, f"output={whole}").end()
-    assert codes == [0, 0], errors
-    (disk,) = (lost / "local").glob("*/1")
-    shutil.rmtree(disk)
-    assert "resuming from step 6" in finish_run(config, caches, lost)
-    assert results(lost / "run") == results(whole)
-    assert [row["step"] for row in read(lost / "run" / "metrics.jsonl")] == list(range(1, 9))
-    assert not disk.parent.exists(), "a finished run deletes its local checkpoints"
-
-
-def test_flipped_byte_on_one_host_is_noticed_by_all(lost, config, caches):
-    """Each host reads its own copy of replicated arrays; one of them has another value in step 6."""
-    shutil.rmtree(lost)
-    shutil.copytree(lost.with_name("copy"), lost)
-    (file,) = (lost / "local").glob("*/1/6.1.own")
-    data = file.read_bytes()
-    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    printed = finish_run(config, caches, lost)
-    assert "is not what was saved" in printed
-    assert "resuming from step 4" in printed

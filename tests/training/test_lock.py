@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
@@ -64,48 +63,70 @@ def test_lock_is_not_written_through_a_link(tmp_path):
     assert precious.read_text() == "keep"
 
 
-def attempt(environment, host: str, patience: int) -> subprocess.CompletedProcess:
-    """Try to own the directory in the bucket as another host, which waits for that many renewals."""
-    code = """
-    import socket, sys
-    socket.gethostname = lambda: sys.argv[1]
-    from sdft_jax.errors import SdftError
-    from sdft_jax.training import lock
-    lock.RENEWAL, lock.PATIENCE = 0.5, int(sys.argv[2])
+ATTEMPTS = """
+import socket, sys
+from etils import epath
+from sdft_jax.errors import SdftError
+from sdft_jax.training import lock
+lock.RENEWAL = 0.2
+for line in sys.stdin:
+    host, patience = line.split()
+    socket.gethostname, lock.PATIENCE = lambda: host, int(patience)
     try:
         with lock.locked("gs://bucket/run", True):
-            print("owns")
+            answer = "owns"
     except SdftError as error:
-        print(error)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code), host, str(patience)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+        answer = error
+    if host == "replacing":
+        epath.Path("gs://bucket/run/.lock").write_text('{"token": "other"}')
+    print(answer, flush=True)
+"""
+"""Tries to own the directory in the bucket as another host, which waits for that many renewals.
+
+The host `replacing` leaves the lock of another owner.
+"""
 
 
-def test_owner_of_a_bucket_is_the_one_that_renews_its_lock(bucket_environment):
+@pytest.fixture(scope="module")
+def attempt(bucket_environment):
+    """A function of a host and its patience, which returns its refusal, or that it owns the directory."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ATTEMPTS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=bucket_environment,
+    )
+
+    def attempt(host: str, patience: int) -> str:
+        process.stdin.write(f"{host} {patience}\n")
+        process.stdin.flush()
+        return process.stdout.readline()
+
+    yield attempt
+    process.communicate()
+    assert process.returncode == 0
+
+
+def test_owner_of_a_bucket_is_the_one_that_renews_its_lock(bucket_environment, attempt):
     process = hold("gs://bucket/run", bucket_environment)
-    refused = attempt(bucket_environment, "elsewhere", 600)
-    assert f"gs://bucket/run is in use by process {process.pid} on {socket.gethostname()}" in refused.stdout
+    refused = attempt("elsewhere", 1500)
+    assert f"gs://bucket/run is in use by process {process.pid} on {socket.gethostname()}" in refused
     process.send_signal(signal.SIGSTOP)  # it renews no more, as if its host were gone
-    taken = attempt(bucket_environment, "elsewhere", 4)
+    taken = attempt("elsewhere", 4)
     kill(process)
-    assert taken.stdout == "owns\n", taken.stderr
+    assert taken == "owns\n"
 
 
-def test_dead_process_does_not_block_a_bucket(bucket_environment):
+def test_dead_process_does_not_block_a_bucket(bucket_environment, attempt):
     kill(hold("gs://bucket/run", bucket_environment))
-    taken = attempt(bucket_environment, socket.gethostname(), 4)
-    assert taken.stdout == "owns\n", taken.stderr
+    assert attempt(socket.gethostname(), 4) == "owns\n"
 
 
-def test_owner_that_another_run_replaced_ends(bucket_environment):
+def test_owner_that_another_run_replaced_ends(bucket_environment, attempt):
     process = hold("gs://bucket/run", bucket_environment)
     process.send_signal(signal.SIGSTOP)
-    assert attempt(bucket_environment, "elsewhere", 4).stdout == "owns\n"
-    replace = (
-        "from etils import epath; epath.Path('gs://bucket/run/.lock').write_text('{\"token\": \"other\"}')"
-    )
-    subprocess.run([sys.executable, "-c", replace], env=bucket_environment, check=True)
+    assert attempt("replacing", 4) == "owns\n"
     process.send_signal(signal.SIGCONT)
     assert process.wait() == 2
     process.stdout.close()

@@ -25,9 +25,11 @@ from sdft_jax import cli
 from sdft_jax.algorithm.rollout import target_rollout
 from sdft_jax.data.batches import make_batches
 from sdft_jax.errors import SdftError
+from sdft_jax.evaluation import completions
 from sdft_jax.evaluation.scoring import Evaluation
 from sdft_jax.mini.lists import Skill, demonstrations
 from sdft_jax.models import load_model
+from sdft_jax.reporting import sinks
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training import checkpoint, evaluations, loop
 from sdft_jax.training.checkpoint import read_meta
@@ -74,7 +76,6 @@ INTERRUPTED = """
 import os, signal, sys
 from pathlib import Path
 from sdft_jax import cli
-from sdft_jax.evaluation import completions
 from sdft_jax.training import checkpoint, loop
 from sdft_jax.reporting import sinks
 from sdft_jax.models.hf import writing
@@ -93,8 +94,8 @@ def write_and_interrupt(sinks, step, metrics):
     write_all(sinks, step, metrics)
     if place == "first step" and "loss" in metrics:
         die()
-    if place.startswith("SIG") and step == 3 and "loss" in metrics:
-        os.kill(os.getpid(), getattr(signal, place))
+    if place == "signal" and step == 3 and "loss" in metrics:
+        os.kill(os.getpid(), signal.SIGINT)
     if place == "reader" and step == 3 and "loss" in metrics:
         os.close(reader)
 
@@ -115,15 +116,6 @@ if place == "evaluation":
             die()
         return evaluate(run, state, step, *rest)
     loop._evaluate = evaluate_or_die
-if place.startswith("batch"):
-    generate, batches = completions.generate, []
-    def generate_and_interrupt(*arguments):
-        batches.append(len(batches))
-        if place == f"batch {len(batches)}":
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert place >= f"batch {len(batches)}", "a batch after the signal"
-        return generate(*arguments)
-    completions.generate = generate_and_interrupt
 if place == "checkpoint":
     sys.path.insert(0, TESTS)
     from before_commit import before_commit
@@ -158,8 +150,7 @@ def test_run_that_is_killed_repeatedly_ends_bit_identical(finished, tiny_directo
             assert step_names(output) == [4, 6]
             assert ("metrics" in read_meta(epath.Path(output / "checkpoints" / "6"))) == (place == "export")
         assert not (output / "model").exists()
-    code, errors = finish(start(["-m", "sdft_jax.cli", *command], caches))
-    assert code == 0, errors
+    assert cli.main(command) == 0
     assert_same(finished, output)
 
 
@@ -172,38 +163,77 @@ OTHER_SETTINGS = {
 """Settings of JAX that would change results."""
 
 
-@pytest.mark.parametrize(("name", "environment"), [("SIGTERM", OTHER_SETTINGS), ("SIGINT", {})])
-def test_signal_saves_the_step(finished, tiny_directory, tmp_path, caches, name, environment):
-    """The run is resumed bit-identically, also under other settings of JAX; all signals: test_preemption."""
-    output = tmp_path / "run"
-    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
-    interrupted = ["-c", INTERRUPTED, name, str(output), *command]
-    code, errors = finish(start(interrupted, caches, os.environ | environment))
-    assert code == 128 + getattr(signal, name), errors
+def assert_stopped(code, errors, number, output):
+    """The run has saved step 3, and says so."""
+    assert code == 128 + number, errors
     *others, last = errors.splitlines()
-    assert last == f"sdft: stopped by {name} after step 3: start the same command again to resume."
+    assert last == f"sdft: stopped by {number.name} after step 3: start the same command again to resume."
     assert all("Grain" in line for line in others)  # grain's warning of an older jaxlib
     assert step_names(output) == [3]
     assert [row["step"] for row in read(output / "metrics.jsonl")] == [1, 2, 3]
-    assert cli.main([*command, *(["train.save_every=2"] if name == "SIGINT" else [])]) == 0
-    left, right = content(finished), content(output)
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """The runs differ in their settings for saving only."""
+    left, right = content(one), content(two)
     del left["steps"], right["steps"]
     assert left == right
 
 
+def test_sigint_saves_the_step(finished, tiny_directory, tmp_path, caches):
+    """The run is resumed bit-identically, also under other settings of JAX; all signals: test_preemption."""
+    output = tmp_path / "run"
+    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
+    interrupted = ["-c", INTERRUPTED, "signal", str(output), *command]
+    code, errors = finish(start(interrupted, caches, os.environ | OTHER_SETTINGS))
+    assert_stopped(code, errors, signal.SIGINT, output)
+    assert cli.main(command) == 0
+    assert_same_end(finished, output)
+
+
+def test_sigterm_saves_the_step(finished, tiny_directory, tmp_path, monkeypatch, capsys):
+    """In this process; the resumed run saves more often."""
+    output = tmp_path / "run"
+    command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output, "train.save_every=0")]
+    write_all = sinks._write_all
+
+    def write_and_interrupt(sinks, step, metrics):
+        write_all(sinks, step, metrics)
+        if step == 3 and "loss" in metrics:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(sinks, "_write_all", write_and_interrupt)
+    code = cli.main(command)
+    assert_stopped(code, capsys.readouterr().err, signal.SIGTERM, output)
+    monkeypatch.setattr(sinks, "_write_all", write_all)
+    assert cli.main([*command, "train.save_every=2"]) == 0
+    assert_same_end(finished, output)
+
+
 def test_signal_within_an_evaluation_ends_the_run_before_the_next_batch(
-    finished, tiny_directory, tmp_path, caches
+    finished, tiny_directory, tmp_path, monkeypatch, capsys
 ):
     """Three batches are evaluated before training, and two after it and at step 3, which is not saved yet."""
     output = tmp_path / "run"
     command = ["train", write_config(tmp_path / "run.yaml", tiny_directory, output)]
+    generate, batches = completions.generate, []
+
+    def generate_and_interrupt(*arguments):
+        batches.append(len(batches))
+        if len(batches) == last:
+            signal.raise_signal(signal.SIGTERM)
+        return generate(*arguments)
+
+    monkeypatch.setattr(completions, "generate", generate_and_interrupt)
     # the resumed run evaluates step 3 first
-    for batch, step, evaluated in ((4, 3, [0]), (3, 6, [0, 3])):
-        code, errors = finish(start(["-c", INTERRUPTED, f"batch {batch}", str(output), *command], caches))
-        assert code == 143, errors
-        assert f"sdft: stopped by SIGTERM after step {step}: start the same command again" in errors
+    for last, step, evaluated in ((4, 3, [0]), (3, 6, [0, 3])):
+        batches.clear()
+        assert cli.main(command) == 143
+        assert f"sdft: stopped by SIGTERM after step {step}: start the same" in capsys.readouterr().err
+        assert len(batches) == last, "a batch after the signal"
         assert max(step_names(output)) == step
         assert [row["step"] for row in read(output / "evaluations.jsonl")] == evaluated
+    monkeypatch.setattr(completions, "generate", generate)
     assert cli.main(command) == 0
     assert_same(finished, output)
 

@@ -23,7 +23,10 @@ from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.training import out_of_memory
 from sdft_jax.training.out_of_memory import explained, is_exhausted, refuse_too_large
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no limit on a process's memory")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="no limit on a process's memory"),
+    pytest.mark.usefixtures("shared_compilations"),
+]
 
 LIMIT = 2**36
 """The maximum memory of a process in bytes, so that the machine itself does not run out of memory."""

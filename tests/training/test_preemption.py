@@ -11,7 +11,7 @@ import types
 import pytest
 
 from process_groups import begin, wait_for_step
-from runs import TIMEOUT, finish, start, step_names, wait_until, write_config
+from runs import TIMEOUT, step_names, wait_until, write_config
 from sdft_jax.errors import SdftError
 from sdft_jax.training import preemption
 from sdft_jax.training.preemption import Terminated, termination_requests, watch_maintenance
@@ -73,27 +73,9 @@ ENDLESS = (
 """Settings of a run that only a signal ends."""
 
 
-def test_announced_maintenance_saves_and_exits_with_143(server, half_directory, tmp_path, caches):
-    output = tmp_path / "run"
-    config = write_config(tmp_path / "run.yaml", half_directory, output, *ENDLESS)
-    # The metadata server is on the host: requests do not use a proxy.
-    environment = os.environ | watching(server) | {"http_proxy": "http://127.0.0.1:9"}
-    process = start(["-m", "sdft_jax.cli", "train", config], caches, environment)
-    wait_until((output / "checkpoints" / "1").exists, process)
-    server.event = "MIGRATE_ON_HOST_MAINTENANCE"  # does not end a process
-    before = server.requests
-    wait_until(lambda: server.requests >= before + 3, process)
-    assert process.poll() is None
-    server.event = preemption.ANNOUNCED
-    code, errors = finish(process)
-    assert code == 143, errors
-    announced, stopped = errors.splitlines()
-    assert announced == "sdft: maintenance of this host is announced."
-    step = int(re.fullmatch(r"sdft: stopped by SIGTERM after step (\d+): start the same .*", stopped)[1])
-    assert max(step_names(output)) == step
-
-
-def test_maintenance_of_one_host_stops_all_after_the_same_step(server, half_directory, tmp_path, caches):
+def test_announced_maintenance_of_one_host_saves_and_stops_all_after_the_same_step(
+    server, half_directory, tmp_path, caches
+):
     output = tmp_path / "run"
     config = write_config(
         tmp_path / "run.yaml", half_directory, output, *ENDLESS, "mesh.data=-1", "mesh.fsdp=2"
@@ -101,13 +83,19 @@ def test_maintenance_of_one_host_stops_all_after_the_same_step(server, half_dire
     with serving() as other:
         group = begin(config, 2, caches, environments=[watching(other), watching(server)])
         wait_for_step(output, 1, group)
+        server.event = "MIGRATE_ON_HOST_MAINTENANCE"  # does not end a process
+        before = server.requests
+        wait_until(lambda: server.requests >= before + 3, *group.members)
+        assert [member.poll() for member in group.members] == [None, None]
         server.event = preemption.ANNOUNCED
         codes, errors = group.end()
         assert other.requests > 0
     assert codes == [143, 143], errors
-    messages = [re.search(r"stopped by SIGTERM after step \d+:", text)[0] for text in errors]
-    assert messages[0] == messages[1]
-    assert ["maintenance of this host is announced" in text for text in errors] == [False, True]
+    stopped = r"^sdft: stopped by SIGTERM after step (\d+): start the same "
+    steps = [int(re.search(stopped, text, re.M)[1]) for text in errors]
+    assert steps == [max(step_names(output))] * 2
+    announced = "sdft: maintenance of this host is announced."
+    assert [announced in text.splitlines() for text in errors] == [False, True]
 
 
 @pytest.fixture
@@ -136,7 +124,8 @@ def signals(monkeypatch):
     return sent
 
 
-def test_event_that_was_announced_before_the_start_does_not_end_a_run(server, signals, watch):
+def test_event_that_was_announced_before_the_start_does_not_end_a_run(server, signals, watch, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # not used: the server is on the host
     server.event = preemption.ANNOUNCED
     (thread,) = watch(watching(server, "0.02"))
     wait_until(lambda: server.requests > 3)

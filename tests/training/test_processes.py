@@ -13,7 +13,6 @@ import pytest
 from process_groups import (
     CLI,
     begin,
-    devices_flag,
     free_address,
     member_environment,
     results,
@@ -168,8 +167,10 @@ sys.exit(cli.main(sys.argv[1:]))
 )
 
 
-def test_killed_run_is_resumed_by_four_processes_and_by_one(killed, two, directory, config, caches):
-    """The four are stopped at step 5 by SIGTERM on one host, all after the same step."""
+def test_killed_run_is_resumed_by_four_processes_and_by_one(
+    killed, two, directory, config, caches, shared_compilations
+):
+    """SIGTERM on one host stops the four at step 5, all after the same step; the one is this process."""
     output = directory / "four"
     programs = [["-c", TERMINATED]] * 4
     codes, errors = begin(config, 4, caches, f"output={output}", "mesh.fsdp=4", programs=programs).end()
@@ -182,11 +183,75 @@ def test_killed_run_is_resumed_by_four_processes_and_by_one(killed, two, directo
     last = max(step_names(output))
     assert f"after step {last}:" in stops[0][0]
     assert 5 <= last < 8
-    environment = os.environ | {"XLA_FLAGS": devices_flag(1)}
-    arguments = [*CLI, "train", config, f"output={output}", "mesh.data=1", "mesh.fsdp=1"]
-    code, errors = finish(start(arguments, caches, environment))
-    assert code == 0, errors
+    assert cli.main(["train", config, f"output={output}", "mesh.data=1", "mesh.fsdp=1"]) == 0
     assert_close(two, output)
+
+
+LOST = (
+    AT_STEP.replace("STEP", "8")
+    + """
+from pathlib import Path
+
+def act():
+    while not list(Path(LOCAL).glob("*/0/6.1.copy")) or not list(Path(LOCAL).glob("*/1/6.1.own")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+sys.exit(cli.main(sys.argv[1:]))
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def lost(config, directory, caches):
+    """A directory with `run` and `local`: the output and the local checkpoints of a run that was lost.
+
+    Two processes save locally every third step, and process 1 dies after step 7; 4 is in the output.
+    """
+    place = directory / "lost"
+    output, local = place / "run", place / "local"
+    program = ["-c", LOST.replace("LOCAL", repr(str(local)))]
+    codes, errors = begin(config, 2, caches, *words(place), programs=[CLI, program]).end()
+    assert codes == [1, -signal.SIGKILL], errors
+    assert step_names(output) == [4]
+    (disk,) = local.glob("*/1")
+    assert sorted(os.listdir(disk.parent / "0")) == ["3.0.own", "3.1.copy", "6.0.own", "6.1.copy"]
+    shutil.copytree(place, directory / "lost-copy")
+    return place
+
+
+def words(place):
+    local = (f"checkpoint.local={place / 'local'}", "checkpoint.local_every=3")
+    return (f"output={place / 'run'}", "train.save_every=4", *local)
+
+
+def finish_run(config, caches, place):
+    """Start the lost run again, and return what process 0 prints."""
+    group = begin(config, 2, caches, *words(place))
+    outputs = [member.communicate(timeout=TIMEOUT) for member in group.members]
+    assert [member.returncode for member in group.members] == [0, 0], outputs
+    return outputs[0][0]
+
+
+def test_run_goes_on_after_a_host_and_its_disk_are_lost(lost, two, config, caches):
+    (disk,) = (lost / "local").glob("*/1")
+    shutil.rmtree(disk)
+    assert "resuming from step 6" in finish_run(config, caches, lost)
+    assert results(lost / "run") == results(two)
+    assert [row["step"] for row in read(lost / "run" / "metrics.jsonl")] == list(range(1, 9))
+    assert not disk.parent.exists(), "a finished run deletes its local checkpoints"
+
+
+def test_flipped_byte_on_one_host_is_noticed_by_all(lost, config, caches):
+    """Each host reads its own copy of replicated arrays; one of them has another value in step 6."""
+    shutil.rmtree(lost)
+    shutil.copytree(lost.with_name("lost-copy"), lost)
+    (file,) = (lost / "local").glob("*/1/6.1.own")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    printed = finish_run(config, caches, lost)
+    assert "is not what was saved" in printed
+    assert "resuming from step 4" in printed
 
 
 FAILED = (

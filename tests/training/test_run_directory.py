@@ -254,22 +254,20 @@ assert sorted(path.name for path in run.local.iterdir()) == ["config.yaml", "rol
 
 
 def test_run_in_a_bucket_is_resumed_on_another_machine(bucket_environment, tmp_path):
-    def execute(step: str, home: str) -> None:
-        code = f"""
+    def execute(home: str, *steps: str) -> None:
+        code = """
 from etils import epath
 from sdft_jax.config import Config, to_dict
 from sdft_jax.training.run_directory import RunDirectory
-run = RunDirectory("gs://bucket/runs/a")
-{STEPS[step]}
 """
+        for step in steps:
+            code += f'run = RunDirectory("gs://bucket/runs/a")\n{STEPS[step]}'
         environment = bucket_environment | {"XDG_CACHE_HOME": str(tmp_path / home)}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
-    execute("write", "one")
-    execute("add", "one")
-    execute("resume", "two")
-    execute("start again", "two")
+    execute("one", "write", "add")
+    execute("two", "resume", "start again")
 
 
 def test_paths_of_a_run_are_found_from_another_directory(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """TPU estimates are the same as those of `sdft plan`, and regressions are reported."""
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 
@@ -96,12 +95,11 @@ def test_rows_have_the_settings_of_the_shipped_configurations(name, file):
 
 
 def test_row_has_the_numbers_of_the_plan_and_a_regression_exits_with_1(
-    directory, tmp_path, monkeypatch, capsys
+    directory, tmp_path, monkeypatch, capsys, compiled_once
 ):
     pytest.importorskip("libtpu")
     row = tpu.Row(str(directory), 32, 64, 16, 4, "v5e-1", "fsdp=1", ("divergence.chunk=64",))
     monkeypatch.setattr(tpu, "ROWS", {"tiny": row})
-    monkeypatch.setattr(tpu, "compiled", functools.cache(tpu.compiled))
     report = run_bench("tpu", tmp_path)
     measurements = report["details"]["tiny"]
     config = tmp_path / "run.yaml"

@@ -67,7 +67,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(model, tmp_path_factory):
+def ran(model, tmp_path_factory, shared_compilations):
     """The findings of a whole study, its directory, and a directory with a published page."""
     output, target = tmp_path_factory.mktemp("out"), tmp_path_factory.mktemp("page")
     (target / "REAL.md").write_text(f"Written by hand.\n{BEGIN}\nold\n{END}\nAfter.\n", encoding="utf-8")
