@@ -21,8 +21,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), DEVICES, *FAST_COMPILATION, *PATIENCE]
 ).strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a job of a shell in the background
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _ignored, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_ignored) is signal.SIG_IGN:  # as in a job in the background, or under nohup
+        signal.signal(_ignored, _usual)
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it; tables are then as wide as their content
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
