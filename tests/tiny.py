@@ -74,6 +74,23 @@ EXPERTS = dict(
     norm_topk_prob=True,
 )
 """The changes of a model with experts."""
+QWEN35_MOE = {
+    **QWEN35,
+    "architectures": "Qwen3_5MoeForCausalLM",
+    "model_type": "qwen3_5_moe_text",
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 32,
+}
+GEMMA4_MOE = {
+    **GEMMA4,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 16,
+}
+"""The changes of a model with a dense feed-forward and experts in each layer; also above."""
 GPT_OSS = dict(
     architectures="GptOssForCausalLM",
     model_type="gpt_oss",

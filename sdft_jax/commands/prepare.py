@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,9 @@ def _write_lines(makers: Mapping[str, Maker], sources: Iterable[str], directory:
     return splits
 
 
-def write_tfds(task: str, source: str, makers: Mapping[str, Maker], directory: Path) -> dict[str, Split]:
+def write_tfds(
+    task: str, source: str, makers: Mapping[str, Maker], directory: Path, replace: bool = False
+) -> dict[str, Split]:
     """Write all splits with the task's builder.
 
     Args:
@@ -138,9 +141,10 @@ def write_tfds(task: str, source: str, makers: Mapping[str, Maker], directory: P
         source: its source; a guide is a configuration of task rule.
         makers: split -> a function that yields its rows.
         directory: the directory to write.
+        replace: True to replace an earlier data set.
 
     Raises:
-        SdftError: the data set exists, or a split has no rows.
+        SdftError: the data set exists and is not replaced, or a split has no rows.
     """
     import tensorflow_datasets as tfds
 
@@ -148,7 +152,9 @@ def write_tfds(task: str, source: str, makers: Mapping[str, Maker], directory: P
 
     builder: Any = make_builder(task, source, directory)
     path = Path(builder.data_dir)
-    if path.exists():
+    if path.exists() and replace:
+        shutil.rmtree(path)
+    elif path.exists():
         raise SdftError(f"{path} exists: remove it, or give another directory.")
     splits = {name: Split(path, maker) for name, maker in makers.items()}
     builder.makers = {

@@ -72,12 +72,12 @@ def run(paths: Sequence[str], out: str, config: Config, tfds: bool = False) -> K
         "failures": knowledge.failures,
     }
     with write_errors(out, "give another directory"):
-        if tfds:
-            makers = {name: functools.partial(iter, splits[name]) for name in written}
-            write_tfds("knowledge", "", makers, directory)
         for name, text in texts.items():
             if name not in written:
                 write_text(directory / f"{name}.jsonl", text)
+        if tfds:
+            makers = {name: functools.partial(iter, splits[name]) for name in written}
+            write_tfds("knowledge", "", makers, directory, replace=True)
         write_text(directory / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     _report(reporter, knowledge, directory, len(articles))
     return knowledge

@@ -297,10 +297,14 @@ class Architecture:
         return tuple(layer for layer, kind in enumerate(self.kind_of_layer) if having[kind])
 
     @property
+    def has_dense(self) -> bool:
+        """True if a layer has a dense feed-forward, alone or beside experts."""
+        return any(tensor.name == FEED_FORWARD[-1].name for tensor in self.projections)
+
+    @property
     def feed_forward_widths(self) -> tuple[int, ...]:
         """The hidden widths of dense feed-forwards and of experts, whichever the model has."""
-        has_dense = any(tensor.name == FEED_FORWARD[-1].name for tensor in self.projections)
-        dense = (self.intermediate_size,) if has_dense else ()
+        dense = (self.intermediate_size,) if self.has_dense else ()
         return dense + ((self.experts.width,) if self.experts else ())
 
     @property
@@ -601,7 +605,8 @@ def _expert_sizes(
         raise SdftError(
             f"swiglu_alpha and swiglu_limit are {clamped}, and not positive numbers: correct them."
         )
-    return ExpertSizes(count, chosen, width, bool(config.get("norm_topk_prob", True)), clamped)
+    normalized = bool(config[family.mixture.normalized]) if family.mixture.normalized else True
+    return ExpertSizes(count, chosen, width, normalized, clamped)
 
 
 def _delta_sizes(config: Mapping[str, Any]) -> DeltaSizes:

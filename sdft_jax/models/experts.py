@@ -164,7 +164,9 @@ def _experts(
         out = _grouped(x, matrix, groups)
         if bias is None:
             return out
-        return out + jnp.where((expert[order] < count)[:, None], bias[of_row], 0)
+        # the gradient of a bias is a sum over thousands of rows, in the dtype that is indexed
+        added = bias.astype(jnp.float32)[of_row].astype(out.dtype)
+        return out + jnp.where((expert[order] < count)[:, None], added, 0)
 
     gate = projected(x, weights.gate, weights.gate_bias)
     up = projected(x, weights.up, weights.up_bias)

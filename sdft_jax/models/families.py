@@ -231,6 +231,8 @@ class Mixture:
     """The key of the number of experts of a token in config.json."""
     width: str = "moe_intermediate_size"
     """The key of the hidden width of an expert in config.json."""
+    normalized: str | None = None
+    """The key in config.json that is true if the weights of a token's experts add up to 1; None: they do."""
     stacked: bool = False
     """True if transformers reads the experts of a layer from one tensor only (`hf.stacked`)."""
     interleaved: bool = False
@@ -644,7 +646,6 @@ _QWEN35_MOE = (
     ("shared_expert_intermediate_size", 512),
     ("num_experts_per_tok", 8),
     ("num_experts", 256),
-    ("norm_topk_prob", True),
 )
 
 _GEMMA4_FAMILY = Family(
@@ -698,7 +699,7 @@ FAMILIES = {
             _norms(PRE_NORMS, q="H", k="H"),
             _one_rope,
             _all_alike_if_used,
-            mixture=Mixture(_sparse_every),
+            mixture=Mixture(_sparse_every, normalized="norm_topk_prob"),
             defaults=_QWEN3_MOE,
         ),
         Family("llama", "LlamaForCausalLM", _norms(PRE_NORMS), _one_rope, _all_full, defaults=_COMMON),

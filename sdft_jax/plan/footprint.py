@@ -371,9 +371,8 @@ def _activations(model: Model, rows: int, length: int, longest: int) -> list[Arr
 
 def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
     """Return the largest arrays within one layer on whole sequences; that of the feed-forward is the last."""
-    experts, dense = model.architecture.experts, model.architecture.intermediate_size
-    arrays = []
-    if dense in model.architecture.feed_forward_widths:
+    experts, arrays = model.architecture.experts, []
+    if model.architecture.has_dense:
         arrays.append(_activation(model, "feed-forward hidden of a layer", "F", 1, rows, length))
     if experts:
         # a device has the rows of all devices that hold other experts

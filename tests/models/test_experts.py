@@ -55,8 +55,8 @@ def expected_mixture(x, weights, sizes):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def run(x, weights, sizes=SIZES, sharding=single_device()):  # noqa: B008
-    return mixture(x, weights, sizes, gated_function("silu", sizes.clamped), sharding)
+def run(x, weights, sizes=SIZES, sharding=single_device(), router_x=None):  # noqa: B008
+    return mixture(x, weights, sizes, gated_function("silu", sizes.clamped), sharding, router_x)
 
 
 @pytest.mark.parametrize("normalized", [True, False])
@@ -95,18 +95,37 @@ def test_the_router_is_float32_for_bfloat16_activations():
     assert weights.dtype == jnp.float32
 
 
+def test_the_router_may_read_other_activations_than_the_experts():
+    x, weights = random_inputs()
+    other = jnp.flip(x, axis=1)
+    _, routing = run(x, weights, router_x=other)
+    np.testing.assert_array_equal(routing.experts, jnp.flip(run(x, weights)[1].experts, axis=1))
+
+
+def test_gradients_of_biases_are_sums_in_float32_for_bfloat16_activations():
+    """In bfloat16, a sum of ones stops at 256."""
+    sizes, zeros = ExpertSizes(1, 1, 2, False), jnp.zeros((1, 3, 2), jnp.bfloat16)
+    bias = jnp.zeros((1, 3), jnp.bfloat16)
+
+    def loss(bias):
+        weights = Weights(jnp.zeros((3, 1)), zeros, zeros, zeros.swapaxes(1, 2), down_bias=bias)
+        return jnp.sum(run(jnp.ones((2, 1024, 3), jnp.bfloat16), weights, sizes)[0].astype(jnp.float32))
+
+    assert jax.grad(loss)(bias).tolist() == [[2048.0] * 3]
+
+
 @pytest.mark.parametrize("mesh", [(1, 1, 1, 4), (2, 1, 2, 2)], ids=str)
 def test_split_over_devices_gives_the_same_output_and_gradients(mesh):
     x, weights = random_inputs(batch=4, biases=True)
     sharding = Sharding(make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)]), Rules())
 
-    def loss(x, weights, sharding):
-        out, routing = run(x, weights, sharding=sharding)
+    def loss(x, weights, router_x, sharding):
+        out, routing = run(x, weights, sharding=sharding, router_x=router_x)
         return jnp.sum(jnp.tanh(out)) + jnp.sum(routing.probabilities**2), out
 
     def results(sharding):
-        both = jax.value_and_grad(functools.partial(loss, sharding=sharding), (0, 1), has_aux=True)
-        return jax.device_get(jax.jit(both)(x, weights))
+        both = jax.value_and_grad(functools.partial(loss, sharding=sharding), (0, 1, 2), has_aux=True)
+        return jax.device_get(jax.jit(both)(x, weights, jnp.flip(x, axis=1)))
 
     for ours, theirs in zip(*(jax.tree.leaves(results(s)) for s in (sharding, single_device())), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-4)

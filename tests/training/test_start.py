@@ -321,8 +321,8 @@ def wrong(adapter_directories, tmp_path_factory):
         (["lora.rank=8", "lora.adapter={adapter}"], "has rank 4, and lora.rank=8: set lora.rank=4"),
         (
             ["model.path={other}", "lora.adapter={adapter}"],
-            "the adapter was trained on other weights than those in {other}: set model.path to its base, "
-            "which was owner/base.",
+            "the adapter was trained on other weights than those in {other}, or on the same ones in another "
+            "dtype or layout: set model.path to its base, which was owner/base.",
         ),
         (
             ["model.path={experts}", "lora.targets=[q]", "lora.quantize=int8"],

@@ -65,14 +65,27 @@ def mismatch(example: Example) -> str | None:
 def choice_mismatch(example: Example) -> str | None:
     """Return the problem with a reference answer that is none of its prompt's options, or None.
 
-    An option is given by its letter or by its text, since scorer `choice` compares texts. A prompt with fewer
-    than two options, such as "Q: ... A: ...", does not limit the answer.
+    An option is given by its letter or by its text, since scorer `choice` compares texts. Since other lines
+    may look like options, a text is compared only if the prompt ends with them. A prompt with fewer than two
+    options, such as "Q: ... A: ...", does not limit the answer.
     """
-    options = read_options(example)
+    options, answer = read_options(example), str(example.answer).strip()
     texts = [text for text in options.values() if text]
-    if len(texts) < 2 or str(example.answer).strip() in {*options, *texts}:
+    if len(texts) < 2 or answer in {*options, *texts}:
         return None
-    return _no_option(example, options)
+    is_letter = len(answer) == 1 and answer in _LETTERS
+    return _no_option(example, options) if is_letter or _ends_with(_prompt(example), options) else None
+
+
+def _ends_with(prompt: str, options: Options) -> bool:
+    """Return True if the last lines of a prompt are its options."""
+    lines = [line for line in prompt.splitlines() if line.strip()]
+    return _OPTION.findall("\n".join(lines[-len(options) :])) == list(options.items())
+
+
+def _prompt(example: Example) -> str:
+    """Return the last user message."""
+    return example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
 
 
 def _no_option(example: Example, options: Options) -> str:
@@ -96,12 +109,11 @@ def read_options(example: Example) -> Options:
 
     Without such lines, the options are the letters, with empty texts.
     """
-    prompt = example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
     options: dict[str, str] = {}
-    for letter, text in _OPTION.findall(prompt):
+    for letter, text in _OPTION.findall(_prompt(example)):
         if letter == "A":
             options = {}
-        if letter == _LETTERS[len(options)]:
+        if letter == _LETTERS[len(options) :][:1]:
             options[letter] = text
     return options or dict.fromkeys(_LETTERS, "")
 

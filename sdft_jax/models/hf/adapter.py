@@ -183,8 +183,8 @@ def open_adapter(
         _check_copies(copies, open_checkpoint(base, architecture), weights)
     if _BASE_DIGEST in metadata and metadata[_BASE_DIGEST] != _digest_of(base, architecture):
         raise SdftError(
-            f"{weights}: the adapter was trained on other weights than those in {base}: set model.path to "
-            f"its base, which was {config.get(_NAMED_BASE)}."
+            f"{weights}: the adapter was trained on other weights than those in {base}, or on the same ones "
+            f"in another dtype or layout: set model.path to its base, which was {config.get(_NAMED_BASE)}."
         )
     return stored
 
@@ -213,7 +213,9 @@ def _read_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def _digest_of(base: str | os.PathLike[str], architecture: Architecture) -> str:
-    return weights_digest(open_checkpoint(base, architecture))
+    stored = open_checkpoint(base, architecture)
+    tied = {HEAD.source} if architecture.tie_word_embeddings else set()  # a file may repeat it
+    return weights_digest({name: tensor for name, tensor in stored.items() if name not in tied})
 
 
 def _check_copies(copies: Mapping[str, Stored], base: Mapping[str, Stored], weights: Path) -> None:

@@ -176,7 +176,14 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
     """
     directory = Path(path)
     stored = _text_tensors(_read_headers(directory), architecture)
-    if coded := next((name for name, tensor in stored.items() if tensor.code in QUANTIZED), None):
+    coded = next((name for name, tensor in stored.items() if tensor.code in QUANTIZED), None)
+    mixture = architecture.family.mixture
+    if coded and mixture and mixture.interleaved and coded.endswith(("_blocks", "_scales")):
+        raise SdftError(
+            f"{stored[coded].file}: {coded} is in MXFP4, and its blocks or scales are missing or of another "
+            "shape: download the checkpoint again."
+        )
+    if coded:
         raise SdftError(
             f"{stored[coded].file}: {coded} has dtype {stored[coded].code}, that of quantized weights, whose "
             "format config.json does not name: use the original checkpoint, with bfloat16 or float32 weights."
@@ -221,11 +228,17 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
 
 
 def other_tensors(path: str | os.PathLike[str], architecture: Architecture) -> list[Stored]:
-    """Return the tensors of a wrapper that are not those of its text model; [] for a text model alone."""
-    if architecture.wrapper is None:
+    """Return the tensors that are not those of the text model: those of a wrapper, and the layers that
+    predict several tokens (`mtp.`), which transformers does not read either.
+    """
+    if not path:
         return []
-    stored = _read_headers(Path(path))
-    return [tensor for name, tensor in stored.items() if plain_name(name) is None]
+    stored, wrapped = _read_headers(Path(path)), architecture.wrapper is not None
+    return [
+        tensor
+        for name, tensor in stored.items()
+        if (plain_name(name) is None if wrapped else name.startswith(_PREDICTION))
+    ]
 
 
 def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict[str, Stored]:
@@ -235,7 +248,11 @@ def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict
     if architecture.family.mixture:
         stored = separate(stored, architecture.family.mixture)
     # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
-    return {name: tensor for name, tensor in stored.items() if not name.endswith("rotary_emb.inv_freq")}
+    return {
+        name: tensor
+        for name, tensor in stored.items()
+        if not name.endswith("rotary_emb.inv_freq") and not name.startswith(_PREDICTION)
+    }
 
 
 def open_reference(path: str | os.PathLike[str], architecture: Architecture) -> dict[str, Stored]:
@@ -256,12 +273,13 @@ def weights_digest(stored: Mapping[str, Stored]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(stored.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
-        values = tensor.raw().reshape(-1)
-        for start in (0, len(values) // 2, max(0, len(values) - _SAMPLE)):
-            digest.update(values[start : start + _SAMPLE].tobytes())
+        for values in tensor.samples(_SAMPLE):
+            digest.update(values.tobytes())
     return digest.hexdigest()[:16]
 
 
+_PREDICTION = "mtp."
+"""The beginning of the names of layers that predict several tokens."""
 _SAMPLE = 1024
 """Number of values at the start, the middle and the end of each tensor that count in `weights_digest`."""
 
@@ -297,7 +315,11 @@ def read_entry(
             for i, layer in enumerate(chosen):
                 for j, expert in enumerate(numbers):
                     # mapped one by one: a map keeps its file open, and a layer may have hundreds of experts
-                    out[i, j] = tensor.from_stored(stored[names[layer, expert]].map(), sizes)[own]
+                    source = stored[names[layer, expert]]
+                    if expert is None:
+                        out[i, j] = tensor.from_stored(source.map(), sizes)[own]
+                    else:  # a matrix [outputs, inputs], of which only a part is decoded, or a bias
+                        out[i, j] = source.part(own[::-1]).T
             out = out if entry.experts else out[:, 0]
             slices[str(index)] = out if entry.layers else out[0]
         return slices[str(index)]

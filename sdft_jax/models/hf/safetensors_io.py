@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,15 @@ class Stored:
             return np.zeros(self.shape, self.dtype)
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
-    def raw(self) -> np.ndarray:
-        """Return what the file has, which is the codes of a quantized tensor."""
-        return self.map()
+    def part(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Return a part of the tensor."""
+        return self.map()[index]
+
+    def samples(self, count: int) -> Iterator[np.ndarray]:
+        """Yield `count` values from the start, the middle and the end, as the file has them."""
+        values = self.map().reshape(-1)
+        for start in (0, len(values) // 2, max(0, len(values) - count)):
+            yield values[start : start + count]
 
 
 def checkpoint_files(directory: Path) -> list[Path]:

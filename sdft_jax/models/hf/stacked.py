@@ -34,6 +34,10 @@ _MATRICES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj"
 _FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _FP4 = np.concatenate([_FP4, -_FP4])
 """The values of the codes 0 to 15, E2M1 (OCP Microscaling Formats v1.0, section 5.3.3)."""
+_PAIRS = np.stack([np.tile(_FP4, 16), np.repeat(_FP4, 16)], axis=1)
+"""The two values of each byte."""
+_SCALES = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32(np.nan))
+"""The factor of each scale, E8M0 (the same, section 5.4.1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,16 @@ class StoredMatrix(Stored):
         view = self.stack.map()[self.place]
         return view.T if self.transposed else view
 
+    def samples(self, count: int) -> Iterator[np.ndarray]:
+        """Yield up to `count` values of the first, the middle and the last output, as the file has them."""
+        yield from _of_rows(self.map(), count)
+
+
+def _of_rows(matrix: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    # of a matrix in a stack, a flat view would be a copy
+    for row in (0, len(matrix) // 2, len(matrix) - 1):
+        yield matrix[row].reshape(-1)[:count]
+
 
 @dataclasses.dataclass(frozen=True)
 class StoredMxfp4(StoredMatrix):
@@ -73,14 +87,24 @@ class StoredMxfp4(StoredMatrix):
 
     def map(self) -> np.ndarray:
         """Return the values of the matrix."""
-        codes, scales = self.raw(), self.scales.map()[self.place]
-        values = _FP4[np.stack([codes & 15, codes >> 4], axis=-1)].reshape(*codes.shape[:-1], -1)
-        wide = np.ldexp(values, scales[..., None].astype(np.int32) - 127)
-        return wide.reshape(self.shape).astype(self.dtype)
+        return self.part((slice(None), slice(None)))
 
-    def raw(self) -> np.ndarray:
-        """Return the codes."""
-        return self.stack.map()[self.place]
+    def part(self, index: tuple[slice, ...]) -> np.ndarray:
+        """Return the values of a part; only its blocks are read."""
+        outputs, inputs = index
+        start, stop, _ = inputs.indices(self.shape[1])
+        first, last = start // 32, -(-stop // 32)
+        codes, scales = (
+            tensor.map()[self.place][outputs, first:last] for tensor in (self.stack, self.scales)
+        )
+        wide = _PAIRS[codes].reshape(*codes.shape[:2], 32) * _SCALES[scales][..., None]
+        wide = wide.reshape(len(codes), 32 * (last - first))
+        return wide[:, start - 32 * first : stop - 32 * first].astype(self.dtype)
+
+    def samples(self, count: int) -> Iterator[np.ndarray]:
+        """Yield some of the codes and of the scales."""
+        for tensor in (self.stack, self.scales):
+            yield from _of_rows(tensor.map()[self.place], count)
 
 
 def separate(stored: Mapping[str, Stored], mixture: Mixture) -> dict[str, Stored]:

@@ -321,15 +321,15 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
     The sentence gives the Euclidean norm of the rounding in percent of the distance from the source.
     """
     error = rounding_error(model, params, dtype) if model.source else 0.0
+    stored = open_checkpoint(model.source, model.architecture) if model.source else {}
     notes = []
-    if _QUANTIZATION in json.loads(model.architecture.source_json):
+    if any(isinstance(tensor, StoredMxfp4) for tensor in stored.values()):
         notes.append("the experts, which the source has in MXFP4, are written without quantization.")
     if error == 0.0:
         return notes
     share = error / max(distance(model, params, model.source), error)
     if share < 0.01:
         return notes
-    stored = open_checkpoint(model.source, model.architecture)
     names = {place.dtype.name for place in _places(model, params, stored, dtype)} - {"float32"}
     alternative = "the adapters alone or " if model.architecture.lora else ""
     return [

@@ -104,6 +104,20 @@ def test_a_block_of_mxfp4(tmp_path):
     assert separate({BLOCKS: read_header(file)[BLOCKS]}, GPT_OSS).keys() == {BLOCKS}  # without scales
 
 
+def test_a_part_of_mxfp4_is_that_of_the_whole_and_samples_are_codes(tmp_path):
+    blocks, scales = coded(2, 6, 96)
+    arrays, file = {BLOCKS: blocks, SCALES: scales}, tmp_path / "model.safetensors"
+    write_file(file, {name: (x.dtype, x.shape) for name, x in arrays.items()}, arrays.values())
+    up = separate(read_header(file), GPT_OSS)["model.layers.1.mlp.experts.1.up_proj.weight"]
+    whole = up.map()
+    assert whole.shape == (3, 96)
+    for outputs, inputs in ((slice(1, 3), slice(40, 70)), (slice(None), slice(0, 32)), (slice(0), slice(5))):
+        np.testing.assert_array_equal(up.part((outputs, inputs)), whole[outputs, inputs])
+    first, *_, last = up.samples(20)
+    np.testing.assert_array_equal(first, blocks[1, 1].reshape(-1)[:20])
+    np.testing.assert_array_equal(last, scales[1, 5])
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
 def test_checkpoint_in_mxfp4_is_read_and_exported_as_transformers_dequantizes_it(tmp_path):
     import torch
@@ -136,6 +150,21 @@ def test_checkpoint_in_mxfp4_is_read_and_exported_as_transformers_dequantizes_it
     for name, tensor in expected.items():
         assert torch.equal(back[name], tensor.to(back[name].dtype))
     assert read_header(tmp_path / "out" / "model.safetensors")[stack].code == "BF16"
+
+
+def test_mxfp4_without_its_scales_is_refused(tmp_path):
+    shutil.copytree(DIRECTORY / "gpt_oss", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "model.safetensors"
+    stored = read_header(file)
+    arrays = {name: tensor.map().copy() for name, tensor in stored.items()}
+    del arrays["model.layers.0.mlp.experts.gate_up_proj"]
+    arrays["model.layers.0.mlp.experts.gate_up_proj_blocks"], _ = coded(8, 64, 32)
+    file.unlink()
+    write_file(file, {name: (x.dtype, x.shape) for name, x in arrays.items()}, arrays.values())
+    with pytest.raises(
+        SdftError, match=r"gate_up_proj_blocks is in MXFP4, and its blocks or scales are missing"
+    ):
+        load_model(tmp_path)
 
 
 def test_wrong_number_of_stacked_experts_is_refused():

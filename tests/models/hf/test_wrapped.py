@@ -92,13 +92,15 @@ def test_a_wrapper_has_the_parameters_of_its_text_model_and_keeps_all_others(nam
     assert distance(model, params, DIRECTORY / "gemma3") == distance(model, params, source) == 0
 
 
-def test_prediction_layers_of_qwen35_are_kept(tmp_path):
+@pytest.mark.parametrize("case", ["qwen35_vision", "qwen35"])
+def test_prediction_layers_of_qwen35_are_kept(case, tmp_path):
     """Published checkpoints predict several tokens with `mtp.*`, which transformers does not read either."""
-    source = shutil.copytree(DIRECTORY / "qwen35_vision", tmp_path / "source")
+    source = shutil.copytree(DIRECTORY / case, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     own = {"mtp.norm.weight": np.ones(24, np.float32), "mtp.layers.0.mlp.up_proj.weight": np.eye(4)}
     tensors |= own
-    tensors["model.language_model.layers.0.linear_attn.A_log"] = np.array([2.7, 1, 0, -1], np.float32)
+    prefix = "model.language_model." if case == "qwen35_vision" else "model."
+    tensors[f"{prefix}layers.0.linear_attn.A_log"] = np.array([2.7, 1, 0, -1], np.float32)
     save_file(tensors, source / "model.safetensors")
     save_pretrained(*load_model(source), None, tmp_path / "out")
     assert_equal(tensors_of(tmp_path / "out"), tensors)
