@@ -14,12 +14,16 @@ FAST_COMPILATION = [
 ]
 DEVICES = "--xla_force_host_platform_device_count=8"
 # On a busy machine, devices may begin a collective further apart than 40 s, at which XLA ends the process.
-PATIENCE = ["--xla_cpu_collective_call_terminate_timeout_seconds=1200"] if JAXLIB >= (0, 9) else []
+PATIENCE = ["--xla_cpu_collective_call_terminate_timeout_seconds=300"] if JAXLIB >= (0, 9) else []
+# A device may wait in several collectives at once, each in a thread. With a thread for each device, as XLA has on
+# machines with few cores, all may wait, and none is left for the device that they wait for.
+THREADS = "64"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), DEVICES, *FAST_COMPILATION, *PATIENCE]
 ).strip()
+os.environ["NPROC"] = THREADS
 os.environ["HF_HUB_OFFLINE"] = "1"
 for _ignored, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_ignored) is signal.SIG_IGN:  # as in a job in the background, or under nohup
