@@ -15,8 +15,8 @@ FAST_COMPILATION = [
 DEVICES = "--xla_force_host_platform_device_count=8"
 # On a busy machine, devices may begin a collective further apart than 40 s, at which XLA ends the process.
 PATIENCE = ["--xla_cpu_collective_call_terminate_timeout_seconds=300"] if JAXLIB >= (0, 9) else []
-# A device may wait in several collectives at once, each in a thread. With a thread for each device, as XLA has on
-# machines with few cores, all may wait, and none is left for the device that they wait for.
+# A device may wait in several collectives at once, each in a thread. With one thread for each device, as XLA
+# has them on machines with few cores, all may wait, and none is left for the device that they wait for.
 THREADS = "64"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
