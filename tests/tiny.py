@@ -65,32 +65,24 @@ GEMMA4 = dict(
 layer after them."""
 
 
+_FOUR_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 EXPERTS = dict(
     architectures="Qwen3MoeForCausalLM",
     model_type="qwen3_moe",
-    num_experts=4,
-    num_experts_per_tok=2,
-    moe_intermediate_size=16,
     norm_topk_prob=True,
+    **_FOUR_EXPERTS,
 )
 """The changes of a model with experts."""
 QWEN35_MOE = {
     **QWEN35,
     "architectures": "Qwen3_5MoeForCausalLM",
     "model_type": "qwen3_5_moe_text",
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 32,
+    **_FOUR_EXPERTS,
 }
-GEMMA4_MOE = {
-    **GEMMA4,
-    "enable_moe_block": True,
-    "num_experts": 4,
-    "top_k_experts": 2,
-    "moe_intermediate_size": 16,
-}
-"""The changes of a model with a dense feed-forward and experts in each layer; also above."""
+"""The changes of QWEN35 with experts and a shared one in each layer."""
+GEMMA4_MOE = {**GEMMA4, **_FOUR_EXPERTS, "enable_moe_block": True, "top_k_experts": 2}
+"""The changes of GEMMA4 with experts beside the dense feed-forward."""
 GPT_OSS = dict(
     architectures="GptOssForCausalLM",
     model_type="gpt_oss",

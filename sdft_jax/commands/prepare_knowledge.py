@@ -49,35 +49,36 @@ def run(paths: Sequence[str], out: str, config: Config, tfds: bool = False) -> K
     knowledge = prepare(articles, config, functools.partial(reporter.track, description="questions"))
     splits = dict(zip(SPLITS, (knowledge.train, knowledge.test, knowledge.texts), strict=True))
     texts = {name: "".join(map(json_line, rows)) for name, rows in splits.items()}
-    written = dict.fromkeys(SPLITS[:2], "sdft_knowledge/1.0.0") if tfds else {}
-    record = {
-        "task": "knowledge",
-        "splits": {
-            name: {
-                "path": written.get(name, f"{name}.jsonl"),
-                "rows": len(splits[name]),
-                "sha256": _sha256(text),
-            }
-            for name, text in texts.items()
-        },
-        "articles": [
-            {"title": one.title, "source": one.place, "sha256": _sha256(one.text)} for one in articles
-        ],
-        "model": config.judge.model,
-        "knowledge": dataclasses.asdict(config.knowledge),
-        "refused": [
-            {"kind": kind, "reason": reason, "questions": count}
-            for (kind, reason), count in knowledge.refused.most_common()
-        ],
-        "failures": knowledge.failures,
-    }
     with write_errors(out, "give another directory"):
-        for name, text in texts.items():
-            if name not in written:
-                write_text(directory / f"{name}.jsonl", text)
+        lines = SPLITS[2:] if tfds else SPLITS
+        for name in lines:
+            write_text(directory / f"{name}.jsonl", texts[name])
+        places = {name: directory / f"{name}.jsonl" for name in lines}
         if tfds:
-            makers = {name: functools.partial(iter, splits[name]) for name in written}
-            write_tfds("knowledge", "", makers, directory, replace=True)
+            makers = {name: functools.partial(iter, splits[name]) for name in SPLITS[:2]}
+            data_set = write_tfds("knowledge", "", makers, directory, replace=True)
+            places |= {name: split.path for name, split in data_set.items()}
+        record = {
+            "task": "knowledge",
+            "splits": {
+                name: {
+                    "path": str(places[name].relative_to(directory)),
+                    "rows": len(splits[name]),
+                    "sha256": _sha256(text),
+                }
+                for name, text in texts.items()
+            },
+            "articles": [
+                {"title": one.title, "source": one.place, "sha256": _sha256(one.text)} for one in articles
+            ],
+            "model": config.judge.model,
+            "knowledge": dataclasses.asdict(config.knowledge),
+            "refused": [
+                {"kind": kind, "reason": reason, "questions": count}
+                for (kind, reason), count in knowledge.refused.most_common()
+            ],
+            "failures": knowledge.failures,
+        }
         write_text(directory / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     _report(reporter, knowledge, directory, len(articles))
     return knowledge

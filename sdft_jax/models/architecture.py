@@ -599,7 +599,7 @@ def _expert_sizes(
     if chosen > count:
         raise SdftError(f"{keys[1]} {chosen} is above num_experts {count}: correct one of them.")
     clamped = None
-    if family.mixture.interleaved:
+    if family.mixture.clamped:
         clamped = float(config["swiglu_alpha"]), float(config["swiglu_limit"])
     if clamped and not all(0 < number < float("inf") for number in clamped):
         raise SdftError(

@@ -193,7 +193,7 @@ class Block(nnx.Module):
             gate, up = (self._inside(part, "mlp", "mlp") for part in jnp.split(gate_up, 2, axis=-1))
         else:
             gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
-        hidden = ACTIVATION_FUNCTIONS[self.config.activation](gate) * up
+        hidden = gated_function(self.config.activation, None)(gate, up)
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
         return self._matmul("btf,fd->btd", hidden, "down")
 

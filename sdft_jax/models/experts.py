@@ -158,15 +158,15 @@ def _experts(
     groups = jnp.bincount(expert, length=count).astype(jnp.int32)
     repeated = jnp.broadcast_to(rows[:, None], (tokens, per_token, rows.shape[-1]))
     x = _permuted(repeated.reshape(tokens * per_token, -1), order)
-    of_row = jnp.minimum(expert[order], count - 1)
+    of_row = expert[order]
 
     def projected(x: Array, matrix: Array, bias: Array | None) -> Array:
         out = _grouped(x, matrix, groups)
         if bias is None:
             return out
         # the gradient of a bias is a sum over thousands of rows, in the dtype that is indexed
-        added = bias.astype(jnp.float32)[of_row].astype(out.dtype)
-        return out + jnp.where((expert[order] < count)[:, None], added, 0)
+        added = bias.astype(jnp.float32)[jnp.minimum(of_row, count - 1)].astype(out.dtype)
+        return out + jnp.where((of_row < count)[:, None], added, 0)
 
     gate = projected(x, weights.gate, weights.gate_bias)
     up = projected(x, weights.up, weights.up_bias)

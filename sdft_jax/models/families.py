@@ -235,6 +235,8 @@ class Mixture:
     """The key in config.json that is true if the weights of a token's experts add up to 1; None: they do."""
     stacked: bool = False
     """True if transformers reads the experts of a layer from one tensor only (`hf.stacked`)."""
+    clamped: bool = False
+    """True if `swiglu_alpha` and `swiglu_limit` in config.json change the function of gate and up."""
     interleaved: bool = False
     """True if the outputs of gate and up alternate in that tensor, which may be in MXFP4 (gpt-oss)."""
 
@@ -767,7 +769,12 @@ FAMILIES = {
             _sliding_or_full,
             norm_style="scale_before_cast",
             mixture=Mixture(
-                _every_layer, GPT_OSS_MIXTURE, width="intermediate_size", stacked=True, interleaved=True
+                _every_layer,
+                GPT_OSS_MIXTURE,
+                width="intermediate_size",
+                clamped=True,
+                stacked=True,
+                interleaved=True,
             ),
             others=(SINKS,),
             defaults=_GPT_OSS,

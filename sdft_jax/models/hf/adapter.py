@@ -107,7 +107,10 @@ def save_adapter(
         card = plain_adapter_card(find_base(base, model.source or base), lora.rank, target.name)
         (directory / CARD).write_text(card, encoding="utf-8")
 
-    metadata = {_BASE_DIGEST: _digest_of(model.source, model.architecture)} if model.source else None
+    metadata = {}
+    if model.source:
+        of_base = open_checkpoint(model.source, model.architecture)
+        metadata[_BASE_DIGEST] = _digest_of(of_base, model.architecture)
     write_directory(model, target, {ADAPTER_WEIGHTS: pieces}, write_side_files, metadata)
 
 
@@ -179,9 +182,10 @@ def open_adapter(
                 f"{weights}: {name} has shape {list(stored[name].shape)}, and the adapter of this model has "
                 f"{list(shape)}: it adapts another base model: correct model.path or lora.adapter."
             )
-    if copies:
-        _check_copies(copies, open_checkpoint(base, architecture), weights)
-    if _BASE_DIGEST in metadata and metadata[_BASE_DIGEST] != _digest_of(base, architecture):
+    compared = copies or _BASE_DIGEST in metadata
+    of_base = open_checkpoint(base, architecture) if compared else {}
+    _check_copies(copies, of_base, weights)
+    if _BASE_DIGEST in metadata and metadata[_BASE_DIGEST] != _digest_of(of_base, architecture):
         raise SdftError(
             f"{weights}: the adapter was trained on other weights than those in {base}, or on the same ones "
             f"in another dtype or layout: set model.path to its base, which was {config.get(_NAMED_BASE)}."
@@ -212,10 +216,9 @@ def _read_config(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return read_json(Path(path) / ADAPTER_CONFIG, "give the directory of a PEFT adapter")
 
 
-def _digest_of(base: str | os.PathLike[str], architecture: Architecture) -> str:
-    stored = open_checkpoint(base, architecture)
+def _digest_of(base: Mapping[str, Stored], architecture: Architecture) -> str:
     tied = {HEAD.source} if architecture.tie_word_embeddings else set()  # a file may repeat it
-    return weights_digest({name: tensor for name, tensor in stored.items() if name not in tied})
+    return weights_digest({name: tensor for name, tensor in base.items() if name not in tied})
 
 
 def _check_copies(copies: Mapping[str, Stored], base: Mapping[str, Stored], weights: Path) -> None:

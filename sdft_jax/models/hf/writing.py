@@ -268,26 +268,27 @@ def _with_stacks(pieces: Sequence[tuple[Stored | None, Piece]]) -> list[Piece]:
 
     Each piece is given with its tensor in the source, or None.
     """
-    groups: dict[str, list[tuple[StoredMatrix, Piece]]] = {}
-    for source, piece in pieces:
-        if isinstance(source, StoredMatrix):
-            groups.setdefault(source.stack.name, []).append((source, piece))
-
-    def stack_piece(group: list[tuple[StoredMatrix, Piece]]) -> Piece:
-        parts = [part for part, _ in group]
-        stack, dtype = parts[0].stack, group[0][1].dtype
-        new = dataclasses.replace(stack, dtype=dtype)
-        return Piece(
-            stack.name, lambda: stacked(new, parts, (p.read() for _, p in group)), dtype, stack.shape
-        )
-
     written: dict[str, Piece] = {}
+    groups: dict[str, list[tuple[StoredMatrix, Piece]]] = {}
     for source, piece in pieces:
         if not isinstance(source, StoredMatrix):
             written[piece.name] = piece
-        elif source.stack.name not in written:
-            written[source.stack.name] = stack_piece(groups[source.stack.name])
+            continue
+        group = groups.setdefault(source.stack.name, [])
+        group.append((source, piece))
+        if len(group) == 1:  # in the place of its first matrix; the others follow before it is read
+            written[source.stack.name] = _stack_piece(source.stack, group)
     return list(written.values())
+
+
+def _stack_piece(stack: Stored, group: Sequence[tuple[StoredMatrix, Piece]]) -> Piece:
+    """Return the piece of a stack, with its matrices and their pieces."""
+    new = dataclasses.replace(stack, dtype=group[0][1].dtype)
+
+    def read() -> np.ndarray:
+        return stacked(new, [part for part, _ in group], (piece.read() for _, piece in group))
+
+    return Piece(stack.name, read, new.dtype, new.shape)
 
 
 def _places(model: Model, params: Params, stored: Mapping[str, Stored], dtype: Any) -> list[Place]:
@@ -320,9 +321,11 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
     For example, values of bfloat16 near 0.05 are 2e-4 apart: a file keeps a change of 1e-5 only by chance.
     The sentence gives the Euclidean norm of the rounding in percent of the distance from the source.
     """
-    error = rounding_error(model, params, dtype) if model.source else 0.0
-    stored = open_checkpoint(model.source, model.architecture) if model.source else {}
-    notes = []
+    if not model.source:
+        return []
+    stored, notes = open_checkpoint(model.source, model.architecture), []
+    places = _places(model, params, stored, dtype)
+    error = _rounding(model, params, places)
     if any(isinstance(tensor, StoredMxfp4) for tensor in stored.values()):
         notes.append("the experts, which the source has in MXFP4, are written without quantization.")
     if error == 0.0:
@@ -330,7 +333,7 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
     share = error / max(distance(model, params, model.source), error)
     if share < 0.01:
         return notes
-    names = {place.dtype.name for place in _places(model, params, stored, dtype)} - {"float32"}
+    names = {place.dtype.name for place in places} - {"float32"}
     alternative = "the adapters alone or " if model.architecture.lora else ""
     return [
         *notes,
@@ -342,7 +345,10 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
 def rounding_error(model: Model, params: Params, dtype: Any = None) -> float:
     """Return the Euclidean norm of what the dtypes of `save_pretrained` change in the parameters."""
     stored = open_checkpoint(model.source, model.architecture) if model.source else {}
-    places = _places(model, params, stored, dtype)
+    return _rounding(model, params, _places(model, params, stored, dtype))
+
+
+def _rounding(model: Model, params: Params, places: Sequence[Place]) -> float:
     # a tied head counts once, and the experts of a layer together
     dtypes = {(place.entry, place.layer): place.dtype for place in places}
     return math.sqrt(
