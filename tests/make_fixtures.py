@@ -485,12 +485,28 @@ CASES = {
         "num_experts": 8,
         "top_k_experts": 3,
     },
+    "gemma4_e": {  # E2B and E4B: two layers have keys and values, in periods of 2, and four share them
+        **_GEMMA4,
+        "num_hidden_layers": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 4,
+        "attention_k_eq_v": False,
+        "hidden_size_per_layer_input": 16,
+        "num_kv_shared_layers": 4,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": _BASE["vocab_size"],
+    },
     "gemma4_vision": {  # values of their own, and the last layer of the default pattern is full
         **_GEMMA4_TOKENS,
         "architectures": ["Gemma4ForConditionalGeneration"],
         "model_type": "gemma4",
         "audio_config": None,
-        "text_config": {**_GEMMA4_TEXT, "num_hidden_layers": 4, "attention_k_eq_v": False},
+        "text_config": {
+            **_GEMMA4_TEXT,
+            "num_hidden_layers": 4,
+            "attention_k_eq_v": False,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": _BASE["vocab_size"],
+        },
         "vision_config": {
             "model_type": "gemma4_vision",
             "hidden_size": 8,
@@ -535,10 +551,14 @@ CASES = {
 
 
 def one_of_each_family(**others: str) -> tuple[str, ...]:
-    """Return the first case of every family, or the case that `others` gives in its place."""
-    first: dict[str, str] = {}
+    """Return the first case of every family, or the case that `others` gives in its place.
+
+    Gemma 4 with shared keys and values is a family of its own.
+    """
+    first: dict[tuple[str, bool], str] = {}
     for case, config in CASES.items():
-        first.setdefault(config.get("text_config", config)["model_type"], case)
+        text = config.get("text_config", config)
+        first.setdefault((text["model_type"], bool(text.get("num_kv_shared_layers"))), case)
     return tuple(others.get(case, case) for case in first.values())
 
 
@@ -611,6 +631,8 @@ def make(case: str, config: dict) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 or name.endswith("_bias"):  # norms would otherwise be one, and biases zero
             parameter.data += 0.3 * torch.randn_like(parameter)
+        if case == "gemma4_e" and "post_" in name:  # eight layers with larger outputs amplify rounding
+            parameter.data *= 0.4
         if name.endswith("A_log"):  # slow decay, as after training: the output of one token may be near zero
             parameter.data.uniform_(-5, -2)
     for name, buffer in model.named_buffers():

@@ -24,6 +24,7 @@ CASES = (
     "gemma4",
     "qwen35_moe",
     "gemma4_moe",
+    "gemma4_e",
     "gpt_oss",
 )
 PAD, LENGTH, ROWS, WIDTH = 0, 12, 6, 9

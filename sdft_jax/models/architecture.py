@@ -28,9 +28,12 @@ from sdft_jax.models.families import (
     FUSED_FEED_FORWARD,
     GATED_ATTENTION,
     HEAD,
+    LAYER_EMBEDDINGS,
+    LAYER_INPUT,
     OUTPUT_BIASES,
     QKV_BIASES,
     SINKS,
+    WIDE_FEED_FORWARD,
     WRAPPERS,
     Family,
     Heads,
@@ -104,6 +107,11 @@ class LayerKind:
     """The function of each token."""
     heads: Heads | None = None
     """The heads of keys and values; None for those of the model."""
+    shares_keys: bool = False
+    """True if queries read the keys and values of another layer: the last one that has its own, among those
+    with the same window."""
+    wide: bool = False
+    """True if the dense feed-forward has twice the width."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +166,8 @@ class Architecture:
     query_scale: float
     """The factor on attention logits."""
     kinds: tuple[LayerKind, ...]
-    """The distinct kinds of layers, in the order of `Family.kinds`, and with rope before without."""
+    """The distinct kinds of layers, in the order of `Family.kinds`; with rope before without, and with keys
+    and values of their own before shared ones."""
     kind_of_layer: tuple[int, ...]
     """The index into `kinds` of each layer."""
     source_json: str = dataclasses.field(repr=False)
@@ -171,6 +180,8 @@ class Architecture:
     """The sizes of the mixtures of experts; None without such layers."""
     softcap: float | None = None
     """The bound c of logits z, which become c tanh(z / c); None without one."""
+    layer_embedding: int = 0
+    """The width of the embeddings of each token for each layer; 0 without them."""
     lora: Lora | None = None
     """The adapters; None without adapters."""
     quantize: Quantization | None = None
@@ -197,6 +208,7 @@ class Architecture:
             "R": self.lora.rank if self.lora else 0,
             "d": tile_count(self.hidden_size),
             "f": tile_count(self.intermediate_size),
+            "u": tile_count(2 * self.intermediate_size),
             "h": tile_count(self.head_dim),
             "p": tile_count(delta.value_dim),
             "x": tile_count(full.dim),
@@ -211,6 +223,9 @@ class Architecture:
             "M": experts.width,
             "W": (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim,
             "U": 2 * self.intermediate_size,
+            "L": self.num_hidden_layers,
+            "A": self.layer_embedding,
+            "B": self.layer_embedding,
             "1": 1,
         }
 
@@ -252,6 +267,10 @@ class Architecture:
             others = (QKV_BIASES if self.qkv_bias else ()) + (OUTPUT_BIASES if self.output_bias else ())
         if kind.feed_forward == "experts" and self.family.mixture:
             others = (*others, *self.family.mixture.parameters)
+        if self.layer_embedding:
+            others = (*others, *LAYER_INPUT)
+        if kind.shares_keys:
+            norms = tuple(norm for norm in norms if norm.name != "k_norm")
         if kind.heads:
             norms = tuple(map(of_full_attention, norms))
         projections = self.projections_of(kind)
@@ -273,9 +292,12 @@ class Architecture:
         elif kind.heads:
             q, k, _, o = FULL_ATTENTION
             mixer = (q, k, o) if kind.heads.values_are_keys else FULL_ATTENTION
+        if kind.shares_keys:
+            mixer = (mixer[0], mixer[-1])
+        dense: tuple[Tensor, ...] = FEED_FORWARD
         if kind.feed_forward == "experts" and self.family.mixture:
-            return (*mixer, *self.family.mixture.dense)
-        return (*mixer, *FEED_FORWARD)
+            dense = self.family.mixture.dense
+        return (*mixer, *(WIDE_FEED_FORWARD if kind.wide and dense else dense))
 
     def heads_of(self, kind: LayerKind) -> Heads:
         """Return the heads of keys and values of a kind of attention layers."""
@@ -322,10 +344,21 @@ class Architecture:
         """Return the layers of a kind, in the order in which their states are stacked."""
         return tuple(layer for layer, own in enumerate(self.kind_of_layer) if own == kind)
 
+    def owner_of(self, kind: int) -> int:
+        """Return the kind whose keys and values a kind of layers reads: itself unless they are shared."""
+        own = dataclasses.replace(self.kinds[kind], shares_keys=False, wide=False)
+        return self.kinds.index(own) if self.kinds[kind].shares_keys else kind
+
     @property
-    def period(self) -> int:
-        """The number of layers after which the kinds repeat: 6 in Gemma 3, and 1 if there is one kind."""
-        kinds = self.kind_of_layer
+    def parts(self) -> tuple[range, ...]:
+        """The layers that have keys and values of their own, and those that share them, if there are any."""
+        shared = [self.kinds[kind].shares_keys for kind in self.kind_of_layer]
+        first, count = shared.count(False), len(shared)
+        return (range(first), range(first, count)) if first < count else (range(count),)
+
+    def period(self, part: range) -> int:
+        """Return the number of layers after which the kinds repeat: 6 in Gemma 3; 1 if there is one kind."""
+        kinds = self.kind_of_layer[part.start : part.stop]
         return next(n for n in range(1, len(kinds) + 1) if kinds[n:] == kinds[:-n])
 
     @property
@@ -334,7 +367,7 @@ class Architecture:
         norm = dataclasses.replace(FINAL_NORM, init=self.family.norms[0].init)
         head = () if self.tie_word_embeddings else (HEAD,)
         adapters = self.lora.outer_tensors if self.lora else ()
-        return (EMBEDDING, norm, *head, *adapters)
+        return (EMBEDDING, norm, *head, *(LAYER_EMBEDDINGS if self.layer_embedding else ()), *adapters)
 
 
 def check_quantizable(architecture: Architecture, quantize: Quantization | None) -> None:
@@ -403,9 +436,6 @@ def architecture_from_dict(raw: Mapping[str, Any]) -> Architecture:
         config["num_experts"] = text["num_local_experts"]  # its name in transformers 5
     _check_sizes(config)
     _check_ropes(family, text)
-    for key, models in family.unsupported:
-        if config.get(key):
-            raise SdftError(f"{models} is not supported ({key} is {config[key]!r}): use a dense Gemma 4.")
     other_attention = family.gated_attention or family.full_heads or family.fused_projections
     if other_attention and config.get("attention_bias"):
         raise SdftError(f"attention_bias is not supported for {family.model_type} models: use another model.")
@@ -582,7 +612,40 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
         delta=_delta_sizes(config) if any(kind.mixer == "gated_delta" for kind in kinds) else None,
         experts=_expert_sizes(family, config, kinds),
         softcap=None if softcap is None else float(softcap),
+        layer_embedding=_layer_embedding(family, config),
     )
+
+
+def _layer_embedding(family: Family, config: Mapping[str, Any]) -> int:
+    """Return the width of the embeddings of each token for each layer; 0 without them."""
+    width = config.get("hidden_size_per_layer_input") or 0 if family.layer_embeddings else 0
+    if type(width) is not int or not 0 <= width < 1 << 16:
+        raise SdftError(f"hidden_size_per_layer_input is {width!r}, and not a number from 0: correct it.")
+    if width and config["vocab_size_per_layer_input"] != config["vocab_size"]:
+        raise SdftError(
+            f"vocab_size_per_layer_input is {config['vocab_size_per_layer_input']!r}, and vocab_size "
+            f"{config['vocab_size']}: tokens without an embedding for each layer are not supported: use "
+            "another model."
+        )
+    return width
+
+
+def _shares_keys(family: Family, config: Mapping[str, Any], types: list[str]) -> list[bool]:
+    """Return True for each layer that reads the keys and values of an earlier one."""
+    count = config.get("num_kv_shared_layers") or 0 if family.shared_keys else 0
+    if type(count) is not int or not 0 <= count < len(types):
+        raise SdftError(
+            f"num_kv_shared_layers is {count!r}, and not a number from 0 to {len(types) - 1}, so that one "
+            "layer has keys and values: correct it."
+        )
+    first = len(types) - count
+    without = sorted(set(types[first:]) - set(types[:first]))
+    if without:
+        raise SdftError(
+            f"num_kv_shared_layers is {count}, and no layer before the last {count} has the type "
+            f"{without[0]}, whose keys and values they would share: correct it."
+        )
+    return [layer >= first for layer in range(len(types))]
 
 
 def _expert_sizes(
@@ -699,14 +762,18 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
 
     sparse = family.mixture.layers(config) if family.mixture else [False] * len(types)
 
-    def kind(number: int, without_rope: bool, with_experts: bool) -> LayerKind:
+    shared = _shares_keys(family, config, types)
+
+    def kind(number: int, without_rope: bool, with_experts: bool, shares_keys: bool) -> LayerKind:
         found = kinds[family.kinds[number]]
         found = dataclasses.replace(found, rope=NO_ROPE) if without_rope else found
-        return dataclasses.replace(found, feed_forward="experts") if with_experts else found
+        found = dataclasses.replace(found, feed_forward="experts") if with_experts else found
+        wide = shares_keys and bool(config.get("use_double_wide_mlp"))
+        return dataclasses.replace(found, shares_keys=shares_keys, wide=wide)
 
     layers = [
-        (family.kinds.index(name), not rope, experts)
-        for name, rope, experts in zip(types, rotated, sparse, strict=True)
+        (family.kinds.index(name), not rope, *others)
+        for name, rope, *others in zip(types, rotated, sparse, shared, strict=True)
     ]
     used = sorted(set(layers))
     return tuple(kind(*own) for own in used), tuple(used.index(own) for own in layers)

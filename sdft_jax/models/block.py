@@ -17,7 +17,7 @@ from sdft_jax.kernels.matmul import matmul
 from sdft_jax.models.architecture import Architecture, LayerKind
 from sdft_jax.models.cache import DeltaState, empty_delta_state
 from sdft_jax.models.experts import Routing, Weights, mixture
-from sdft_jax.models.families import FULL
+from sdft_jax.models.families import FULL, WIDE
 from sdft_jax.models.gated_delta import DeltaInputs, causal_convolution, gated_delta
 from sdft_jax.models.lora import A, B, split_product
 from sdft_jax.models.quantize import SCALE, quantized_matmul
@@ -94,9 +94,15 @@ class Block(nnx.Module):
 
     def project(
         self, x: Float[Array, "B T D"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
-    ) -> tuple[Float[Array, "B T N H"], ...]:
-        """Return queries, keys and values, normalized and rotated; and the gate, of gated attention."""
+    ) -> tuple[Float[Array, "B T N H"] | None, ...]:
+        """Return queries, keys and values, normalized and rotated; and the gate, of gated attention.
+
+        Keys and values are None if the layer shares those of another one.
+        """
         x = self._inside(self._norm("pre_attention_norm", x), "heads", None)
+        if self.kind.shares_keys:
+            q = self._inside(self._matmul("btd,dnh->btnh", x, self._own("q")), "heads", "heads", None)
+            return rotate(self._norm(self._own("q_norm"), q), cos, sin), None, None
         q, k, v = (
             self._inside(product, *(axis, axis, None))
             for product, axis in zip(self._heads_of(x), ("heads", "kv_heads", "kv_heads"), strict=True)
@@ -131,18 +137,27 @@ class Block(nnx.Module):
         x: Float[Array, "B T D"],
         attended: Float[Array, "B T N H"],
         gate: Float[Array, "B T N H"] | None = None,
+        embedding: Float[Array, "B T A"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Routing | None]:
-        """Return the residual stream after this layer, given the output of its attention, and the decisions
-        of its router, if it has one.
+        """Return the residual stream after this layer, and the decisions of its router, if it has one.
+
+        Args:
+            x: the residual stream before this layer.
+            attended: the output of its attention.
+            gate: the gate of gated attention.
+            embedding: the embeddings of the tokens for this layer (Gemma 4).
         """
         attended = checkpoint_name(attended, "attended")
         if gate is not None:
             attended = attended * jax.nn.sigmoid(gate)
         out = self._matmul("bthk,hkd->btd", attended, self._own("o"))
-        return self._add_to(x, self._add_bias("o_bias", out))
+        return self._add_to(x, self._add_bias("o_bias", out), embedding)
 
     def _add_to(
-        self, x: Float[Array, "B T D"], out: Float[Array, "B T D"]
+        self,
+        x: Float[Array, "B T D"],
+        out: Float[Array, "B T D"],
+        embedding: Float[Array, "B T A"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Routing | None]:
         """Return the residual stream after this layer, given the output of its token mixer, and the decisions
         of its router.
@@ -150,7 +165,19 @@ class Block(nnx.Module):
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out, routing = self._feed_forward(x)
         x = x + self._norm("post_mlp_norm", self._constrained(out))
+        if embedding is not None:
+            x = x + self._layer_input(x, embedding)
         return x * self._weight("layer_scalar")[None, None] if hasattr(self, "layer_scalar") else x, routing
+
+    def _layer_input(
+        self, x: Float[Array, "B T D"], embedding: Float[Array, "B T A"]
+    ) -> Float[Array, "B T D"]:
+        """Return what this layer adds because of its own embeddings of the tokens."""
+        platform = self.sharding.device.platform
+        gate = matmul("btd,da->bta", x, self._weight("layer_input_gate"), platform)
+        gated = ACTIVATION_FUNCTIONS[self.config.activation](gate) * embedding
+        out = matmul("bta,ad->btd", gated, self._weight("layer_input_projection"), platform)
+        return self._norm("post_layer_input_norm", self._constrained(out))
 
     @property
     def attention_sinks(self) -> Float[Array, " N"] | None:
@@ -171,7 +198,7 @@ class Block(nnx.Module):
         gated = gated_function(self.config.activation, self.config.experts.clamped)
         out, routing = mixture(experts_x, weights, self.config.experts, gated, self.sharding, router_x)
         out = self._norm("post_experts_norm", out)
-        if hasattr(self, "down"):
+        if self.config.family.mixture and self.config.family.mixture.dense:
             dense = self._norm("post_dense_norm", self._mlp(inner))
             out = out + (dense * self._shared_gate(inner) if hasattr(self, "shared_gate") else dense)
         return out, routing
@@ -188,14 +215,15 @@ class Block(nnx.Module):
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
+        prefix = WIDE if self.kind.wide else ""
         if self.config.family.fused_projections:
             gate_up = self._inside(self._matmul("btd,du->btu", x, "gate_up"), "mlp", "mlp")
             gate, up = (self._inside(part, "mlp", "mlp") for part in jnp.split(gate_up, 2, axis=-1))
         else:
-            gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
+            gate, up = (self._matmul("btd,df->btf", x, prefix + name) for name in ("gate", "up"))
         hidden = gated_function(self.config.activation, None)(gate, up)
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
-        return self._matmul("btf,fd->btd", hidden, "down")
+        return self._matmul("btf,fd->btd", hidden, prefix + "down")
 
     def _matmul(self, spec: str, x: Array, name: str) -> Array:
         """Return the product with a weight, and with its adapter, which is never merged into the weight."""

@@ -75,7 +75,8 @@ class DeltaState:
     }
 
 
-State = KeysValues | DeltaState
+State = KeysValues | DeltaState | None
+"""The state of a kind of layers; None if they share the keys and values of another kind."""
 
 
 @jax.tree_util.register_dataclass
@@ -98,6 +99,8 @@ def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, shard
 
     def empty(kind: int) -> State:
         layers, window = len(config.layers_of(kind)), config.kinds[kind].window
+        if config.kinds[kind].shares_keys:
+            return None
         if config.delta is not None and config.kinds[kind].mixer == "gated_delta":
             one = empty_delta_state(config.delta, batch, dtype)
             return jax.tree.map(lambda x: jnp.zeros((layers, *x.shape), x.dtype), one)
@@ -116,11 +119,15 @@ def slot_count(window: int | None, length: int) -> int:
 
 
 def state_shardings(state: Any, sharding: Sharding) -> Any:
-    """Return the sharding of each array of stacked states."""
+    """Return the sharding of each array of stacked states, None for None."""
+    if state is None:
+        return None
     return dataclasses.replace(state, **{name: sharding.named(*axes) for name, axes in state.axes.items()})
 
 
 def _constrained(state: Any, sharding: Sharding) -> Any:
+    if state is None:
+        return None
     placed = {name: constrain(getattr(state, name), sharding, *axes) for name, axes in state.axes.items()}
     return dataclasses.replace(state, **placed)
 
@@ -164,7 +171,7 @@ def grow(cache: Cache, length: int) -> Cache:
     """
 
     def longer(state: State) -> State:
-        if isinstance(state, DeltaState):
+        if not isinstance(state, KeysValues):
             return state
         added = slot_count(state.window, length) - state.slots
 
@@ -269,6 +276,39 @@ def write_and_attend(
         written = tuple(replaced(cached, layer, new) for cached, new in zip(store, written, strict=True))
     keys, values = written
     return KeysValues(keys, values, state.window), attended
+
+
+def attend_to_shared(
+    state: KeysValues,
+    q: Float[Array, "B 1 N H"],
+    visible: Bool[Array, "B 1 S"],
+    scale: float,
+    sharding: Sharding,
+) -> Float[Array, "B 1 N H"]:
+    """Attend to the keys and values of the last layer of a kind, which hold those of the new token.
+
+    Args:
+        state: keys and values of all layers of the kind.
+        q: queries of the new tokens.
+        visible: the slots that each row's token reads.
+        scale: the factor on the scores.
+        sharding: as in `write_and_attend`.
+    """
+    pinned = sharding.device.platform == "tpu"
+
+    def local(cache, q, visible):
+        keys, values = (_pin(cached, axis, pinned) for cached, axis in zip(cache, SLOTS, strict=True))
+        return _read(q, keys, values, visible, scale)
+
+    cached = partition_spec(sharding.rules, AXES[1:])
+    token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
+    return jax.shard_map(
+        local,
+        mesh=sharding.mesh,
+        in_specs=((cached, cached), token, partition_spec(sharding.rules, ("batch", None, None))),
+        out_specs=token,
+        check_vma=False,
+    )((state.keys[-1], state.values[-1]), q, visible)
 
 
 def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:

@@ -23,12 +23,13 @@ from sdft_jax.kernels.attention import AttentionCall, attention, block_size, tok
 from sdft_jax.kernels.fused_attention import Kernel, choose_kernel, fused_attention
 from sdft_jax.kernels.matmul import matmul
 from sdft_jax.kernels.numerics import numerics
-from sdft_jax.models.architecture import Architecture
+from sdft_jax.models.architecture import Architecture, LayerKind
 from sdft_jax.models.block import DeltaBlock, block_structure, embedding_scale, rms_norm
 from sdft_jax.models.cache import (
     Cache,
     KeysValues,
     State,
+    attend_to_shared,
     empty_cache,
     read_delta,
     replaced,
@@ -41,7 +42,7 @@ from sdft_jax.models.cache import (
 from sdft_jax.models.experts import Decisions, no_decisions, with_decision
 from sdft_jax.models.families import Tensor
 from sdft_jax.models.head import AdaptedHead, CappedHead, Head, UncappedHead, head_logits
-from sdft_jax.models.layers import RunLayer, run_layers, separate_layers
+from sdft_jax.models.layers import EMBEDDING_OF_LAYER, run_layers, separate_layers
 from sdft_jax.models.lora import A, B, is_adapter
 from sdft_jax.models.quantize import cast, quantize_params
 from sdft_jax.models.rope import query_factors, rope_table
@@ -62,6 +63,20 @@ larger than all others of a delta net; "hidden" the output of attention and the 
 activations. Only "none" saves the products of experts."""
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
+
+
+KeyPairs = tuple[tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None, ...]
+"""The keys and values of a layer of each kind that has its own; None for the others."""
+
+
+class _Carry(NamedTuple):
+    """What passes from layer to layer."""
+
+    x: Float[Array, "B T D"]
+    states: tuple[State, ...] | None
+    decisions: Decisions | None
+    pairs: KeyPairs | None
+    """Those of the last layers; None if no layer after this part shares them, or it reads them in a state."""
 
 
 class _Rows(NamedTuple):
@@ -277,7 +292,8 @@ class Model:
         batch, length = prompt.tokens.shape
 
         def attend(state, kind, index, q, k, v, sinks):
-            state = write_prompt(state, index, k, v, self.sharding)
+            if index is not None:
+                state = write_prompt(state, index, k, v, self.sharding)
             return state, self_attention(kind, q, k, v, sinks)
 
         empty = self.init_cache(batch, cache_length).states
@@ -300,12 +316,14 @@ class Model:
         scale = self.architecture.query_scale
 
         def attend(state, kind, index, q, k, v, sinks):
+            if k is None:
+                return state, attend_to_shared(state, q, visible[kind], scale, self.sharding)
             call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
         rows = _Rows(token, cache.positions[:, None], cache.limits)
-        hidden, states, _ = self._run(params, rows, attend, cache.states)
+        hidden, states, _ = self._run(params, rows, attend, cache.states, is_decoding=True)
         return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1, cache.limits)
 
     def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
@@ -348,8 +366,7 @@ class Model:
 
         Without the first pair of constraints the compiler replicates the intermediate result on every device.
         """
-        lookup = release_axes(self.sharding, "embed", "batch", "sequence")
-        lookup = release_axes(lookup, "vocab", "batch", "sequence")
+        lookup = self._lookup
         tokens = constrain(tokens, lookup, "batch", "sequence")
 
         def rows(name: str, width: str | None) -> Array:
@@ -365,6 +382,35 @@ class Model:
         scale = embedding_scale(self.architecture, x.dtype)
         return x if scale is None else x * scale
 
+    def _layer_embeddings(
+        self, params: Params, tokens: Int[Array, "B T"], x: Float[Array, "B T D"]
+    ) -> Float[Array, "L B T A"] | None:
+        """Return the embeddings of the tokens for each layer; None in a model without them.
+
+        Each is the mean, times sqrt(2), of a row of a table and of a projection of the usual embedding, x.
+        """
+        width, lookup = self.architecture.layer_embedding, self._lookup
+        if not width:
+            return None
+        dtype = x.dtype
+        tokens = constrain(tokens, lookup, "batch", "sequence")
+        rows = params["layer_embed"][tokens].astype(dtype)
+        rows = constrain(rows, lookup, "batch", "sequence", None, "embed")
+        rows = constrain(rows, self.sharding, "batch", "sequence", None, None)
+        projection = params["layer_embed_projection"].astype(dtype)
+        projected = matmul("btd,dla->btla", x, projection, self.platform).astype(jnp.float32)
+        projected = (projected / math.sqrt(self.architecture.hidden_size)).astype(dtype)
+        projected = constrain(projected, self.sharding, "batch", "sequence", None, None)
+        normed = rms_norm(projected, params["layer_embed_norm"].astype(dtype), self.architecture)
+        both = normed + rows * jnp.asarray(math.sqrt(width), dtype)
+        return jnp.moveaxis((both.astype(jnp.float32) / math.sqrt(2)).astype(dtype), 2, 0)
+
+    @property
+    def _lookup(self) -> Sharding:
+        """The sharding of rows that are looked up in an embedding, on the devices that hold them."""
+        lookup = release_axes(self.sharding, "embed", "batch", "sequence")
+        return release_axes(lookup, "vocab", "batch", "sequence")
+
     def _run(
         self,
         params: Params,
@@ -372,6 +418,7 @@ class Model:
         attend: Callable[..., Any],
         states: tuple[State, ...] | None,
         counts: Array | None = None,
+        is_decoding: bool = False,
     ) -> tuple[Array, Any, Decisions | None]:
         """Embed, run the layers and apply the final norm.
 
@@ -379,9 +426,10 @@ class Model:
             params: the whole parameter tree.
             rows: the tokens and their positions.
             attend: (state, kind, index, q, k, v, sinks) -> (state, attended), of the index-th layer of a
-                kind.
+                kind; of a layer that shares keys and values, the index is None.
             states: the states of each kind, which `attend` reads and updates; None without states.
             counts: [B, T], the tokens that count in the decisions of routers; None to return no decisions.
+            is_decoding: True if shared keys and values are in the states, and not passed to `attend`.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
         sequences, positions, limits = rows
@@ -397,11 +445,15 @@ class Model:
         if counts is not None and config.experts:
             decisions = no_decisions(len(sparse), sequences.tokens.shape, config.experts)
 
-        def run_layer(carry, weights, kind, index, layer):
-            x, states, decisions = carry
+        def run_layer(shared, carry, weights, kind, index, layer):
+            x, states, decisions, pairs = carry
             static = isinstance(kind, int)
-            block = nnx.merge(structures[kind if static else 0], cast(weights, dtype))
-            state = None if states is None else states[kind]
+            shares_keys = static and config.kinds[kind].shares_keys
+            weights = dict(cast(weights, dtype))
+            embedding = weights.pop(EMBEDDING_OF_LAYER, None)
+            block = nnx.merge(structures[kind if static else 0], weights)
+            owner = config.owner_of(kind) if static else kind
+            state = None if states is None else states[owner]
             if isinstance(block, DeltaBlock):
                 x, routing, new = block(x, sequences.mask, read_delta(state, index) if state else None)
                 state = write_delta(state, index, new, self.sharding) if state else None
@@ -409,18 +461,45 @@ class Model:
                 cos, sin = ropes[kind] if static else (stack[kind] for stack in stacked_ropes)
                 q, k, v, *gate = block.project(x, cos, sin)
                 q = q if factors is None else q * factors[kind].astype(dtype)
-                state, attended = attend(state, kind, index, q, k, v, block.attention_sinks)
-                x, routing = block.combine(x, attended, *gate)
+                if shares_keys:
+                    index, (k, v) = None, (None, None) if shared is None else shared[owner]
+                elif pairs is not None:
+                    pairs = replaced(pairs, kind, (k, v))
+                state, attended = attend(state, owner, index, q, k, v, block.attention_sinks)
+                x, routing = block.combine(x, attended, *gate, embedding=embedding)
             if decisions is not None and routing is not None:
                 index = jnp.searchsorted(jnp.array(sparse), layer)
                 decisions = with_decision(decisions, index, routing, counts)
-            return x, states and replaced(states, kind, state), decisions
+            return _Carry(x, states and replaced(states, owner, state), decisions, pairs)
 
         if self.remat != "none" and states is None:
             run_layer = _checkpointed(run_layer, REMAT_POLICIES[self.remat])
-        carry = (self._embed(params, sequences.tokens), states, decisions)
-        x, states, decisions = run_layers(of_tree, run_layer, carry, params["layers"], states is not None)
+        x, layers, pairs = self._embed(params, sequences.tokens), params["layers"], None
+        embeddings = self._layer_embeddings(params, sequences.tokens, x)
+        if embeddings is not None:
+            layers = _with_embeddings(layers, embeddings)
+        for part in of_tree.parts:
+            run_part = functools.partial(run_layer, pairs)
+            is_last = part.stop == config.num_hidden_layers
+            pairs = None if is_last or is_decoding else self._no_pairs(sequences.tokens.shape)
+            carry = _Carry(x, states, decisions, pairs)
+            x, states, decisions, pairs = run_layers(
+                of_tree, run_part, carry, layers, part, states is not None
+            )
         return rms_norm(x, params["norm"].astype(dtype), config), states, decisions
+
+    def _no_pairs(self, shape: tuple[int, ...]) -> KeyPairs:
+        """Return the keys and values of tokens [B, T] before the first layer, which no layer reads."""
+        inner = release_axes(self.sharding, "kv_heads", "batch", "sequence")
+
+        def zeros(kind: LayerKind) -> Float[Array, "B T K H"]:
+            heads = self.architecture.heads_of(kind)
+            empty = jnp.zeros((*shape, heads.count, heads.dim), self.compute_dtype)
+            return constrain(empty, inner, "batch", "sequence", "kv_heads", None)
+
+        return tuple(
+            None if kind.shares_keys else (zeros(kind), zeros(kind)) for kind in self.architecture.kinds
+        )
 
     def _tree(self, outer: Callable[..., Any], inner: Callable[..., Any]) -> dict[str, Any]:
         """Return the parameter tree with `outer(tensor)` outside and `inner(tensor)` inside the layers."""
@@ -444,13 +523,20 @@ def _count(mask: Bool[Array, "B T"]) -> Int[Array, " B"]:
     return jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
-def _checkpointed(run_layer: RunLayer, policy: Any) -> RunLayer:
+def _with_embeddings(layers: Any, embeddings: Float[Array, "L B T A"]) -> Any:
+    """Return the parameters of layers, stacked or a tuple, with the embeddings for each layer."""
+    if isinstance(layers, tuple):
+        return tuple({**own, EMBEDDING_OF_LAYER: x} for own, x in zip(layers, embeddings, strict=True))
+    return {**layers, EMBEDDING_OF_LAYER: embeddings}
+
+
+def _checkpointed(run_layer: Callable[..., _Carry], policy: Any) -> Callable[..., _Carry]:
     """Return the function with a backward pass that recomputes what the policy does not save."""
 
-    def run(carry, weights, kind, index, layer):
+    def run(shared, carry, weights, kind, index, layer):
         own = functools.partial(run_layer, kind=kind, index=index, layer=layer)
         # the compiler would merge the two passes outside a scan, which keeps them apart in two loops
         outside = isinstance(layer, int)
-        return jax.checkpoint(own, policy=policy, prevent_cse=outside)(carry, weights)
+        return jax.checkpoint(own, policy=policy, prevent_cse=outside)(shared, carry, weights)
 
     return run

@@ -5,8 +5,9 @@ layout. Loading, saving and sharding use these descriptions. Dimensions are lett
 heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forward width, V vocabulary, R rank
 of an adapter; J key-value heads and X head dimension of full attention, if they are not those of sliding
 attention; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
-of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H and U 2 F; and d, h, f, p,
-x the numbers of tiles of D, H, F, P and X in a quantized weight.
+of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H; U 2 F; of embeddings for
+each layer L layers and A width, which is B where a mesh axis may split it; and d, h, f, u, p, x the numbers
+of tiles of D, H, F, U, P and X in a quantized weight.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from sdft_jax.errors import SdftError
 from sdft_jax.models.rope import Rope, rope_from_dict
 
-TILES = {"D": "d", "H": "h", "F": "f", "P": "p", "X": "x"}
+TILES = {"D": "d", "H": "h", "F": "f", "U": "u", "P": "p", "X": "x"}
 """Last dimension of a weight's inputs -> its number of tiles, which no mesh axis splits."""
 LOGICAL_AXES = {
     "D": "embed",
@@ -43,6 +44,9 @@ LOGICAL_AXES = {
     "S": None,
     "E": "experts",
     "M": "mlp",
+    "L": None,
+    "A": None,
+    "B": "embed",
     "1": None,
     **dict.fromkeys(TILES.values()),
 }
@@ -94,7 +98,7 @@ class Tensor:
         """Return the shape in a checkpoint, of one expert if it stores each."""
         experts, _, own = self.dims.rpartition("|")
         inputs, _, outputs = own.rpartition(">")
-        fused = [group for part in (outputs, inputs) for group in re.findall("[NKGJ][HQPX]|[A-Z1]", part)]
+        fused = [group for part in (outputs, inputs) for group in re.findall("[NKGJL][HQPXAB]|[A-Z1]", part)]
         shape = tuple(math.prod(sizes[letter] for letter in group) for group in fused)
         return shape if self.per_expert else (*(sizes[letter] for letter in experts), *shape)
 
@@ -141,6 +145,19 @@ FEED_FORWARD = (
     Tensor("up", "D>F", "mlp.up_proj.weight"),
     Tensor("down", "F>D", "mlp.down_proj.weight"),
 )
+WIDE = "wide_"
+"""The beginning of the names of parameters of a feed-forward with twice the width of the others."""
+WIDE_FEED_FORWARD = tuple(
+    dataclasses.replace(tensor, name=WIDE + tensor.name, dims=tensor.dims.replace("F", "U"))
+    for tensor in FEED_FORWARD
+)
+
+
+def common_name(name: str) -> str:
+    """Return the name of a parameter without the prefix that tells its shape from that in other layers."""
+    return name.removeprefix(FULL).removeprefix(WIDE)
+
+
 ROUTER = Tensor("router", "D>E", "mlp.gate.weight")
 EXPERTS = (
     Tensor("experts_gate", "E|D>M", "mlp.experts.*.gate_proj.weight"),
@@ -199,6 +216,18 @@ GPT_OSS_MIXTURE = (
 )
 SINKS = Tensor("sinks", "N", "self_attn.sinks")
 LAYER_SCALAR = Tensor("layer_scalar", "1", "layer_scalar", "ones", trains=False)
+LAYER_EMBEDDINGS = (
+    Tensor("layer_embed", "VLB", "model.embed_tokens_per_layer.weight"),
+    Tensor("layer_embed_projection", "D>LA", "model.per_layer_model_projection.weight"),
+    Tensor("layer_embed_norm", "A", "model.per_layer_projection_norm.weight", "ones"),
+)
+"""An embedding of each token for each layer, and a projection of its usual embedding that is added."""
+LAYER_INPUT = (
+    Tensor("layer_input_gate", "D>A", "per_layer_input_gate.weight"),
+    Tensor("layer_input_projection", "A>D", "per_layer_projection.weight"),
+    Tensor("post_layer_input_norm", "D", "post_per_layer_input_norm.weight", "ones"),
+)
+"""The parameters by which a layer reads its own embedding of a token."""
 EMBEDDING = Tensor("embed", "VD", "model.embed_tokens.weight")
 FINAL_NORM = Tensor("norm", "D", "model.norm.weight", "ones")
 HEAD = Tensor("head", "VD", "lm_head.weight")
@@ -287,8 +316,11 @@ class Family:
     """True if `final_logit_softcapping` in config.json may bound the logits."""
     image_attention: bool = False
     """True if `use_bidirectional_attention` may be "vision", which changes the attention to images only."""
-    unsupported: tuple[tuple[str, str], ...] = ()
-    """Keys of config.json that must be off, and the models in which they are on."""
+    layer_embeddings: bool = False
+    """True if tokens may have an embedding for each layer, of the width `hidden_size_per_layer_input`."""
+    shared_keys: bool = False
+    """True if the last `num_kv_shared_layers` layers may read the keys and values of the last layer of their
+    type before them, with feed-forwards of twice the width if `use_double_wide_mlp` is set."""
     defaults: tuple[tuple[str, Any], ...] = ()
     """Default values of keys that config.json may omit, the same as in the transformers class."""
 
@@ -574,6 +606,7 @@ _GEMMA4 = (
     ("sliding_window", 512),
     ("tie_word_embeddings", True),
     ("hidden_size_per_layer_input", 256),
+    ("vocab_size_per_layer_input", 262_144),
 )
 _GEMMA4_ROPES: Json = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
@@ -668,10 +701,8 @@ _GEMMA4_FAMILY = Family(
     mixture=Mixture(
         _every_layer_if_enabled, GEMMA4_MIXTURE, FEED_FORWARD, per_token="top_k_experts", stacked=True
     ),
-    unsupported=(
-        ("hidden_size_per_layer_input", "Gemma 4 with per-layer embeddings (E2B and E4B)"),
-        ("num_kv_shared_layers", "Gemma 4 with layers that share keys and values (E2B and E4B)"),
-    ),
+    layer_embeddings=True,
+    shared_keys=True,
     defaults=_GEMMA4,
 )
 
@@ -798,12 +829,8 @@ FAMILIES = {
             model_type="gemma4_unified_text",
             architecture="Gemma4UnifiedForCausalLM",
             mixture=None,
-            defaults=(
-                *_GEMMA4,
-                ("max_position_embeddings", 262_144),
-                ("sliding_window", 1024),
-                ("hidden_size_per_layer_input", 0),
-            ),
+            layer_embeddings=False,
+            defaults=(*_GEMMA4, ("max_position_embeddings", 262_144), ("sliding_window", 1024)),
         ),
     )
 }

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from sdft_jax.config.settings import LAYERS, LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models.families import EMBEDDING, FULL, HEAD, PARTS, PROJECTIONS, Tensor
+from sdft_jax.models.families import EMBEDDING, HEAD, PARTS, PROJECTIONS, Tensor, common_name
 from sdft_jax.types import Params
 
 A, B = "_lora_a", "_lora_b"
@@ -98,7 +98,7 @@ def make_lora(
     if not options.rank:
         return None
     adaptable = (*projections, EMBEDDING, HEAD)
-    wide = tuple(tensor.name.removeprefix(FULL) for tensor in projections if not _is_per_head(tensor))
+    wide = tuple(common_name(tensor.name) for tensor in projections if not _is_per_head(tensor))
     patterns = [p for target in options.targets for p in (wide if target == LAYERS else (target,))]
     targets = _matched(patterns, [tensor.name for tensor in adaptable])
     shapes = {
@@ -128,7 +128,7 @@ def _matched(patterns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
     Patterns that match all parts of a fused projection match the projection too: with q, k and v, qkv. `q` is
     also `full_q`, since both are the module q_proj of their layers, which PEFT cannot tell apart.
     """
-    own = {name: name.removeprefix(FULL) for name in names}
+    own = {name: common_name(name) for name in names}
     fused = {whole: set(parts) for whole, parts in PARTS.items() if whole in names}
     matched: set[str] = set()
     choice = f"use {LAYERS}, or some of {', '.join(dict.fromkeys(own.values()))}"

@@ -32,6 +32,7 @@ from sdft_jax.models.families import (
     FUSED_PROJECTIONS,
     PROJECTIONS,
     TILES,
+    WIDE_FEED_FORWARD,
     Tensor,
 )
 from sdft_jax.types import Params
@@ -167,7 +168,13 @@ def _int8_product(spec: str, x: Float[Array, "..."], codes: Integer[Array, "..."
 def quantize_params(params: Params, format: Quantization) -> Params:
     """Return a parameter tree with quantized projections; the layers are stacked."""
     layers = dict(params["layers"])
-    for tensor in (*PROJECTIONS, *FULL_ATTENTION, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS):
+    for tensor in (
+        *PROJECTIONS,
+        *FULL_ATTENTION,
+        *WIDE_FEED_FORWARD,
+        *DELTA_PROJECTIONS,
+        *FUSED_PROJECTIONS,
+    ):
         if tensor.name not in layers:
             continue
         layers[tensor.name], layers[tensor.name + SCALE] = quantize(tensor, format, layers[tensor.name])

@@ -25,7 +25,7 @@ from sdft_jax.kernels.attention import block_size
 from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
 from sdft_jax.models.cache import state_shardings
-from sdft_jax.models.families import DELTA_PROJECTIONS, FULL, LOGICAL_AXES
+from sdft_jax.models.families import DELTA_PROJECTIONS, FULL, LAYER_INPUT, LOGICAL_AXES, WIDE
 from sdft_jax.models.gated_delta import CHUNK
 from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
@@ -274,12 +274,15 @@ def _intermediates(
 
 
 _ATTENTION_PRODUCTS = {"q": "queries", "k": "keys", "v": "values", "o": "attention output"}
+_OUTPUT = "feed-forward output"
+_FEED_FORWARD_PRODUCTS = {"gate": "gate", "up": "up", "down": _OUTPUT}
 _PRODUCTS = {
     **_ATTENTION_PRODUCTS,
     **{FULL + name: f"full attention: {product}" for name, product in _ATTENTION_PRODUCTS.items()},
-    "gate": "gate",
-    "up": "up",
-    "down": "feed-forward output",
+    **_FEED_FORWARD_PRODUCTS,
+    **{WIDE + name: f"double width: {product}" for name, product in _FEED_FORWARD_PRODUCTS.items()},
+    "layer_input_gate": "gate of the embedding for a layer",
+    "layer_input_projection": "projected embedding for a layer",
     "qkv": "queries, keys and values",
     "gate_up": "gate and up",
     "delta_qkv": "delta queries, keys and values",
@@ -295,6 +298,7 @@ _ARGUMENTS = {
     FULL + "o": "full attention: attended values",
     "delta_o": "delta values",
     "down": "feed-forward hidden",
+    WIDE + "down": "double width: feed-forward hidden",
 }
 """Weight of a layer -> the activation that it reads, which has a name for rematerialization."""
 
@@ -322,10 +326,13 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
     architecture = model.architecture.plain
     normalized = any(tensor.name == "post_mlp_norm" for tensor in architecture.layer_tensors)
     yield _activation(model, "inputs", "D", architecture.num_hidden_layers, rows, length)
+    embeddings = LAYER_INPUT[:2] if architecture.layer_embedding else ()
+    if embeddings:
+        yield _activation(model, "embeddings", "A", architecture.num_hidden_layers, rows, length)
     for names in _SAVED[model.remat]:
-        for weight in architecture.projections:
+        for weight in (*architecture.projections, *embeddings):
             inputs, _, outputs = weight.dims.partition(">")
-            if weight.name in names and (normalized or names[weight.name] != "feed-forward output"):
+            if weight.name in names and (normalized or names[weight.name] != _OUTPUT):
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
                 yield _activation(model, names[weight.name], letters, len(layers), rows, length)
     if model.remat == "dots" and architecture.delta:

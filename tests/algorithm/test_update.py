@@ -19,7 +19,18 @@ from sdft_jax.errors import SdftError
 from sdft_jax.sampling import generate
 from sdft_jax.sharding import single_device
 from sdft_jax.types import Rollout, Sequences
-from tiny import EOS, EXPERTS, GEMMA4_MOE, GPT_OSS, PAD, QWEN35_MOE, tiny_batch, tiny_learner, tiny_model
+from tiny import (
+    EOS,
+    EXPERTS,
+    GEMMA4_E,
+    GEMMA4_MOE,
+    GPT_OSS,
+    PAD,
+    QWEN35_MOE,
+    tiny_batch,
+    tiny_learner,
+    tiny_model,
+)
 
 COMMON = (
     "sampling.max_new_tokens=6",
@@ -104,8 +115,9 @@ def test_same_under_other_rules(single, rules):
     [
         (QWEN35_MOE | {"num_hidden_layers": 5}, ("optimizer.freeze=[layers/delta_z]",), {"delta_z"}),
         (GEMMA4_MOE, ("optimizer.weight_decay=0.1",), {"layer_scalar"}),
+        (GEMMA4_E, ("optimizer.weight_decay=0.1",), {"layer_scalar"}),
     ],
-    ids=["qwen35_moe", "gemma4_moe"],
+    ids=["qwen35_moe", "gemma4_moe", "gemma4_e"],
 )
 def test_layers_of_several_kinds_train_alike_on_eight_devices_and_with_rematerialization(
     changes, options, frozen

@@ -135,7 +135,7 @@ def test_gemma_4():
     assert (full.window, sliding.window) == (None, 1024)
     assert (full.heads, architecture.heads_of(sliding)) == (Heads(4, 512, True), Heads(16, 256))
     assert (full.rope.rope_type, full.rope.partial_rotary_factor) == ("proportional", 0.25)
-    assert (architecture.period, architecture.query_scale, architecture.softcap) == (6, 1.0, 30.0)
+    assert (architecture.period(range(60)), architecture.query_scale, architecture.softcap) == (6, 1.0, 30.0)
     assert architecture.tie_word_embeddings
     shapes = {tensor.name: tensor.shape(architecture.sizes) for tensor in architecture.tensors_of(full)}
     assert (shapes["full_q"], shapes["full_k"], shapes["full_k_norm"]) == (
@@ -146,12 +146,55 @@ def test_gemma_4():
     assert shapes.keys().isdisjoint({"q", "k", "v", "full_v", "q_norm"})
 
 
+def test_gemma_4_with_shared_keys_and_values():
+    """Of E2B: periods of five, of which the last four share what the third has."""
+    types = [*["sliding_attention"] * 4, "full_attention"] * 7
+    shared = {"num_kv_shared_layers": 20, "use_double_wide_mlp": True, "attention_k_eq_v": False}
+    text = GEMMA_4_31B["text_config"] | {
+        "num_hidden_layers": 35,
+        "layer_types": types,
+        "hidden_size_per_layer_input": 256,
+        **shared,
+    }
+    architecture = architecture_from_dict(GEMMA_4_31B | {"text_config": text})
+    assert architecture.parts == (range(15), range(15, 35))
+    assert [architecture.period(part) for part in architecture.parts] == [5, 5]
+    assert [(kind.window, kind.shares_keys, kind.wide) for kind in architecture.kinds] == [
+        (None, False, False),
+        (None, True, True),
+        (1024, False, False),
+        (1024, True, True),
+    ]
+    assert [architecture.owner_of(kind) for kind in range(4)] == [0, 0, 2, 2]
+    shapes = {
+        name: (own.shape(architecture.sizes), len(architecture.layers_with(own)))
+        for name, own in {tensor.name: tensor for tensor in architecture.layer_tensors}.items()
+    }
+    assert shapes["full_k"] == ((5376, 16, 512), 3)
+    assert shapes["q_norm"] == ((256,), 28)
+    assert shapes["k_norm"] == ((256,), 12)
+    assert shapes["gate"] == ((5376, 21504), 15)
+    assert shapes["wide_gate"] == ((5376, 43008), 20)
+    assert shapes["layer_input_gate"] == ((5376, 256), 35)
+    outer = {tensor.name: tensor.stored_shape(architecture.sizes) for tensor in architecture.outer_tensors}
+    assert outer["layer_embed"] == (262_144, 35 * 256)
+    assert outer["layer_embed_projection"] == (35 * 256, 5376)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"enable_moe_block": True}, "num_experts is missing: a model with experts requires it"),
-        ({"hidden_size_per_layer_input": 256}, r"per-layer embeddings \(E2B and E4B\) is not supported"),
-        ({"num_kv_shared_layers": 18}, r"share keys and values \(E2B and E4B\) is not supported"),
+        ({"hidden_size_per_layer_input": -1}, "hidden_size_per_layer_input is -1, and not a number from 0"),
+        (
+            {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262_143},
+            "vocab_size_per_layer_input is 262143, and vocab_size 262144: tokens without an embedding",
+        ),
+        ({"num_kv_shared_layers": 60}, "num_kv_shared_layers is 60, and not a number from 0 to 59, so that"),
+        (
+            {"num_kv_shared_layers": 55},
+            "no layer before the last 55 has the type full_attention, whose keys and values they would share",
+        ),
         ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention is not supported"),
         ({"attention_bias": True}, "attention_bias is not supported for gemma4_text models"),
         ({"final_logit_softcapping": 0.0}, r"final_logit_softcapping is 0\.0, and not a positive number"),

@@ -60,7 +60,10 @@ def test_prefill_and_decoding_equal_the_full_forward_pass(case):
     for kind, state in enumerate(cache.states):
         layers, window = len(architecture.layers_of(kind)), architecture.kinds[kind].window
         if architecture.kinds[kind].mixer == "attention":
-            own = {} if window else {"gemma4": (1, 16), "gemma4_unified": (4, 12)}
+            if architecture.kinds[kind].shares_keys:
+                assert state is None
+                continue
+            own = {} if window else {"gemma4": (1, 16), "gemma4_e": (2, 16), "gemma4_unified": (4, 12)}
             heads = own.get(case, (architecture.num_key_value_heads, architecture.head_dim))
             assert state.keys.shape == (layers, 3, *heads, window or 44)
         else:
@@ -304,13 +307,24 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
 
 
 @pytest.mark.parametrize(
-    "case", ["qwen3", "gemma3", "ministral3", "qwen35", "qwen3_moe", "qwen35_moe", "gemma4_moe", "gpt_oss"]
+    "case",
+    [
+        "qwen3",
+        "gemma3",
+        "ministral3",
+        "qwen35",
+        "qwen3_moe",
+        "qwen35_moe",
+        "gemma4_moe",
+        "gemma4_e",
+        "gpt_oss",
+    ],
 )
 @pytest.mark.parametrize("mesh", [None, (1, 4, 2)])
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     rng = np.random.default_rng(0)
     raw = {**CASES[case], "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    raw |= {"num_global_key_value_heads": 2}
+    raw |= {"num_global_key_value_heads": 2, "vocab_size_per_layer_input": 64}
     sharding = Sharding(make_mesh(*mesh)) if mesh else single_device()
     model = Model(architecture_from_dict(raw), sharding=sharding)
     params = jax.tree.map(lambda p: 5 * p if np.ptp(p) else p, model.init(jax.random.key(rng.integers(999))))
@@ -319,9 +333,9 @@ def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     for column in rng.integers(2, VOCABULARY, (3, 8)):
         expected, scanned = decode(model, params, column, scanned)
         actual, unrolled = decode(model, separate, column, unrolled)
-        np.testing.assert_allclose(actual, expected, atol=2e-5)
+        np.testing.assert_allclose(actual, expected, atol=4e-5)
     expected = separate_states(scanned).states
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), unrolled.states, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=4e-5), unrolled.states, expected)
     np.testing.assert_array_equal(unrolled.length, scanned.length)
     np.testing.assert_array_equal(unrolled.positions, scanned.positions)
 

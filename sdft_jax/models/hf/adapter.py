@@ -15,7 +15,14 @@ from sdft_jax.errors import SdftError
 from sdft_jax.files import read_json
 from sdft_jax.models.architecture import Architecture
 from sdft_jax.models.decoder import Model
-from sdft_jax.models.families import DELTA_PROJECTIONS, EMBEDDING, FULL_ATTENTION, FUSED_PROJECTIONS, HEAD
+from sdft_jax.models.families import (
+    DELTA_PROJECTIONS,
+    EMBEDDING,
+    FULL_ATTENTION,
+    FUSED_PROJECTIONS,
+    HEAD,
+    WIDE_FEED_FORWARD,
+)
 from sdft_jax.models.hf.hub import hub_name
 from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
 from sdft_jax.models.hf.reading import (
@@ -43,7 +50,7 @@ _COPY = ".base_layer.weight"
 """The end of the names of copies of the base's weights in a file of PEFT."""
 _MODULES = {
     tensor.name: tensor.source.split(".")[-2]
-    for tensor in (*ADAPTABLE, *FULL_ATTENTION, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
+    for tensor in (*ADAPTABLE, *FULL_ATTENTION, *WIDE_FEED_FORWARD, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
 }
 """Name of a matrix -> its module's name in transformers, such as q_proj."""
 _MUST_BE_OFF = (

@@ -228,17 +228,28 @@ def open_checkpoint(path: str | os.PathLike[str], architecture: Architecture) ->
 
 
 def other_tensors(path: str | os.PathLike[str], architecture: Architecture) -> list[Stored]:
-    """Return the tensors that are not those of the text model: those of a wrapper, and the layers that
-    predict several tokens (`mtp.`), which transformers does not read either.
+    """Return the tensors that are not those of the text model: those of a wrapper, and those which
+    transformers does not read either: layers that predict several tokens (`mtp.`), and the projections to
+    keys and values of layers that share those of another layer (in published files of Gemma 4 E2B and E4B).
     """
     if not path:
         return []
-    stored, wrapped = _read_headers(Path(path)), architecture.wrapper is not None
-    return [
-        tensor
-        for name, tensor in stored.items()
-        if (plain_name(name) is None if wrapped else name.startswith(_PREDICTION))
-    ]
+
+    def is_other(name: str) -> bool:
+        own = plain_name(name) if architecture.wrapper else name
+        return own is None or own.startswith(_PREDICTION) or own.startswith(_unread(architecture))
+
+    return [tensor for name, tensor in _read_headers(Path(path)).items() if is_other(name)]
+
+
+def _unread(architecture: Architecture) -> tuple[str, ...]:
+    """Return the beginnings of the names of keys and values that layers do not use."""
+    return tuple(
+        f"model.layers.{layer}.self_attn.{module}."
+        for layer, kind in enumerate(architecture.kind_of_layer)
+        if architecture.kinds[kind].shares_keys
+        for module in ("k_proj", "v_proj", "k_norm", "v_norm")
+    )
 
 
 def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict[str, Stored]:
@@ -251,7 +262,8 @@ def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict
     return {
         name: tensor
         for name, tensor in stored.items()
-        if not name.endswith("rotary_emb.inv_freq") and not name.startswith(_PREDICTION)
+        if not name.endswith("rotary_emb.inv_freq")
+        and not name.startswith((_PREDICTION, *_unread(architecture)))
     }
 
 

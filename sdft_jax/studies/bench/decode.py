@@ -180,8 +180,9 @@ def _transformers_call(
 
 
 def bytes_per_token(model: Model, params: Params, case: Case) -> int:
-    """Return the bytes that a token moves at least: weights, keys and values in filled slots, and the states
-    of delta nets, which are read and written. It is a mean over the tokens of a completion.
+    """Return the bytes that a token moves at least: weights, keys and values in filled slots, by each layer
+    that reads them, and the states of delta nets, which are read and written. It is a mean over the tokens of
+    a completion.
 
     Of E experts, a token of B rows reads E (1 - (1 - k/E) ** B) on average, if all are equally likely.
     """
@@ -189,13 +190,17 @@ def bytes_per_token(model: Model, params: Params, case: Case) -> int:
     weights = sum(w.size for w in jax.tree.leaves(params))
     if not config.tie_word_embeddings:
         weights -= params["embed"].size  # only the rows of the batch's tokens are read
+    if config.layer_embedding:
+        weights -= params["layer_embed"].size
     if config.experts:
         of_experts = sum(w.size for name, w in params["layers"].items() if name.startswith("experts_"))
         weights -= of_experts * (1 - config.experts.per_token / config.experts.count) ** case.batch
     moved = weights * itemsize
     cache = jax.eval_shape(lambda: model.init_cache(case.batch, case.prompt + case.new))
-    for state in cache.states:
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    for kind in range(len(config.kinds)):
+        owner = config.owner_of(kind)
+        state, readers = cache.states[owner], len(config.layers_of(kind)) / len(config.layers_of(owner))
+        size = readers * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
         if isinstance(state, KeysValues):
             moved += size * min((case.prompt + case.new / 2) / state.slots, 1.0)
         else:

@@ -73,6 +73,7 @@ OTHERS = [
     ("qwen35", {"targets": ("delta_.*", "q", "down")}),
     ("phi4_mini", {}),
     ("gemma4", {}),
+    ("gemma4_e", {}),
     ("gemma4_unified_vision", {"targets": ("[kv]", "o", "head")}),
 ]
 THEIRS = (

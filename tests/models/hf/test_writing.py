@@ -84,6 +84,7 @@ def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
         ("gemma4_unified_vision", "bfloat16"),
         ("qwen35_moe_vision", "bfloat16"),
         ("gemma4_moe", "bfloat16"),
+        ("gemma4_e", "bfloat16"),
         ("gpt_oss", "bfloat16"),
     ],
 )
