@@ -31,7 +31,7 @@ MODELS: dict[str, Sequence[str]] = {
     "Phi-4": ("Phi-4-mini", "phi-4"),
     "OLMo 3": ("Olmo-3-7B",),
     "Gemma 3": ("gemma-3-1b", "gemma-3-4b", "gemma-3-12b", "gemma-3-27b"),
-    "Gemma 4": ("gemma-4-12B", "gemma-4-26B-A4B", "gemma-4-31B"),
+    "Gemma 4": ("gemma-4-E2B", "gemma-4-E4B", "gemma-4-12B", "gemma-4-26B-A4B", "gemma-4-31B"),
 }
 """Family -> names of `plan/shapes.json`."""
 LORA = ("lora.rank=32",)

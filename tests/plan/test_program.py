@@ -48,6 +48,8 @@ CARDS = {
     "gpt-oss-20b": 20_914_757_184,
     "Qwen3.5-35B-A3B": 34_660_610_688,
     "gemma-4-26B-A4B": 25_233_141_790,
+    "gemma-4-E2B": 4_628_569_379,
+    "gemma-4-E4B": 7_463_013_418,
     "gemma-4-12B": 11_907_350_320,  # the same, with the scalar of each layer, a buffer in transformers
     "gemma-4-31B": 30_697_345_340,
 }
