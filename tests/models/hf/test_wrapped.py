@@ -106,6 +106,24 @@ def test_prediction_layers_of_qwen35_are_kept(case, tmp_path):
     assert_equal(tensors_of(tmp_path / "out"), tensors)
 
 
+@pytest.mark.parametrize("names", [None, OLD, NEW], ids=["alone", "old", "new"])
+def test_keys_and_values_that_layers_do_not_use_are_kept(names, tmp_path):
+    """Published files of Gemma 4 E2B have them for the layers that share those of another one."""
+    source = shutil.copytree(DIRECTORY / "gemma4_e", tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    unused = {
+        f"model.layers.{layer}.self_attn.{name}.weight": np.full((2, 3), layer, np.float32)
+        for layer in (4, 7)
+        for name in ("k_proj", "v_proj", "k_norm")
+    }
+    save_file({**tensors, **unused}, source / "model.safetensors")
+    if names:
+        outer = {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4"}
+        wrap(source, names, outer)
+    save_pretrained(*load_model(source), None, tmp_path / "out")
+    assert_equal(tensors_of(tmp_path / "out"), tensors_of(source))
+
+
 @pytest.mark.parametrize("names", [OLD, NEW], ids=["old", "new"])
 def test_adapters_untie_the_head_and_other_tensors_keep_their_dtypes(names, wrapped, tmp_path):
     model, params = adapted(*load_model(wrapped(names)), LoraConfig(rank=2, targets=("head",)))
