@@ -772,8 +772,8 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
         return dataclasses.replace(found, shares_keys=shares_keys, wide=wide)
 
     layers = [
-        (family.kinds.index(name), not rope, *others)
-        for name, rope, *others in zip(types, rotated, sparse, shared, strict=True)
+        (family.kinds.index(name), not rope, experts, shares_keys)
+        for name, rope, experts, shares_keys in zip(types, rotated, sparse, shared, strict=True)
     ]
     used = sorted(set(layers))
     return tuple(kind(*own) for own in used), tuple(used.index(own) for own in layers)

@@ -46,7 +46,7 @@ def remedies(config: Config, model: Model, count: Count) -> list[Remedy]:
     _, current = peak_phase(arrays)
     trains = any(one.kind == "optimizer" for one in arrays)
     options = []
-    for text, changed, mesh in _changes(config, model.sharding.mesh.shape):
+    for text, changed, mesh in _changes(config, model):
         if text.startswith("lora.") and not trains:  # an evaluation has no use for new adapters
             continue
         try:
@@ -77,18 +77,21 @@ def combined(config: Config, model: Model, count: Count, target: float) -> Remed
         config, mesh, model = best.config, best.mesh, _model_on(best.mesh, best.config, model)
         saved += best.saves
         if best.text.startswith("mesh."):
-            changed = (f"mesh.{axis}={size}" for axis, size in mesh.items() if size != initial[axis])
+            changed = (f"mesh.{axis}={size}" for axis, size in mesh.items() if size != initial.get(axis, 1))
             texts["mesh"] = " ".join(changed)
         else:
             texts[best.text.partition("=")[0]] = best.text
     return Remedy(" with ".join(texts.values()), config, mesh, saved) if len(texts) > 1 else None
 
 
-def _changes(config: Config, mesh: Mapping[str, int]) -> Iterator[tuple[str, Config, Mapping[str, int]]]:
+def _changes(config: Config, model: Model) -> Iterator[tuple[str, Config, Mapping[str, int]]]:
     """Yield (text, configuration, mesh) of each change, valid or not for the model."""
-    for source, target in (("data", "fsdp"), ("data", "tensor"), ("fsdp", "tensor")):
+    mesh, moves = model.sharding.mesh.shape, [("data", "fsdp"), ("data", "tensor"), ("fsdp", "tensor")]
+    if model.architecture.experts:
+        moves += [("data", "expert"), ("fsdp", "expert")]
+    for source, target in moves:
         if mesh[source] % 2 == 0:
-            sizes = {**mesh, source: mesh[source] // 2, target: mesh[target] * 2}
+            sizes = {**mesh, source: mesh[source] // 2, target: mesh.get(target, 1) * 2}
             yield f"mesh.{source}={sizes[source]} mesh.{target}={sizes[target]}", config, sizes
     for text, settings in _optimizers(config):
         with contextlib.suppress(SdftError):  # b1, b2 or eps is set, which Adafactor does not read

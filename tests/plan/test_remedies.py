@@ -40,6 +40,20 @@ def test_saving_of_a_setting_is_the_difference_of_two_counts(directory):
     assert not any("mesh.tensor=4" in text for text in by_text)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("Qwen3-30B-A3B", True), ("Qwen2.5-7B", False)])
+def test_a_mesh_that_splits_experts_is_a_remedy_of_models_with_experts(name, expected):
+    config = load_config(None, [f"model.path={name}", "model.remat=none"])
+    model = make_model(config, model_shape(config), Sharding(make_mesh(2, 4, 1), config.sharding))
+    options = {remedy.text: remedy for remedy in remedies(config, model, update_arrays)}
+    assert ("mesh.data=1 mesh.expert=2" in options) == expected
+    if expected:
+        split = options["mesh.data=1 mesh.expert=2"]
+        other = make_model(config, model_shape(config), Sharding(make_mesh(**split.mesh), config.sharding))
+        sizes = [peak_phase(update_arrays(config, one))[1] for one in (model, other)]
+        assert split.saves == sizes[0] - sizes[1]
+        assert "mesh.expert=" in combined(config, model, update_arrays, 1000 * GIB).text
+
+
 def test_drawbacks_are_named(directory):
     texts = [remedy.text for remedy in remedies(*setting(directory, "model.remat=none"), update_arrays)]
     assert "model.remat=full (slower)" in texts
