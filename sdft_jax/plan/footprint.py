@@ -335,6 +335,12 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
             if weight.name in names and (normalized or names[weight.name] != _OUTPUT):
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
                 yield _activation(model, names[weight.name], letters, len(layers), rows, length)
+    if model.remat == "none" and architecture.experts:
+        layers, choices = len(architecture.layers_with_experts), length * architecture.experts.per_token
+        gathered = rows * model.sharding.size("experts")
+        parts = {"inputs": "D", "gate": "M", "up": "M", "hidden": "M", "outputs": "D"}
+        for part, letter in parts.items():
+            yield _activation(model, f"expert {part}", letter, layers, gathered, choices)
     if model.remat == "dots" and architecture.delta:
         nets = len(architecture.layers_with(DELTA_PROJECTIONS[0]))
         for product in _delta_products(model, rows, length):

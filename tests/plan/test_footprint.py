@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from make_fixtures import CASES
 from plans import SIZES, describe_model, setting
 from sdft_jax.config import load_config
 from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict
@@ -118,6 +119,42 @@ def test_saved_activations_of_delta_nets_are_the_residuals_of_jax(remat):
     config = load_config(None, ["train.batch_size=7", "data.max_prompt=64", "sampling.max_new_tokens=36"])
     arrays = [x for x in update_arrays(config, model, Widths(64, 64)) if x.name.endswith("of all layers")]
     assert sum(x.bytes for x in arrays) == sum(x.size * x.dtype.itemsize for x in saved)
+
+
+@pytest.mark.parametrize("remat", ["full", "hidden", "dots_no_batch"])
+def test_saved_activations_of_layers_that_share_keys_are_the_residuals_of_jax(remat):
+    """Two parts of two periods; the shared keys and values are saved once, and not by each layer."""
+    model = Model(architecture_from_dict(CASES["gemma4_e"]), "bfloat16", remat)
+    rows, length = 7, 100
+    tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
+
+    def residuals(params, sequences):
+        return jax.vjp(lambda params: model.hidden_states(params, sequences), params)[1]
+
+    saved = jax.eval_shape(residuals, model.abstract_params(), Sequences(tokens, mask))
+    saved = [x for x in jax.tree.leaves(saved) if x.shape[:3] == (2, rows, length)]
+    config = load_config(None, ["train.batch_size=7", "data.max_prompt=64", "sampling.max_new_tokens=36"])
+    arrays = [x for x in update_arrays(config, model, Widths(64, 64)) if x.name.endswith("of all layers")]
+    assert sum(x.bytes for x in arrays) == sum(x.size * x.dtype.itemsize for x in saved)
+
+
+def test_what_experts_save_without_rematerialization_is_among_the_residuals_of_jax():
+    model = Model(architecture_from_dict(CASES["qwen3_moe"]), "bfloat16", "none")
+    rows, length, layers = 7, 20, model.architecture.num_hidden_layers
+    tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
+
+    def residuals(params, sequences):
+        return jax.vjp(lambda params: model.hidden_states(params, sequences), params)[1]
+
+    saved = jax.eval_shape(residuals, model.abstract_params(), Sequences(tokens, mask))
+    shapes = Counter(x.shape for x in jax.tree.leaves(saved))
+    config = load_config(None, ["train.batch_size=7", "data.max_prompt=12", "sampling.max_new_tokens=8"])
+    arrays = [x for x in update_arrays(config, model, Widths(12, 12)) if x.name.startswith("expert ")]
+    arrays = [x for x in arrays if x.name.endswith("of all layers")]
+    assert len(arrays) == 5
+    choices = rows * length * model.architecture.experts.per_token
+    counted = Counter((layers, choices, x.shape[-1]) for x in arrays)
+    assert not counted - shapes, (counted, shapes)
 
 
 def test_evaluation_has_its_own_rows_and_the_base_model(directory):
