@@ -223,6 +223,7 @@ class Architecture:
             "M": experts.width,
             "W": (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim,
             "U": 2 * self.intermediate_size,
+            "Y": 2,
             "L": self.num_hidden_layers,
             "A": self.layer_embedding,
             "B": self.layer_embedding,

@@ -217,8 +217,8 @@ class Block(nnx.Module):
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
         prefix = WIDE if self.kind.wide else ""
         if self.config.family.fused_projections:
-            gate_up = self._inside(self._matmul("btd,du->btu", x, "gate_up"), "mlp", "mlp")
-            gate, up = (self._inside(part, "mlp", "mlp") for part in jnp.split(gate_up, 2, axis=-1))
+            gate_up = self._inside(self._matmul("btd,dyf->btyf", x, "gate_up"), "mlp", None, "mlp")
+            gate, up = gate_up[:, :, 0], gate_up[:, :, 1]
         else:
             gate, up = (self._matmul("btd,df->btf", x, prefix + name) for name in ("gate", "up"))
         hidden = gated_function(self.config.activation, None)(gate, up)

@@ -5,9 +5,9 @@ layout. Loading, saving and sharding use these descriptions. Dimensions are lett
 heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forward width, V vocabulary, R rank
 of an adapter; J key-value heads and X head dimension of full attention, if they are not those of sliding
 attention; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
-of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H; U 2 F; of embeddings for
-each layer L layers and A width, which is B where a mesh axis may split it; and d, h, f, u, p, x the numbers
-of tiles of D, H, F, U, P and X in a quantized weight.
+of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H and Y 2,
+gate and up; U 2 F; of embeddings for each layer L layers and A width, which is B where a mesh axis may split
+it; and d, h, f, u, p, x the numbers of tiles of D, H, F, U, P and X in a quantized weight.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ LOGICAL_AXES = {
     "C": "heads",
     "W": "heads",
     "U": "mlp",
+    "Y": None,
     "S": None,
     "E": "experts",
     "M": "mlp",
@@ -98,7 +99,9 @@ class Tensor:
         """Return the shape in a checkpoint, of one expert if it stores each."""
         experts, _, own = self.dims.rpartition("|")
         inputs, _, outputs = own.rpartition(">")
-        fused = [group for part in (outputs, inputs) for group in re.findall("[NKGJL][HQPXAB]|[A-Z1]", part)]
+        fused = [
+            group for part in (outputs, inputs) for group in re.findall("[NKGJLY][HQPXABF]|[A-Z1]", part)
+        ]
         shape = tuple(math.prod(sizes[letter] for letter in group) for group in fused)
         return shape if self.per_expert else (*(sizes[letter] for letter in experts), *shape)
 
@@ -171,7 +174,7 @@ SHARED_EXPERT = tuple(
 SHARED_GATE = Tensor("shared_gate", "D>1", "mlp.shared_expert_gate.weight")
 PROJECTIONS = (*ATTENTION, *FEED_FORWARD)
 FUSED_ATTENTION = (Tensor("qkv", "D>W", "self_attn.qkv_proj.weight"), ATTENTION[3])
-FUSED_FEED_FORWARD = (Tensor("gate_up", "D>U", "mlp.gate_up_proj.weight"), FEED_FORWARD[2])
+FUSED_FEED_FORWARD = (Tensor("gate_up", "D>YF", "mlp.gate_up_proj.weight"), FEED_FORWARD[2])
 FUSED_PROJECTIONS = (FUSED_ATTENTION[0], FUSED_FEED_FORWARD[0])
 PARTS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 """Name of a fused projection -> the names, in other families, of the projections that it consists of."""

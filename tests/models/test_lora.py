@@ -158,7 +158,7 @@ def test_targets_are_names_or_patterns():
 
 
 def test_names_of_all_parts_of_a_fused_projection_select_it():
-    sizes, fused = SIZES | {"D": 8, "W": 24, "U": 10}, (*FUSED_ATTENTION, *FUSED_FEED_FORWARD)
+    sizes, fused = SIZES | {"D": 8, "W": 24, "Y": 2}, (*FUSED_ATTENTION, *FUSED_FEED_FORWARD)
     default = LoraConfig(rank=1)
     assert make_lora(default, sizes, fused).targets == ("qkv", "o", "gate_up", "down")
     for targets in (("qkv", "gate_up"), ("[qkv]", "qkv|g.*"), ("q", "k", "v", ".*up")):
