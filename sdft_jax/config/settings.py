@@ -75,11 +75,11 @@ class LoraConfig:
     """Multiply the adapters' product by alpha / sqrt(rank) instead (rsLoRA; arXiv 2312.03732)."""
     targets: tuple[str, ...] = (LAYERS,)
     """Adapted matrices: `layers`, which stands for every projection of the model's layers (attention, delta
-    nets, feed-forward; no routers and experts) except those to one number per head; or names, or regular
-    expressions that match a whole name, of q, k, v, o, gate, up, down, embed (the lookup of tokens) and head
-    (the logits), also if embedding and head are one matrix; of gated delta nets, delta_qkv, delta_z, delta_o,
-    and delta_b and delta_a, which `layers` excludes; and of Phi-3, qkv (also q, k and v together) and gate_up
-    (also gate and up together)."""
+    nets, feed-forward; no routers, experts and embeddings for each layer) except those to one number per
+    head; or names, or regular expressions that match a whole name, of q, k, v, o, gate, up, down, embed (the
+    lookup of tokens) and head (the logits), also if embedding and head are one matrix; of gated delta nets,
+    delta_qkv, delta_z, delta_o, and delta_b and delta_a, which `layers` excludes; and of Phi-3, qkv (also q,
+    k and v together) and gate_up (also gate and up together)."""
     adapter: str | None = None
     """PEFT adapter directory to start from, of the same rank, alpha and targets; None for new adapters, with
     which the model equals its base."""

@@ -32,6 +32,7 @@ from sdft_jax.models.families import (
     LAYER_INPUT,
     OUTPUT_BIASES,
     QKV_BIASES,
+    SHARING,
     SINKS,
     WIDE_FEED_FORWARD,
     WRAPPERS,
@@ -226,7 +227,7 @@ class Architecture:
             "Y": 2,
             "L": self.num_hidden_layers,
             "A": self.layer_embedding,
-            "B": self.layer_embedding,
+            "Z": self.num_hidden_layers * self.layer_embedding,
             "1": 1,
         }
 
@@ -278,7 +279,8 @@ class Architecture:
         adapters = self.lora.adapters(projections) if self.lora else ()
         if self.quantize:
             projections = tuple(part for tensor in projections for part in quantized(tensor, self.quantize))
-        return (*projections, *others, *norms, *self.family.others, *adapters)
+        others = (*others, *norms, *self.family.others)
+        return (*projections, *(map(_of_sharing, others) if kind.shares_keys else others), *adapters)
 
     def projections_of(self, kind: LayerKind) -> tuple[Tensor, ...]:
         """Return the matrices of one layer of a kind, which may have adapters or be quantized.
@@ -293,12 +295,13 @@ class Architecture:
         elif kind.heads:
             q, k, _, o = FULL_ATTENTION
             mixer = (q, k, o) if kind.heads.values_are_keys else FULL_ATTENTION
-        if kind.shares_keys:
-            mixer = (mixer[0], mixer[-1])
         dense: tuple[Tensor, ...] = FEED_FORWARD
         if kind.feed_forward == "experts" and self.family.mixture:
             dense = self.family.mixture.dense
-        return (*mixer, *(WIDE_FEED_FORWARD if kind.wide and dense else dense))
+        dense = WIDE_FEED_FORWARD if kind.wide and dense else dense
+        if kind.shares_keys:
+            return tuple(map(_of_sharing, (mixer[0], mixer[-1], *dense)))
+        return (*mixer, *dense)
 
     def heads_of(self, kind: LayerKind) -> Heads:
         """Return the heads of keys and values of a kind of attention layers."""
@@ -369,6 +372,10 @@ class Architecture:
         head = () if self.tie_word_embeddings else (HEAD,)
         adapters = self.lora.outer_tensors if self.lora else ()
         return (EMBEDDING, norm, *head, *(LAYER_EMBEDDINGS if self.layer_embedding else ()), *adapters)
+
+
+def _of_sharing(tensor: Tensor) -> Tensor:
+    return dataclasses.replace(tensor, name=SHARING + tensor.name)
 
 
 def check_quantizable(architecture: Architecture, quantize: Quantization | None) -> None:
@@ -619,21 +626,29 @@ def _resolve(family: Family, config: dict[str, Any], source_json: str) -> Archit
 
 def _layer_embedding(family: Family, config: Mapping[str, Any]) -> int:
     """Return the width of the embeddings of each token for each layer; 0 without them."""
-    width = config.get("hidden_size_per_layer_input") or 0 if family.layer_embeddings else 0
+    width = config.get("hidden_size_per_layer_input", 0)
     if type(width) is not int or not 0 <= width < 1 << 16:
         raise SdftError(f"hidden_size_per_layer_input is {width!r}, and not a number from 0: correct it.")
+    if width and not family.layer_embeddings:
+        raise SdftError(
+            f"hidden_size_per_layer_input is {width}, and {family.model_type} models have no embeddings for "
+            "each layer: set it to 0."
+        )
     if width and config["vocab_size_per_layer_input"] != config["vocab_size"]:
         raise SdftError(
-            f"vocab_size_per_layer_input is {config['vocab_size_per_layer_input']!r}, and vocab_size "
-            f"{config['vocab_size']}: tokens without an embedding for each layer are not supported: use "
-            "another model."
+            f"vocab_size_per_layer_input is {config['vocab_size_per_layer_input']!r}, and vocab_size is "
+            f"{config['vocab_size']}: models in which they differ are not supported: use another model."
         )
     return width
 
 
 def _shares_keys(family: Family, config: Mapping[str, Any], types: list[str]) -> list[bool]:
     """Return True for each layer that reads the keys and values of an earlier one."""
-    count = config.get("num_kv_shared_layers") or 0 if family.shared_keys else 0
+    if not family.shared_keys:
+        return [False] * len(types)
+    count, wide = config.get("num_kv_shared_layers", 0), config.get("use_double_wide_mlp", False)
+    if type(wide) is not bool:
+        raise SdftError(f"use_double_wide_mlp is {wide!r}, and neither true nor false: correct it.")
     if type(count) is not int or not 0 <= count < len(types):
         raise SdftError(
             f"num_kv_shared_layers is {count!r}, and not a number from 0 to {len(types) - 1}, so that one "
@@ -769,7 +784,7 @@ def _layers(family: Family, config: dict[str, Any]) -> tuple[tuple[LayerKind, ..
         found = kinds[family.kinds[number]]
         found = dataclasses.replace(found, rope=NO_ROPE) if without_rope else found
         found = dataclasses.replace(found, feed_forward="experts") if with_experts else found
-        wide = shares_keys and bool(config.get("use_double_wide_mlp"))
+        wide = shares_keys and config.get("use_double_wide_mlp", False)
         return dataclasses.replace(found, shares_keys=shares_keys, wide=wide)
 
     layers = [

@@ -17,7 +17,7 @@ from sdft_jax.kernels.matmul import matmul
 from sdft_jax.models.architecture import Architecture, LayerKind
 from sdft_jax.models.cache import DeltaState, empty_delta_state
 from sdft_jax.models.experts import Routing, Weights, mixture
-from sdft_jax.models.families import FULL, WIDE
+from sdft_jax.models.families import FULL, SHARING
 from sdft_jax.models.gated_delta import DeltaInputs, causal_convolution, gated_delta
 from sdft_jax.models.lora import A, B, split_product
 from sdft_jax.models.quantize import SCALE, quantized_matmul
@@ -90,7 +90,8 @@ class Block(nnx.Module):
         self.sharding = sharding
         self.decoding = decoding
         for tensor in config.tensors_of(kind):
-            setattr(self, tensor.name, nnx.Param(jnp.zeros(tensor.shape(config.sizes))))
+            name = tensor.name.removeprefix(SHARING)
+            setattr(self, name, nnx.Param(jnp.zeros(tensor.shape(config.sizes))))
 
     def project(
         self, x: Float[Array, "B T D"], cos: Float[Array, "B T R"], sin: Float[Array, "B T R"]
@@ -159,8 +160,8 @@ class Block(nnx.Module):
         out: Float[Array, "B T D"],
         embedding: Float[Array, "B T A"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Routing | None]:
-        """Return the residual stream after this layer, given the output of its token mixer, and the decisions
-        of its router.
+        """Return the residual stream after this layer, given the output of its token mixer and the
+        embeddings of the tokens for this layer, and the decisions of its router.
         """
         x = x + self._norm("post_attention_norm", self._constrained(out))
         out, routing = self._feed_forward(x)
@@ -215,15 +216,14 @@ class Block(nnx.Module):
 
     def _mlp(self, x: Array) -> Array:
         x = self._inside(x, "mlp", None)  # while decoding, activations are moved instead of weights
-        prefix = WIDE if self.kind.wide else ""
         if self.config.family.fused_projections:
             gate_up = self._inside(self._matmul("btd,dyf->btyf", x, "gate_up"), "mlp", None, "mlp")
             gate, up = gate_up[:, :, 0], gate_up[:, :, 1]
         else:
-            gate, up = (self._matmul("btd,df->btf", x, prefix + name) for name in ("gate", "up"))
+            gate, up = (self._matmul("btd,df->btf", x, name) for name in ("gate", "up"))
         hidden = gated_function(self.config.activation, None)(gate, up)
         hidden = self._inside(checkpoint_name(hidden, "hidden"), "mlp", "mlp")
-        return self._matmul("btf,fd->btd", hidden, prefix + "down")
+        return self._matmul("btf,fd->btd", hidden, "down")
 
     def _matmul(self, spec: str, x: Array, name: str) -> Array:
         """Return the product with a weight, and with its adapter, which is never merged into the weight."""
@@ -232,7 +232,7 @@ class Block(nnx.Module):
             out = quantized_matmul(spec, x, weight, self._weight(name + SCALE), platform, self.decoding)
         else:
             out = matmul(spec, x, weight, platform)
-        if self.config.lora is None or name not in self.config.lora.targets:
+        if self.config.lora is None or not hasattr(self, name + A):
             return out
         into_rank, out_of_rank = split_product(spec)
         low = matmul(into_rank, x, self._weight(name + A), platform)

@@ -295,12 +295,14 @@ def attend_to_shared(
         sharding: as in `write_and_attend`.
     """
     pinned = sharding.device.platform == "tpu"
+    separate = isinstance(state.keys, tuple)
+    last: Any = (state.keys[-1], state.values[-1]) if separate else (state.keys, state.values)
 
     def local(cache, q, visible):
         keys, values = (_pin(cached, axis, pinned) for cached, axis in zip(cache, SLOTS, strict=True))
-        return _read(q, keys, values, visible, scale)
+        return _read(q, *((keys, values) if separate else (keys[-1], values[-1])), visible, scale)
 
-    cached = partition_spec(sharding.rules, AXES[1:])
+    cached = partition_spec(sharding.rules, AXES[1:] if separate else AXES)
     token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
     return jax.shard_map(
         local,
@@ -308,7 +310,7 @@ def attend_to_shared(
         in_specs=((cached, cached), token, partition_spec(sharding.rules, ("batch", None, None))),
         out_specs=token,
         check_vma=False,
-    )((state.keys[-1], state.values[-1]), q, visible)
+    )(last, q, visible)
 
 
 def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:

@@ -40,7 +40,7 @@ from sdft_jax.models.cache import (
     write_prompt,
 )
 from sdft_jax.models.experts import Decisions, no_decisions, with_decision
-from sdft_jax.models.families import Tensor
+from sdft_jax.models.families import SHARING, Tensor
 from sdft_jax.models.head import AdaptedHead, CappedHead, Head, UncappedHead, head_logits
 from sdft_jax.models.layers import EMBEDDING_OF_LAYER, run_layers, separate_layers
 from sdft_jax.models.lora import A, B, is_adapter
@@ -65,18 +65,18 @@ activations. Only "none" saves the products of experts."""
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
 
 
-KeyPairs = tuple[tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None, ...]
-"""The keys and values of a layer of each kind that has its own; None for the others."""
+LatestKeysValues = tuple[tuple[Float[Array, "B T K H"], Float[Array, "B T K H"]] | None, ...]
+"""The keys and values of the last layer of each kind so far; None for a kind that shares those of another."""
 
 
 class _Carry(NamedTuple):
-    """What passes from layer to layer."""
+    """The values that a layer passes to the next one."""
 
     x: Float[Array, "B T D"]
     states: tuple[State, ...] | None
     decisions: Decisions | None
-    pairs: KeyPairs | None
-    """Those of the last layers; None if no layer after this part shares them, or it reads them in a state."""
+    latest: LatestKeysValues | None
+    """None if no layer after this part shares keys and values, or if it reads them from a state."""
 
 
 class _Rows(NamedTuple):
@@ -95,8 +95,9 @@ class Model:
 
     Parameters are not part of it: every method takes them as a nested dictionary
     `{"embed": [V, D], "layers": {name: [L, ...]}, "norm": [D], "head": [V, D] unless tied}`, where L are the
-    layers that have a parameter of this name. A tree without the adapters of the architecture is the base
-    model.
+    layers that have a parameter of this name; in Gemma 4 E2B and E4B also layer_embed [V, L*A],
+    layer_embed_projection [D, L, A] and layer_embed_norm [A], where L are all layers. A tree without the
+    adapters of the architecture is the base model.
     """
 
     architecture: Architecture
@@ -316,14 +317,14 @@ class Model:
         scale = self.architecture.query_scale
 
         def attend(state, kind, index, q, k, v, sinks):
-            if k is None:
+            if index is None:
                 return state, attend_to_shared(state, q, visible[kind], scale, self.sharding)
             call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
         rows = _Rows(token, cache.positions[:, None], cache.limits)
-        hidden, states, _ = self._run(params, rows, attend, cache.states, is_decoding=True)
+        hidden, states, _ = self._run(params, rows, attend, cache.states, shared_in_states=True)
         return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1, cache.limits)
 
     def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
@@ -384,26 +385,24 @@ class Model:
 
     def _layer_embeddings(
         self, params: Params, tokens: Int[Array, "B T"], x: Float[Array, "B T D"]
-    ) -> Float[Array, "L B T A"] | None:
-        """Return the embeddings of the tokens for each layer; None in a model without them.
+    ) -> Float[Array, "L B T A"]:
+        """Return the embeddings of the tokens for each layer (Gemma 4 E2B and E4B).
 
-        Each is the mean, times sqrt(2), of a row of a table and of a projection of the usual embedding, x.
+        They are (projection + row) / sqrt(2), of a normalized projection of the usual embedding x, and a row
+        of the table times sqrt(A).
         """
-        width, lookup = self.architecture.layer_embedding, self._lookup
-        if not width:
-            return None
-        dtype = x.dtype
+        width, lookup, dtype = self.architecture.layer_embedding, self._lookup, x.dtype
         tokens = constrain(tokens, lookup, "batch", "sequence")
-        rows = params["layer_embed"][tokens].astype(dtype)
-        rows = constrain(rows, lookup, "batch", "sequence", None, "embed")
-        rows = constrain(rows, self.sharding, "batch", "sequence", None, None)
+        rows = constrain(params["layer_embed"][tokens].astype(dtype), lookup, "batch", "sequence", "embed")
+        rows = constrain(rows, self.sharding, "batch", "sequence", None)
+        rows = rows.reshape(*tokens.shape, -1, width)
         projection = params["layer_embed_projection"].astype(dtype)
         projected = matmul("btd,dla->btla", x, projection, self.platform).astype(jnp.float32)
-        projected = (projected / math.sqrt(self.architecture.hidden_size)).astype(dtype)
+        projected = (projected * self.architecture.hidden_size**-0.5).astype(dtype)
         projected = constrain(projected, self.sharding, "batch", "sequence", None, None)
         normed = rms_norm(projected, params["layer_embed_norm"].astype(dtype), self.architecture)
         both = normed + rows * jnp.asarray(math.sqrt(width), dtype)
-        return jnp.moveaxis((both.astype(jnp.float32) / math.sqrt(2)).astype(dtype), 2, 0)
+        return jnp.moveaxis((both.astype(jnp.float32) * 2**-0.5).astype(dtype), 2, 0)
 
     @property
     def _lookup(self) -> Sharding:
@@ -418,7 +417,7 @@ class Model:
         attend: Callable[..., Any],
         states: tuple[State, ...] | None,
         counts: Array | None = None,
-        is_decoding: bool = False,
+        shared_in_states: bool = False,
     ) -> tuple[Array, Any, Decisions | None]:
         """Embed, run the layers and apply the final norm.
 
@@ -429,7 +428,8 @@ class Model:
                 kind; of a layer that shares keys and values, the index is None.
             states: the states of each kind, which `attend` reads and updates; None without states.
             counts: [B, T], the tokens that count in the decisions of routers; None to return no decisions.
-            is_decoding: True if shared keys and values are in the states, and not passed to `attend`.
+            shared_in_states: True if `attend` reads shared keys and values from the state; they are then
+                None.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
         sequences, positions, limits = rows
@@ -446,10 +446,10 @@ class Model:
             decisions = no_decisions(len(sparse), sequences.tokens.shape, config.experts)
 
         def run_layer(shared, carry, weights, kind, index, layer):
-            x, states, decisions, pairs = carry
+            x, states, decisions, latest = carry
             static = isinstance(kind, int)
             shares_keys = static and config.kinds[kind].shares_keys
-            weights = dict(cast(weights, dtype))
+            weights = cast({name.removeprefix(SHARING): own for name, own in weights.items()}, dtype)
             embedding = weights.pop(EMBEDDING_OF_LAYER, None)
             block = nnx.merge(structures[kind if static else 0], weights)
             owner = config.owner_of(kind) if static else kind
@@ -463,33 +463,34 @@ class Model:
                 q = q if factors is None else q * factors[kind].astype(dtype)
                 if shares_keys:
                     index, (k, v) = None, (None, None) if shared is None else shared[owner]
-                elif pairs is not None:
-                    pairs = replaced(pairs, kind, (k, v))
+                elif latest is not None:
+                    latest = replaced(latest, kind, (k, v))
                 state, attended = attend(state, owner, index, q, k, v, block.attention_sinks)
                 x, routing = block.combine(x, attended, *gate, embedding=embedding)
             if decisions is not None and routing is not None:
                 index = jnp.searchsorted(jnp.array(sparse), layer)
                 decisions = with_decision(decisions, index, routing, counts)
-            return _Carry(x, states and replaced(states, owner, state), decisions, pairs)
+            return _Carry(x, states and replaced(states, owner, state), decisions, latest)
 
         if self.remat != "none" and states is None:
             run_layer = _checkpointed(run_layer, REMAT_POLICIES[self.remat])
-        x, layers, pairs = self._embed(params, sequences.tokens), params["layers"], None
-        embeddings = self._layer_embeddings(params, sequences.tokens, x)
-        if embeddings is not None:
-            layers = _with_embeddings(layers, embeddings)
+        x, layers, latest = self._embed(params, sequences.tokens), params["layers"], None
+        if config.layer_embedding:
+            embed = self._layer_embeddings
+            embed = embed if self.remat == "none" or states is not None else jax.checkpoint(embed)
+            layers = _with_embeddings(layers, embed(params, sequences.tokens, x))
         for part in of_tree.parts:
-            run_part = functools.partial(run_layer, pairs)
+            run_part = functools.partial(run_layer, latest)
             is_last = part.stop == config.num_hidden_layers
-            pairs = None if is_last or is_decoding else self._no_pairs(sequences.tokens.shape)
-            carry = _Carry(x, states, decisions, pairs)
-            x, states, decisions, pairs = run_layers(
+            latest = None if is_last or shared_in_states else self._no_keys_values(sequences.tokens.shape)
+            carry = _Carry(x, states, decisions, latest)
+            x, states, decisions, latest = run_layers(
                 of_tree, run_part, carry, layers, part, states is not None
             )
         return rms_norm(x, params["norm"].astype(dtype), config), states, decisions
 
-    def _no_pairs(self, shape: tuple[int, ...]) -> KeyPairs:
-        """Return the keys and values of tokens [B, T] before the first layer, which no layer reads."""
+    def _no_keys_values(self, shape: tuple[int, ...]) -> LatestKeysValues:
+        """Return zeros in place of keys and values of tokens [B, T] before the first layer."""
         inner = release_axes(self.sharding, "kv_heads", "batch", "sequence")
 
         def zeros(kind: LayerKind) -> Float[Array, "B T K H"]:

@@ -6,8 +6,8 @@ heads, K key-value heads, H head dimension, Q query and gate (2 H), F feed-forwa
 of an adapter; J key-value heads and X head dimension of full attention, if they are not those of sliding
 attention; of a gated delta net G heads, P dimension of values, C channels and S width of the convolution;
 of a mixture E experts and M width of an expert; of fused projections W (N + 2 K) H and Y 2,
-gate and up; U 2 F; of embeddings for each layer L layers and A width, which is B where a mesh axis may split
-it; and d, h, f, u, p, x the numbers of tiles of D, H, F, U, P and X in a quantized weight.
+gate and up; U 2 F; of embeddings for each layer L layers, A width and Z L A; and d, h, f, u, p, x the numbers
+of tiles of D, H, F, U, P and X in a quantized weight.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LOGICAL_AXES = {
     "M": "mlp",
     "L": None,
     "A": None,
-    "B": "embed",
+    "Z": "embed",
     "1": None,
     **dict.fromkeys(TILES.values()),
 }
@@ -99,9 +99,7 @@ class Tensor:
         """Return the shape in a checkpoint, of one expert if it stores each."""
         experts, _, own = self.dims.rpartition("|")
         inputs, _, outputs = own.rpartition(">")
-        fused = [
-            group for part in (outputs, inputs) for group in re.findall("[NKGJLY][HQPXABF]|[A-Z1]", part)
-        ]
+        fused = [group for part in (outputs, inputs) for group in re.findall("[NKGJLY][HQPXAF]|[A-Z1]", part)]
         shape = tuple(math.prod(sizes[letter] for letter in group) for group in fused)
         return shape if self.per_expert else (*(sizes[letter] for letter in experts), *shape)
 
@@ -148,17 +146,17 @@ FEED_FORWARD = (
     Tensor("up", "D>F", "mlp.up_proj.weight"),
     Tensor("down", "F>D", "mlp.down_proj.weight"),
 )
-WIDE = "wide_"
-"""The beginning of the names of parameters of a feed-forward with twice the width of the others."""
 WIDE_FEED_FORWARD = tuple(
-    dataclasses.replace(tensor, name=WIDE + tensor.name, dims=tensor.dims.replace("F", "U"))
-    for tensor in FEED_FORWARD
+    dataclasses.replace(tensor, dims=tensor.dims.replace("F", "U")) for tensor in FEED_FORWARD
 )
+SHARING = "sharing_"
+"""The beginning of the names of parameters of layers that share the keys and values of another layer. They
+are stacks of their own, since a scan over a part of a stack would copy that part."""
 
 
 def common_name(name: str) -> str:
-    """Return the name of a parameter without the prefix that tells its shape from that in other layers."""
-    return name.removeprefix(FULL).removeprefix(WIDE)
+    """Return the name of a parameter without the prefixes of full attention and of shared keys and values."""
+    return name.removeprefix(SHARING).removeprefix(FULL)
 
 
 ROUTER = Tensor("router", "D>E", "mlp.gate.weight")
@@ -220,7 +218,7 @@ GPT_OSS_MIXTURE = (
 SINKS = Tensor("sinks", "N", "self_attn.sinks")
 LAYER_SCALAR = Tensor("layer_scalar", "1", "layer_scalar", "ones", trains=False)
 LAYER_EMBEDDINGS = (
-    Tensor("layer_embed", "VLB", "model.embed_tokens_per_layer.weight"),
+    Tensor("layer_embed", "VZ", "model.embed_tokens_per_layer.weight"),
     Tensor("layer_embed_projection", "D>LA", "model.per_layer_model_projection.weight"),
     Tensor("layer_embed_norm", "A", "model.per_layer_projection_norm.weight", "ones"),
 )
@@ -833,7 +831,12 @@ FAMILIES = {
             architecture="Gemma4UnifiedForCausalLM",
             mixture=None,
             layer_embeddings=False,
-            defaults=(*_GEMMA4, ("max_position_embeddings", 262_144), ("sliding_window", 1024)),
+            defaults=(
+                *_GEMMA4,
+                ("max_position_embeddings", 262_144),
+                ("sliding_window", 1024),
+                ("hidden_size_per_layer_input", 0),
+            ),
         ),
     )
 }

@@ -47,8 +47,8 @@ def run_layers(
         config: the architecture of the parameters.
         run_layer: runs one layer.
         carry: the carry before the first layer.
-        layers: the parameters, stacked or a tuple of layers; with the embeddings for each layer, if the model
-            has them, as one of them.
+        layers: the parameters, stacked or a tuple of layers; and, under `EMBEDDING_OF_LAYER`, the embeddings
+            for each layer, if the model has them.
         part: one of `Architecture.parts`.
         with_states: True if the carry includes the states of the layers; there is no gradient then.
     """
@@ -65,7 +65,7 @@ def run_layers(
 def separate_layers(config: Architecture, layers: Stacks) -> tuple[dict[str, jax.Array], ...]:
     """Return the parameters of each layer in arrays of their own."""
     return tuple(
-        {name: layers[name][at] for name, at in places.items() if name in layers}
+        {name: layers[name][at] for name, at in places.items() if name != EMBEDDING_OF_LAYER}
         for places in _places(config)
     )
 

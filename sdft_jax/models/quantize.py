@@ -31,8 +31,8 @@ from sdft_jax.models.families import (
     FULL_ATTENTION,
     FUSED_PROJECTIONS,
     PROJECTIONS,
+    SHARING,
     TILES,
-    WIDE_FEED_FORWARD,
     Tensor,
 )
 from sdft_jax.types import Params
@@ -168,16 +168,10 @@ def _int8_product(spec: str, x: Float[Array, "..."], codes: Integer[Array, "..."
 def quantize_params(params: Params, format: Quantization) -> Params:
     """Return a parameter tree with quantized projections; the layers are stacked."""
     layers = dict(params["layers"])
-    for tensor in (
-        *PROJECTIONS,
-        *FULL_ATTENTION,
-        *WIDE_FEED_FORWARD,
-        *DELTA_PROJECTIONS,
-        *FUSED_PROJECTIONS,
-    ):
-        if tensor.name not in layers:
-            continue
-        layers[tensor.name], layers[tensor.name + SCALE] = quantize(tensor, format, layers[tensor.name])
+    for tensor in (*PROJECTIONS, *FULL_ATTENTION, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS):
+        for name in (tensor.name, SHARING + tensor.name):
+            if name in layers:
+                layers[name], layers[name + SCALE] = quantize(tensor, format, layers[name])
     return {**params, "layers": layers}
 
 

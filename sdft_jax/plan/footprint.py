@@ -25,7 +25,14 @@ from sdft_jax.kernels.attention import block_size
 from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
 from sdft_jax.models.cache import state_shardings
-from sdft_jax.models.families import DELTA_PROJECTIONS, FULL, LAYER_INPUT, LOGICAL_AXES, WIDE
+from sdft_jax.models.families import (
+    DELTA_PROJECTIONS,
+    FULL,
+    LAYER_EMBEDDINGS,
+    LAYER_INPUT,
+    LOGICAL_AXES,
+    SHARING,
+)
 from sdft_jax.models.gated_delta import CHUNK
 from sdft_jax.models.lora import is_adapter
 from sdft_jax.sampling.layout import decoding_model
@@ -181,8 +188,12 @@ def least_arrays(config: Config, model: Model) -> list[ArrayFootprint]:
 
 
 def decoded_bytes(model: Model) -> int:
-    """Return the bytes of the weights on a device, all of which decoding reads for each token."""
-    return sum(array.bytes for array in _tree("decoding weights", ALWAYS, _decoding_weights(model)))
+    """Return the bytes of the weights on a device that decoding reads for each token: all but the table of
+    embeddings for each layer.
+    """
+    weights = _decoding_weights(model)
+    read = {name: leaf for name, leaf in weights.items() if name != LAYER_EMBEDDINGS[0].name}
+    return sum(array.bytes for array in _tree("decoding weights", ALWAYS, read))
 
 
 def as_size(size: float) -> str:
@@ -275,12 +286,12 @@ def _intermediates(
 
 _ATTENTION_PRODUCTS = {"q": "queries", "k": "keys", "v": "values", "o": "attention output"}
 _OUTPUT = "feed-forward output"
-_FEED_FORWARD_PRODUCTS = {"gate": "gate", "up": "up", "down": _OUTPUT}
 _PRODUCTS = {
     **_ATTENTION_PRODUCTS,
     **{FULL + name: f"full attention: {product}" for name, product in _ATTENTION_PRODUCTS.items()},
-    **_FEED_FORWARD_PRODUCTS,
-    **{WIDE + name: f"double width: {product}" for name, product in _FEED_FORWARD_PRODUCTS.items()},
+    "gate": "gate",
+    "up": "up",
+    "down": _OUTPUT,
     "layer_input_gate": "gate of the embedding for a layer",
     "layer_input_projection": "projected embedding for a layer",
     "qkv": "queries, keys and values",
@@ -298,7 +309,6 @@ _ARGUMENTS = {
     FULL + "o": "full attention: attended values",
     "delta_o": "delta values",
     "down": "feed-forward hidden",
-    WIDE + "down": "double width: feed-forward hidden",
 }
 """Weight of a layer -> the activation that it reads, which has a name for rematerialization."""
 
@@ -326,25 +336,35 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
     architecture = model.architecture.plain
     normalized = any(tensor.name == "post_mlp_norm" for tensor in architecture.layer_tensors)
     yield _activation(model, "inputs", "D", architecture.num_hidden_layers, rows, length)
-    embeddings = LAYER_INPUT[:2] if architecture.layer_embedding else ()
-    if embeddings:
-        yield _activation(model, "embeddings", "A", architecture.num_hidden_layers, rows, length)
+    if architecture.layer_embedding:
+        yield _embeddings_for_layers(model, rows, length)
+    inputs_of_layers = {tensor.name for tensor in LAYER_INPUT[:2]}
+    matrices = [
+        tensor
+        for tensor in architecture.layer_tensors
+        if tensor in architecture.projections or tensor.name.removeprefix(SHARING) in inputs_of_layers
+    ]
     for names in _SAVED[model.remat]:
-        for weight in (*architecture.projections, *embeddings):
+        for weight in matrices:
             inputs, _, outputs = weight.dims.partition(">")
-            if weight.name in names and (normalized or names[weight.name] != _OUTPUT):
+            name = names.get(weight.name.removeprefix(SHARING))
+            if name and (normalized or name != _OUTPUT):
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
-                yield _activation(model, names[weight.name], letters, len(layers), rows, length)
+                yield _activation(model, name, letters, len(layers), rows, length)
     if model.remat == "none" and architecture.experts:
-        layers, choices = len(architecture.layers_with_experts), length * architecture.experts.per_token
+        count, choices = len(architecture.layers_with_experts), length * architecture.experts.per_token
         gathered = rows * model.sharding.size("experts")
         parts = {"inputs": "D", "gate": "M", "up": "M", "hidden": "M", "outputs": "D"}
         for part, letter in parts.items():
-            yield _activation(model, f"expert {part}", letter, layers, gathered, choices)
+            yield _activation(model, f"expert {part}", letter, count, gathered, choices)
     if model.remat == "dots" and architecture.delta:
         nets = len(architecture.layers_with(DELTA_PROJECTIONS[0]))
         for product in _delta_products(model, rows, length):
             yield product._replace(shape=(nets, *product.shape), axes=(None, *product.axes))
+
+
+def _embeddings_for_layers(model: Model, rows: int, length: int) -> _Intermediate:
+    return _activation(model, "embeddings", "A", model.architecture.num_hidden_layers, rows, length)
 
 
 def _delta_products(model: Model, rows: int, length: int) -> list[_Intermediate]:
@@ -375,6 +395,9 @@ def _activations(model: Model, rows: int, length: int, longest: int) -> list[Arr
         longest: the same for the role with the longer prompt.
     """
     saved = [x._replace(name=f"{x.name} of all layers") for x in _saved(model, rows, length)]
+    if model.architecture.layer_embedding:
+        gradient = _embeddings_for_layers(model, rows, length)
+        saved.append(gradient._replace(name="gradient of the embeddings for all layers"))
     within = _within_layer(model, rows, longest)
     if model.architecture.delta:
         delta = [*_within_delta_net(model, rows, length), within[-1]]
@@ -386,7 +409,8 @@ def _within_layer(model: Model, rows: int, length: int) -> list[_Intermediate]:
     """Return the largest arrays within one layer on whole sequences; that of the feed-forward is the last."""
     experts, arrays = model.architecture.experts, []
     if model.architecture.has_dense:
-        arrays.append(_activation(model, "feed-forward hidden of a layer", "F", 1, rows, length))
+        letter = "U" if any(kind.wide for kind in model.architecture.kinds) else "F"
+        arrays.append(_activation(model, "feed-forward hidden of a layer", letter, 1, rows, length))
     if experts:
         # a device has the rows of all devices that hold other experts
         choices, gathered = length * experts.per_token, rows * model.sharding.size("experts")
@@ -473,6 +497,8 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
     shape = (rows, model.architecture.vocab_size)
     logits = _Intermediate("logits of a token", shape, "float32", ("batch", "vocab"))
     prefill = [*_within_layer(model, rows, prompt), logits]
+    if model.architecture.layer_embedding:
+        prefill.append(_embeddings_for_layers(model, rows, prompt))
     return [
         *_tree("decoding weights", phase, _copied_for_decoding(model)),
         *_cache(f"{prefix}KV cache", phase, model, rows, prompt + completion),

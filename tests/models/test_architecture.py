@@ -147,7 +147,7 @@ def test_gemma_4():
 
 
 def test_gemma_4_with_shared_keys_and_values():
-    """Of E2B: periods of five, of which the last four share what the third has."""
+    """E2B has seven periods of five layers; the last four share the keys and values of the third."""
     types = [*["sliding_attention"] * 4, "full_attention"] * 7
     shared = {"num_kv_shared_layers": 20, "use_double_wide_mlp": True, "attention_k_eq_v": False}
     text = GEMMA_4_31B["text_config"] | {
@@ -171,11 +171,14 @@ def test_gemma_4_with_shared_keys_and_values():
         for name, own in {tensor.name: tensor for tensor in architecture.layer_tensors}.items()
     }
     assert shapes["full_k"] == ((5376, 16, 512), 3)
-    assert shapes["q_norm"] == ((256,), 28)
+    assert (shapes["q_norm"], shapes["sharing_q_norm"]) == (((256,), 12), ((256,), 16))
     assert shapes["k_norm"] == ((256,), 12)
-    assert shapes["gate"] == ((5376, 21504), 15)
-    assert shapes["wide_gate"] == ((5376, 43008), 20)
-    assert shapes["layer_input_gate"] == ((5376, 256), 35)
+    assert (shapes["gate"], shapes["sharing_gate"]) == (((5376, 21504), 15), ((5376, 43008), 20))
+    assert (shapes["layer_input_gate"], shapes["sharing_layer_input_gate"]) == (
+        ((5376, 256), 15),
+        ((5376, 256), 20),
+    )
+    assert shapes.keys().isdisjoint({"sharing_k", "sharing_full_v", "sharing_k_norm", "sharing_full_k_norm"})
     outer = {tensor.name: tensor.stored_shape(architecture.sizes) for tensor in architecture.outer_tensors}
     assert outer["layer_embed"] == (262_144, 35 * 256)
     assert outer["layer_embed_projection"] == (35 * 256, 5376)
@@ -188,8 +191,9 @@ def test_gemma_4_with_shared_keys_and_values():
         ({"hidden_size_per_layer_input": -1}, "hidden_size_per_layer_input is -1, and not a number from 0"),
         (
             {"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": 262_143},
-            "vocab_size_per_layer_input is 262143, and vocab_size 262144: tokens without an embedding",
+            "vocab_size_per_layer_input is 262143, and vocab_size is 262144: models in which they differ",
         ),
+        ({"use_double_wide_mlp": "false"}, "use_double_wide_mlp is 'false', and neither true nor false"),
         ({"num_kv_shared_layers": 60}, "num_kv_shared_layers is 60, and not a number from 0 to 59, so that"),
         (
             {"num_kv_shared_layers": 55},

@@ -327,15 +327,17 @@ def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     raw |= {"num_global_key_value_heads": 2, "vocab_size_per_layer_input": 64}
     sharding = Sharding(make_mesh(*mesh)) if mesh else single_device()
     model = Model(architecture_from_dict(raw), sharding=sharding)
-    params = jax.tree.map(lambda p: 5 * p if np.ptp(p) else p, model.init(jax.random.key(rng.integers(999))))
+    factor = 2 if case == "gemma4_e" else 5  # eight layers amplify rounding
+    initial = model.init(jax.random.key(rng.integers(999)))
+    params = jax.tree.map(lambda p: factor * p if np.ptp(p) else p, initial)
     _, scanned = prefill(model, params, ragged(rng, 8, 6), 9)
     separate, unrolled = jax.tree.map(jnp.copy, model.layer_by_layer(params, scanned))
     for column in rng.integers(2, VOCABULARY, (3, 8)):
         expected, scanned = decode(model, params, column, scanned)
         actual, unrolled = decode(model, separate, column, unrolled)
-        np.testing.assert_allclose(actual, expected, atol=4e-5)
+        np.testing.assert_allclose(actual, expected, atol=2e-5)
     expected = separate_states(scanned).states
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=4e-5), unrolled.states, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), unrolled.states, expected)
     np.testing.assert_array_equal(unrolled.length, scanned.length)
     np.testing.assert_array_equal(unrolled.positions, scanned.positions)
 

@@ -16,6 +16,8 @@ PATTERNS = {
     "remaining layers": [SLIDING, SLIDING, FULL] * 2 + [SLIDING],
     "no period": [FULL, SLIDING, SLIDING],
 }
+SHARED = {"two parts": 6, "two parts, the second from within a period": 7}
+"""The number of layers with shared keys and values after two periods and the beginning of a third one."""
 
 
 def architecture_of(types):
@@ -24,34 +26,61 @@ def architecture_of(types):
     )
 
 
+def with_shared_layers(shared):
+    types = [SLIDING, SLIDING, FULL] * 5
+    changes = {"num_hidden_layers": 15, "layer_types": types, "num_kv_shared_layers": shared}
+    return architecture_from_dict({**CASES["gemma4_e"], **changes})
+
+
+ARCHITECTURES = {
+    **{name: architecture_of(types) for name, types in PATTERNS.items()},
+    **{name: with_shared_layers(shared) for name, shared in SHARED.items()},
+}
+
+
 def test_the_period_is_the_shortest_one():
-    periods = {name: architecture_of(types).period for name, types in PATTERNS.items()}
-    assert periods == {"one kind": 1, "whole periods": 3, "remaining layers": 3, "no period": 3}
+    periods = {name: [own.period(part) for part in own.parts] for name, own in ARCHITECTURES.items()}
+    assert list(periods.values()) == [[1], [3], [3], [3], [3, 3], [3, 3]]
 
 
 @pytest.mark.parametrize("with_states", [False, True])
-@pytest.mark.parametrize("types", PATTERNS.values(), ids=PATTERNS)
-def test_a_scan_runs_every_layer_in_order_with_its_parameters_and_kind(types, with_states):
-    config = architecture_of(types)
+@pytest.mark.parametrize("config", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_a_scan_runs_every_layer_in_order_with_its_parameters_and_kind(config, with_states):
+    count = config.num_hidden_layers
     layers = {
-        tensor.name: jnp.arange(1.0, 1.0 + len(types)) * (i + 1)
+        tensor.name: jnp.arange(1.0, 1.0 + len(config.layers_with(tensor))) * (i + 1)
         for i, tensor in enumerate(config.layer_tensors)
     }
-    kind_weights = jnp.array([3.0, 5.0])
+    if config.layer_embedding:
+        layers["embedding"] = jnp.arange(1.0, 1.0 + count)
+    kind_weights = jnp.array([3.0, 5.0, 7.0, 11.0])
 
     def run_layer(carry, own, kind, index, layer):
         total, log, step = carry
-        total = 0.7 * total + kind_weights[kind] * own["q"] + own["down"]
-        return total, log.at[step].set(jnp.array([own["q"], kind, index, layer])), step + 1
+        total = 0.7 * total + kind_weights[kind] * sum(own.values())
+        return total, log.at[step].set(jnp.array([total, kind, index, layer])), step + 1
 
-    start = (jnp.float32(1), jnp.zeros((len(types), 4)), jnp.int32(0))
-    scanned = jax.jit(lambda layers: run_layers(config, run_layer, start, layers, with_states))(layers)
-    looped = run_layers(config, run_layer, start, separate_layers(config, layers), with_states)
-    jax.tree.map(np.testing.assert_allclose, scanned[::2], looped[::2])
-    np.testing.assert_array_equal(scanned[1][:, :2], looped[1][:, :2])
-    np.testing.assert_array_equal(looped[1][:, 0], layers["q"])
+    start = (jnp.float32(1), jnp.zeros((count, 4)), jnp.int32(0))
+
+    def run(layers):
+        carry = start
+        for part in config.parts:
+            carry = run_layers(config, run_layer, carry, layers, part, with_states)
+        return carry
+
+    scanned = jax.jit(run)(layers)
+    separate = separate_layers(config, layers)
+    if config.layer_embedding:
+        separate = tuple(own | {"embedding": x} for own, x in zip(separate, layers["embedding"], strict=True))
+    looped = run(separate)
+    np.testing.assert_allclose(scanned[0], looped[0], rtol=1e-6)
+    np.testing.assert_allclose(scanned[1][:, :2], looped[1][:, :2], rtol=1e-6)
+    total = 1.0
+    for layer, own in enumerate(separate):
+        total = 0.7 * total + float(kind_weights[config.kind_of_layer[layer]]) * float(sum(own.values()))
+        np.testing.assert_allclose(looped[1][layer, 0], total, rtol=1e-5)
     for log in (scanned[1], looped[1]):
-        np.testing.assert_array_equal(log[:, 3], np.arange(len(types)))
+        np.testing.assert_array_equal(log[:, 3], np.arange(count))
     if with_states:
         np.testing.assert_array_equal(scanned[1][:, 2], looped[1][:, 2])
         for kind in range(len(config.kinds)):

@@ -21,7 +21,7 @@ from sdft_jax.models.families import (
     FULL_ATTENTION,
     FUSED_PROJECTIONS,
     HEAD,
-    WIDE_FEED_FORWARD,
+    SHARING,
 )
 from sdft_jax.models.hf.hub import hub_name
 from sdft_jax.models.hf.model_card import CARD, find_base, plain_adapter_card
@@ -30,6 +30,7 @@ from sdft_jax.models.hf.reading import (
     open_checkpoint,
     read_entry,
     refuse_non_finite,
+    unread_names,
     weights_digest,
 )
 from sdft_jax.models.hf.safetensors_io import Stored, read_file
@@ -50,7 +51,7 @@ _COPY = ".base_layer.weight"
 """The end of the names of copies of the base's weights in a file of PEFT."""
 _MODULES = {
     tensor.name: tensor.source.split(".")[-2]
-    for tensor in (*ADAPTABLE, *FULL_ATTENTION, *WIDE_FEED_FORWARD, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
+    for tensor in (*ADAPTABLE, *FULL_ATTENTION, *DELTA_PROJECTIONS, *FUSED_PROJECTIONS)
 }
 """Name of a matrix -> its module's name in transformers, such as q_proj."""
 _MUST_BE_OFF = (
@@ -171,6 +172,8 @@ def open_adapter(
     stored = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
     if architecture.wrapper:
         stored = {plain_name(name) or name: tensor for name, tensor in stored.items()}
+    unread = unread_names(architecture)
+    stored = {name: tensor for name, tensor in stored.items() if not name.startswith(unread)}
     copies = {name: stored.pop(name) for name in list(stored) if name.endswith(_COPY)}
     expected = {
         name: entry.tensor.stored_shape(architecture.sizes)
@@ -292,7 +295,7 @@ def _peft_config(lora: Lora, base: str, wrapped: bool) -> dict[str, Any]:
 
 def _modules(names: Iterable[str]) -> list[str]:
     """Return the modules of matrices, each once."""
-    return list(dict.fromkeys(_MODULES[name] for name in names))
+    return list(dict.fromkeys(_MODULES[name.removeprefix(SHARING)] for name in names))
 
 
 def _pattern(lora: Lora) -> str:

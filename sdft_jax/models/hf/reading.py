@@ -234,15 +234,16 @@ def other_tensors(path: str | os.PathLike[str], architecture: Architecture) -> l
     """
     if not path:
         return []
+    unread = (_PREDICTION, *unread_names(architecture))
 
     def is_other(name: str) -> bool:
         own = plain_name(name) if architecture.wrapper else name
-        return own is None or own.startswith(_PREDICTION) or own.startswith(_unread(architecture))
+        return own is None or own.startswith(unread)
 
     return [tensor for name, tensor in _read_headers(Path(path)).items() if is_other(name)]
 
 
-def _unread(architecture: Architecture) -> tuple[str, ...]:
+def unread_names(architecture: Architecture) -> tuple[str, ...]:
     """Return the beginnings of the names of keys and values that layers do not use."""
     return tuple(
         f"model.layers.{layer}.self_attn.{module}."
@@ -258,12 +259,12 @@ def _text_tensors(stored: dict[str, Stored], architecture: Architecture) -> dict
         stored = {own: tensor for name, tensor in stored.items() if (own := plain_name(name))}
     if architecture.family.mixture:
         stored = separate(stored, architecture.family.mixture)
+    unread = (_PREDICTION, *unread_names(architecture))
     # Old Llama checkpoints contain the rotary frequencies, which are computed from config.json here.
     return {
         name: tensor
         for name, tensor in stored.items()
-        if not name.endswith("rotary_emb.inv_freq")
-        and not name.startswith((_PREDICTION, *_unread(architecture)))
+        if not name.endswith("rotary_emb.inv_freq") and not name.startswith(unread)
     }
 
 
