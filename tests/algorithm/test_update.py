@@ -115,7 +115,7 @@ def test_same_under_other_rules(single, rules):
     [
         (QWEN35_MOE | {"num_hidden_layers": 5}, ("optimizer.freeze=[layers/delta_z]",), {"delta_z"}),
         (GEMMA4_MOE, ("optimizer.weight_decay=0.1",), {"layer_scalar"}),
-        (GEMMA4_E, ("optimizer.weight_decay=0.1",), {"layer_scalar"}),
+        (GEMMA4_E, ("optimizer.weight_decay=0.1",), {"layer_scalar", "sharing_layer_scalar"}),
     ],
     ids=["qwen35_moe", "gemma4_moe", "gemma4_e"],
 )
