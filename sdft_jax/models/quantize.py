@@ -184,7 +184,8 @@ def cast(params: Params, dtype: Any) -> Any:
     def cast_leaf(path: tuple[Any, ...], w: Array) -> Array:
         if jnp.issubdtype(w.dtype, jnp.integer):
             return w
-        precise = getattr(path[-1], "key", "") in FLOAT32 if path else False
+        name = getattr(path[-1], "key", "") if path else ""
+        precise = name.removeprefix(SHARING) in FLOAT32
         return w.astype(jnp.float32 if precise else dtype)
 
     return jax.tree_util.tree_map_with_path(cast_leaf, params)
