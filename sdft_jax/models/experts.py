@@ -5,6 +5,9 @@ The choices of all tokens are sorted by expert, and `lax.ragged_dot` multiplies 
 its own matrix. For example, the experts (2, 0), (0, 1) of two tokens are sorted 0, 0, 1, 2: the rows of the
 tokens are 0, 1, 1, 0, and the groups have 2, 1 and 1 rows.
 
+While decoding, a batch has too few rows to gain from their order: every expert computes every row in one
+batched product, which reads each matrix once, and the factors of the experts that a row did not choose are 0.
+
 Devices along the mesh axes of `experts` hold different experts. Each computes its own experts' part of every
 row among them, and the parts are added up.
 """
@@ -20,6 +23,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import ExpertSizes
 from sdft_jax.sharding import Sharding, partition_spec, release_axes
 
@@ -106,7 +110,10 @@ def mixture(
         if weights.down_bias is not None and (parts := sharding.split("mlp")):  # parts of its sum
             is_first = jax.lax.axis_index(parts) == 0
             weights = weights._replace(down_bias=jnp.where(is_first, weights.down_bias, 0))
-        out = _experts(rows, weights, routing.experts - first, factors, gated)
+        # for ragged_dot, a TPU copies each layer's matrices out of their stack, and other platforms multiply
+        # every matrix with the rows of all groups
+        compute = _every_expert if x.shape[1] == 1 else _experts
+        out = compute(rows, weights, routing.experts - first, factors, gated)
         out = jax.lax.psum(out, summed) if summed else out
         routing = jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], -1), routing)
         return out.astype(x.dtype).reshape(x.shape), routing
@@ -173,6 +180,30 @@ def _experts(
     out = projected(gated(gate, up), weights.down, weights.down_bias)
     out = _permuted(out, jnp.argsort(order)).reshape(tokens, per_token, -1)
     return jnp.sum(out.astype(jnp.float32) * factors[:, :, None], axis=1)
+
+
+def _every_expert(
+    rows: Float[Array, "T D"],
+    weights: Weights,
+    chosen: Int[Array, "T k"],
+    factors: Float[Array, "T k"],
+    gated: Gated,
+) -> Float[Array, "T D"]:
+    """Return the same as `_experts`, from the outputs of every expert for every row."""
+    count = len(weights.gate)
+    factor = jnp.einsum("tk,tke->et", factors, jax.nn.one_hot(chosen, count))[:, :, None]
+    x = jnp.broadcast_to(rows, (count, *rows.shape))
+
+    def projected(matrices: Array, biases: Array | None) -> Array:
+        out = jnp.einsum("etd,edm->etm", x, matrices)
+        return out if biases is None else out + biases[:, None]
+
+    hidden = gated(projected(weights.gate, weights.gate_bias), projected(weights.up, weights.up_bias))
+    hidden = jnp.where(factor != 0, hidden * factor, 0).astype(rows.dtype)
+    out = einsum_float32("etm,emd->td", hidden, weights.down)
+    if weights.down_bias is None:
+        return out
+    return out + einsum_float32("et,ed->td", factor[:, :, 0], weights.down_bias.astype(jnp.float32))
 
 
 def _grouped(x: Float[Array, "R i"], matrices: Float[Array, "E i o"], groups: Int[Array, " E"]) -> Array:

@@ -68,6 +68,13 @@ _ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
 [('s', '32', ''), ('bf', '16', ''), ('bf', '16', '256,128')]
 """
 
+_ON_CHIP = re.compile(r"\w+\[[\d,]*\]\{[^{}]*S\([1-9]\d*\)[^{}]*\}")
+"""An array in one of the memories on a TPU chip, by its layout.
+
+>>> _ON_CHIP.sub("", "(bf16[8,64]{1,0:T(8,128)(2,1)S(1)}, bf16[8,64]{1,0:T(8,128)(2,1)}, u32[]{:S(2)})")
+'(, bf16[8,64]{1,0:T(8,128)(2,1)}, )'
+"""
+
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 """The dimensions of the first operand that a dot sums over.
 
@@ -433,6 +440,11 @@ def size_of(shape: str, is_start: bool = False) -> float:
         math.prod(int(n) for n in sizes.split(",") if n) * (int(bits) / 8 if bits else 1)
         for _, bits, sizes in arrays
     )
+
+
+def size_in_memory(shape: str) -> float:
+    """Return the size of a result in bytes, without the arrays that a TPU keeps on the chip."""
+    return size_of(_ON_CHIP.sub("", shape))
 
 
 _RECEIVED: Mapping[str, Callable[[int], float]] = {

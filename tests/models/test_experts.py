@@ -59,19 +59,21 @@ def run(x, weights, sizes=SIZES, sharding=single_device(), router_x=None):  # no
     return mixture(x, weights, sizes, gated_function("silu", sizes.clamped), sharding, router_x)
 
 
-@pytest.mark.parametrize("normalized", [True, False])
-def test_equals_a_loop_over_tokens(normalized):
+@pytest.mark.parametrize(("normalized", "length"), [(True, 5), (False, 5), (True, 1)])
+def test_equals_a_loop_over_tokens(normalized, length):
+    """One token per row is decoded, where every expert computes every row."""
     sizes = ExpertSizes(4, 3, 6, normalized)
-    x, weights = random_inputs(sizes=sizes)
+    x, weights = random_inputs(length=length, sizes=sizes)
     out, routing = run(x, weights, sizes)
     np.testing.assert_allclose(out, expected_mixture(x, weights, sizes), atol=1e-4, rtol=1e-5)
-    assert routing.experts.shape == (2, 5, 3)
+    assert routing.experts.shape == (2, length, 3)
     np.testing.assert_allclose(jnp.sum(routing.probabilities, axis=-1), 1, rtol=1e-6)
 
 
-def test_factors_biases_and_a_clamped_swiglu():
+@pytest.mark.parametrize("length", [5, 1])
+def test_factors_biases_and_a_clamped_swiglu(length):
     sizes = ExpertSizes(4, 3, 6, True, (1.702, 1.5))
-    x, weights = random_inputs(sizes=sizes, biases=True)
+    x, weights = random_inputs(length=length, sizes=sizes, biases=True)
     out, _ = run(x, weights, sizes)
     np.testing.assert_allclose(out, expected_mixture(x, weights, sizes), atol=1e-4, rtol=1e-5)
 
@@ -102,6 +104,14 @@ def test_the_router_may_read_other_activations_than_the_experts():
     np.testing.assert_array_equal(routing.experts, jnp.flip(run(x, weights)[1].experts, axis=1))
 
 
+def test_an_expert_that_overflows_changes_no_row_that_did_not_choose_it():
+    x, weights = random_inputs(length=1)
+    weights = weights._replace(
+        router=jnp.broadcast_to(jnp.array([[0.0, 9.0, -9.0, 5.0]]), (8, 4)), gate=weights.gate.at[0].set(1e38)
+    )
+    assert jnp.isfinite(run(jnp.abs(x), weights)[0]).all()
+
+
 def test_gradients_of_biases_are_sums_in_float32_for_bfloat16_activations():
     """In bfloat16, a sum of ones stops at 256."""
     sizes, zeros = ExpertSizes(1, 1, 2, False), jnp.zeros((1, 3, 2), jnp.bfloat16)
@@ -114,9 +124,9 @@ def test_gradients_of_biases_are_sums_in_float32_for_bfloat16_activations():
     assert jax.grad(loss)(bias).tolist() == [[2048.0] * 3]
 
 
-@pytest.mark.parametrize("mesh", [(1, 1, 1, 4), (2, 1, 2, 2)], ids=str)
-def test_split_over_devices_gives_the_same_output_and_gradients(mesh):
-    x, weights = random_inputs(batch=4, biases=True)
+@pytest.mark.parametrize(("mesh", "length"), [((1, 1, 1, 4), 5), ((2, 1, 2, 2), 5), ((2, 1, 2, 2), 1)])
+def test_split_over_devices_gives_the_same_output_and_gradients(mesh, length):
+    x, weights = random_inputs(batch=4, length=length, biases=True)
     sharding = Sharding(make_mesh(*mesh, devices=jax.devices()[: np.prod(mesh)]), Rules())
 
     def loss(x, weights, router_x, sharding):

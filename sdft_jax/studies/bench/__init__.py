@@ -17,6 +17,7 @@ BENCHES = {
     "checkpoint": "seconds from a save to its commit, compared with a commit that reads everything back",
     "startup": "seconds of the console command, of the first step, and of compilation by model depth",
     "gpu": "bytes that decoding moves per token when compiled for a GPU, compared with the minimum",
+    "decode_tpu": "bytes and estimated seconds of a token when compiled for a TPU, compared with the minimum",
     "tpu": "memory and estimated seconds of the update compiled for a TPU, compared with peak rates",
 }
 """Name -> description. `sdft_jax.studies.bench.NAME.main(argv)` runs the benchmark and may return an exit

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +22,12 @@ from sdft_jax.config import Config, load_config
 from sdft_jax.config.settings import SamplingConfig
 from sdft_jax.models import Model
 from sdft_jax.plan.footprint import GIB
-from sdft_jax.plan.gpu_traffic import memory_traffic
 from sdft_jax.plan.program import model_shape
 from sdft_jax.plan.topologies import described_devices
+from sdft_jax.plan.traffic import memory_traffic
 from sdft_jax.reporting.charts import Bar
 from sdft_jax.sampling import compiled_sample, make_key
-from sdft_jax.sharding import Sharding, make_mesh
+from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 from sdft_jax.studies.bench.decode import Case, bytes_per_token
 from sdft_jax.studies.bench.models import SIZES, architecture
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
@@ -119,25 +118,40 @@ def measure(case: Case, sharding: Sharding) -> dict[str, float]:
     `moved` counts the decode loop only, not the prefill.
     """
     shape = architecture(case.size) if case.size in SIZES else model_shape(_config(case.size))
-    model = Model(shape, compute_dtype="bfloat16", sharding=sharding)
-    abstract = functools.partial(jax.ShapeDtypeStruct, sharding=sharding.named())
-    params = jax.tree.map(lambda p: abstract(p.shape, p.dtype), model.abstract_params("bfloat16"))
-    keys = jax.eval_shape(lambda: jax.random.split(make_key(0), case.batch))
-    tokens, mask = (abstract((case.batch, case.prompt), dtype) for dtype in (jnp.int32, jnp.bool_))
-    prompt: Any = (tokens, mask)
-    greedy = SamplingConfig(max_new_tokens=case.new, temperature=0.0)
-    start = time.monotonic()
-    lowered = compiled_sample.lower(
-        model, params, Sequences(*prompt), abstract(keys.shape, keys.dtype), greedy, NO_STOP
-    )
-    compiled: Any = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"})
-    elapsed, traffic = time.monotonic() - start, memory_traffic(compiled.as_text())
+    model, start = Model(shape, compute_dtype="bfloat16", sharding=sharding), time.monotonic()
+    compiled = lower_sampling(model, case).compile(compiler_options={"xla_gpu_autotune_level": "0"})
+    elapsed = time.monotonic() - start
     return {
-        "moved": sum(count for scope, count in traffic.items() if "/decode/while" in scope) / (case.new - 1),
-        "needed": bytes_per_token(model, params, case),
+        "moved": sum(in_decode_loop(memory_traffic(compiled.as_text() or ""), case).values()),
+        "needed": bytes_per_token(model, model.abstract_params("bfloat16"), case),
         "peak": float(compiled.memory_analysis().peak_memory_in_bytes),
         "compile_seconds": elapsed,
     }
+
+
+def lower_sampling(model: Model, case: Case) -> jax.stages.Lowered:
+    """Return greedy sampling, lowered for the devices of the model."""
+
+    def array(shape: Sequence[int], dtype: Any, sharding: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    params = model.abstract_params("bfloat16")
+    shardings, rows = (
+        tree_shardings(model.sharding, model.logical_axes(), params),
+        model.sharding.named("batch"),
+    )
+    params = jax.tree.map(lambda p, own: array(p.shape, p.dtype, own), params, shardings)
+    keys = jax.eval_shape(lambda: jax.random.split(make_key(0), case.batch))
+    prompt: Any = [array((case.batch, case.prompt), dtype, rows) for dtype in (jnp.int32, jnp.bool_)]
+    greedy = SamplingConfig(max_new_tokens=case.new, temperature=0.0)
+    return compiled_sample.lower(
+        model, params, Sequences(*prompt), array(keys.shape, keys.dtype, rows), greedy, NO_STOP
+    )
+
+
+def in_decode_loop(totals: Mapping[str, float], case: Case) -> dict[str, float]:
+    """Return scope -> quantity of one token, without the scopes outside the decode loop."""
+    return {scope: x / (case.new - 1) for scope, x in totals.items() if "/decode/while" in scope}
 
 
 def _config(model: str) -> Config:

@@ -33,6 +33,7 @@ NUMBERS = {
     "loop": ("--shapes", "--steps"),
     "decode": ("--batches", "--prompt", "--new", "--rounds"),
     "gpu": ("--batches", "--prompt", "--new"),
+    "decode_tpu": ("--batch", "--prompts", "--new"),
     "startup": ("--rounds", "--depths", "--compilations"),
 }
 """The numeric options of each benchmark."""

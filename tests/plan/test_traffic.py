@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdft_jax.plan.gpu_traffic import memory_traffic
+from sdft_jax.plan.traffic import memory_traffic
 
 PROGRAM = """HloModule jit_f, is_scheduled=true
 
@@ -74,3 +74,57 @@ def test_kernel_counts_its_operands_and_results_times_the_trip_count(scope, expe
 
 def test_other_operations_are_not_kernels():
     assert len([scope for scope, count in memory_traffic(PROGRAM).items() if count]) == 4
+
+
+ON_CHIP = """HloModule jit_f, is_scheduled=true
+
+%slice_of (i0: bf16[10,4,8], i1: s32[]) -> bf16[4,8] {
+  %i0 = bf16[10,4,8]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %i1 = s32[]{:T(128)S(6)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %ds = bf16[1,4,8]{2,1,0:T(8,128)(2,1)} dynamic-slice(%i0, %i1, %zero, %zero), dynamic_slice_sizes={1,4,8}
+  ROOT %bc = bf16[4,8]{1,0:T(8,128)(2,1)} bitcast(%ds)
+}
+
+%same (j0: bf16[6,8]) -> bf16[6,8] {
+  %j0 = bf16[6,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %bc.1 = bf16[6,8]{1,0:T(8,128)(2,1)} bitcast(%j0)
+}
+
+%product (o0: bf16[64,4], o1: bf16[10,4,8], o2: s32[], o3: bf16[6,8]) -> (bf16[64,8], bf16[64,6]) {
+  %o0 = bf16[64,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %o1 = bf16[10,4,8]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %o2 = s32[]{:T(128)S(6)} parameter(2)
+  %o3 = bf16[6,8]{1,0:T(8,128)(2,1)} parameter(3)
+  %weight = bf16[4,8]{1,0:T(8,128)(2,1)} fusion(%o1, %o2), kind=kLoop, calls=%slice_of
+  %head = bf16[6,8]{1,0:T(8,128)(2,1)} fusion(%o3), kind=kLoop, calls=%same
+  %x = bf16[64,8]{1,0:T(8,128)(2,1)S(1)} convolution(%o0, %weight), dim_labels=bf_io->bf
+  %y = bf16[64,6]{1,0:T(8,128)(2,1)} convolution(%x, %head), dim_labels=bf_oi->bf
+  ROOT %both = (bf16[64,8]{1,0:T(8,128)(2,1)S(1)}, bf16[64,6]{1,0:T(8,128)(2,1)}) tuple(%x, %y)
+}
+
+ENTRY %main (start: bf16[64,4], w: bf16[10,4,8], i: s32[], h: bf16[6,8]) -> bf16[16,6] {
+  %start = bf16[64,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[10,4,8]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %i = s32[]{:T(128)S(6)} parameter(2)
+  %h = bf16[6,8]{1,0:T(8,128)(2,1)} parameter(3)
+  %moving = (bf16[64,4]{1,0:T(8,128)(2,1)S(1)}, bf16[64,4]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) \
+copy-start(%start), metadata={op_name="jit(f)/copy"}
+  %moved = bf16[64,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%moving)
+  %dot = (bf16[64,8]{1,0:T(8,128)(2,1)S(1)}, bf16[64,6]{1,0:T(8,128)(2,1)}) fusion(%moved, %w, %i, %h), \
+calls=%product, metadata={op_name="jit(f)/dot"}
+  %out = bf16[64,6]{1,0:T(8,128)(2,1)} get-tuple-element(%dot), index=1
+  %part = ((bf16[64,6]{1,0:T(8,128)(2,1)}), bf16[16,6]{1,0:T(8,128)(2,1)S(1)}, s32[]{:S(2)}) \
+slice-start(%out), slice={[0:16], [0:6]}, metadata={op_name="jit(f)/slice"}
+  ROOT %end = bf16[16,6]{1,0:T(8,128)(2,1)S(1)} slice-done(%part)
+}
+"""
+
+
+def test_what_a_tpu_keeps_on_the_chip_does_not_count():
+    """The copy reads `start`, and the slice 16 rows; the fusion reads one matrix of `w` and all of `h`, and
+    writes its second result.
+    """
+    counts = {scope: count for scope, count in memory_traffic(ON_CHIP).items() if count}
+    expected = {"copy": 2 * 64 * 4, "dot": 2 * (4 * 8 + 6 * 8 + 64 * 6), "slice": 2 * 16 * 6}
+    assert counts == {f"jit(f)/{name}": count for name, count in expected.items()}
