@@ -1,5 +1,8 @@
 """Eight virtual CPU devices, no accelerator, strict broadcasting; XLA compiles fast rather than well."""
 
+import contextlib
+import gc
+import json
 import os
 import signal
 from importlib.metadata import version
@@ -10,6 +13,7 @@ JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
 FAST_COMPILATION = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # both cores are busy, and splitting a module takes time
     *(["--xla_cpu_use_fusion_emitters=false"] if JAXLIB == (0, 10) else []),
 ]
 DEVICES = "--xla_force_host_platform_device_count=8"
@@ -18,6 +22,9 @@ PATIENCE = ["--xla_cpu_collective_call_terminate_timeout_seconds=300"] if JAXLIB
 # A device may wait in several collectives at once, each in a thread. With one thread for each device, as XLA
 # has them on machines with few cores, all may wait, and none is left for the device that they wait for.
 THREADS = "64"
+
+# Tracing makes many objects and little garbage: at Python's own threshold, a tenth of its time is collection.
+gc.set_threshold(50_000, 10, 10)
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -105,18 +112,21 @@ def torch_of_this_process_only():
 
 @pytest.fixture(scope="session")
 def caches(tmp_path_factory):
-    """A directory of compilation caches, shared by all runs of the session, in this process and in others."""
-    return tmp_path_factory.mktemp("caches")
+    """A directory of compilation caches, shared by all runs of the session, in all of its processes."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "caches"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_user_cache(caches):
+def no_user_cache(tmp_path_factory):
     """Keep the compilation cache that a command enables out of the home directory, and disable it after the
     module.
     """
     before = jax.config.jax_compilation_cache_dir
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(caches / "home"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "home"))
         yield
     if jax.config.jax_compilation_cache_dir != before:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -138,9 +148,9 @@ def released_programs():
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def shared_compilations(caches):
-    """Share compiled programs between the runs of a module, through the disk."""
+@contextlib.contextmanager
+def sharing_compilations(caches):
+    """Share compiled programs with other processes, through the disk."""
     settings = {
         "jax_compilation_cache_dir": str(caches / "jax"),
         "jax_persistent_cache_min_compile_time_secs": 0,
@@ -153,6 +163,56 @@ def shared_compilations(caches):
         jax_cache.reset_cache()
         if values is settings:
             yield
+
+
+@pytest.fixture(scope="module")
+def shared_compilations(caches):
+    """Share compiled programs between the runs of a module and those of other processes."""
+    with sharing_compilations(caches):
+        yield
+
+
+@pytest.fixture(scope="session")
+def updates():
+    """The updates of this process, by the settings that they depend on."""
+    return {}
+
+
+OF_RUNS = ("output", "baseline", "eval", "checkpoint", "report", "profile")
+"""Settings that no update depends on."""
+OF_THE_LOOP = ("save_every", "eval_every", "rollouts_every", "phases_every")
+"""Settings of `train` that no update depends on."""
+
+
+@pytest.fixture(scope="module")
+def shared_updates(updates):
+    """Trace and compile an update once for all runs of this process with the same model and settings."""
+    from sdft_jax.config import to_dict
+    from sdft_jax.training import loop
+
+    make_learner, make_update, number_of_steps = loop.make_learner, loop.make_update, {}
+
+    def make_learner_and_note_steps(config, model, steps, stop):
+        learner = make_learner(config, model, steps, stop)
+        number_of_steps[learner.optimizer] = steps
+        return learner
+
+    def make_update_once(learner):
+        settings = to_dict(learner.config)
+        settings = {name: value for name, value in settings.items() if name not in OF_RUNS}
+        settings["train"] = {
+            name: value for name, value in settings["train"].items() if name not in OF_THE_LOOP
+        }
+        steps = number_of_steps[learner.optimizer]
+        key = (json.dumps(settings), learner.model, learner.stop, steps)
+        if key not in updates:
+            updates[key] = make_update(learner)
+        return updates[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_learner", make_learner_and_note_steps)
+        patch.setattr(loop, "make_update", make_update_once)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +235,8 @@ def finished(tmp_path_factory, tiny_directory, caches):
     config = write_config(
         directory / "config.yaml", tiny_directory, directory / "run", "baseline=true", "train.phases_every=4"
     )
-    assert cli.main(["train", config]) == 0
+    with sharing_compilations(caches):
+        assert cli.main(["train", config]) == 0
     return directory / "run"
 
 
@@ -204,7 +265,7 @@ def adapter_directories(tmp_path_factory, tiny_directory):
 
 
 @pytest.fixture(scope="session")
-def finished_sequence(tmp_path_factory, half_directory):
+def finished_sequence(tmp_path_factory, half_directory, caches):
     """A directory with `run`, the output of `sdft continual`, and `alone`, its copy before arms were
     added.
     """
@@ -217,9 +278,10 @@ def finished_sequence(tmp_path_factory, half_directory):
     config = write_config(
         directory / "config.yaml", half_directory, directory / "run", *sequence_settings(directory)
     )
-    assert cli.main(["continual", config]) == 0
-    shutil.copytree(directory / "run", directory / "alone")
-    assert cli.main(["continual", config, "continual.methods=[sdft,joint,oracle]"]) == 0
+    with sharing_compilations(caches):
+        assert cli.main(["continual", config]) == 0
+        shutil.copytree(directory / "run", directory / "alone")
+        assert cli.main(["continual", config, "continual.methods=[sdft,joint,oracle]"]) == 0
     return directory
 
 

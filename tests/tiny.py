@@ -152,10 +152,11 @@ def assert_decoding_equals_full_forward(model, params):
     new = jnp.asarray(rng.integers(2, VOCABULARY, size=(3, 4)), jnp.int32)
     tokens = jnp.concatenate([prompt.tokens, new], axis=1)
     whole = Sequences(tokens, jnp.concatenate([prompt.mask, new > 0], axis=1))
-    expected = model.hidden_states(params, whole)[:, 6:]
-    _, cache = model.prefill(params, prompt, 10)
+    expected = jax.jit(model.hidden_states)(params, whole)[:, 6:]
+    _, cache = jax.jit(model.prefill, static_argnums=2)(params, prompt, 10)
+    decode = jax.jit(model.decode)
     for step in range(4):
-        hidden, cache = model.decode(params, new[:, step], cache)
+        hidden, cache = decode(params, new[:, step], cache)
         np.testing.assert_allclose(hidden, expected[:, step], atol=1e-5, rtol=1e-5)
 
 

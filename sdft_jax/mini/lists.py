@@ -129,15 +129,22 @@ def in_split(items: Items, split: str) -> bool:
 
 def draw_items(alphabet: str, split: str, rng: np.random.Generator) -> Items:
     """Draw a list of distinct items that belongs to `split`."""
+    alternatives = ALPHABETS[alphabet]
     while True:
-        items = [str(item) for item in rng.permutation(ALPHABETS[alphabet])[: rng.choice(LENGTHS)]]
+        order = rng.permutation(len(alternatives))
+        items = [alternatives[place] for place in order[: LENGTHS[rng.integers(len(LENGTHS))]]]
         if in_split(items, split):
             return items
 
 
 def rows(skill: Skill, split: str, n: int, seed: int) -> list[dict[str, str]]:
     """Return `n` rows with distinct lists of `split`."""
-    return [_make_row(skill, items) for items in islice(_draw_distinct_lists(skill, split, seed), n)]
+    return [_make_row(skill, list(items)) for items in _first_lists(skill, split, n, seed)]
+
+
+@cache
+def _first_lists(skill: Skill, split: str, n: int, seed: int) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(items) for items in islice(_draw_distinct_lists(skill, split, seed), n))
 
 
 def _draw_distinct_lists(skill: Skill, split: str, seed: int) -> Iterator[Items]:
@@ -172,16 +179,19 @@ def heldout(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
 
 def validation(skill: Skill, n: int, seed: int = 0) -> list[dict[str, str]]:
     """Return `n` rows for choosing learning rates, with held-out lists that are in no test of any skill."""
-    drawn = _draw_distinct_lists(skill, "heldout", seed + 1)
-    untested = (items for items in drawn if tuple(items) not in _test_lists())
-    return [_make_row(skill, items) for items in islice(untested, n)]
+    return [_make_row(skill, list(items)) for items in _untested_lists(skill, n, seed)]
+
+
+@cache
+def _untested_lists(skill: Skill, n: int, seed: int) -> tuple[tuple[str, ...], ...]:
+    drawn = map(tuple, _draw_distinct_lists(skill, "heldout", seed + 1))
+    return tuple(islice((items for items in drawn if items not in _test_lists()), n))
 
 
 @cache
 def _test_lists() -> frozenset[tuple[str, ...]]:
     sizes = [(skill, OLD_TEST_ROWS) for skill in OLD_SKILLS] + [(skill, TEST_ROWS) for skill in NEW_SKILLS]
-    tests = (islice(_draw_distinct_lists(skill, "heldout", seed=0), n) for skill, n in sizes)
-    return frozenset(tuple(items) for lists in tests for items in lists)
+    return frozenset(items for skill, n in sizes for items in _first_lists(skill, "heldout", n, seed=0))
 
 
 def old(split: str = "heldout") -> list[dict[str, str]]:

@@ -16,6 +16,8 @@ from sdft_jax.training import loop
 from sdft_jax.training.loop import Run
 from sdft_jax.training.run_directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("shared_compilations", "shared_updates")
+
 
 def test_summary_has_rows_before_training_for_the_teacher_and_for_each_method(finished):
     summary = json.loads((finished / "summary.json").read_text())
@@ -204,7 +206,7 @@ def stopped(finished, tmp_path_factory):
 
 
 @pytest.fixture
-def resume(finished, stopped, tmp_path, capfd, shared_compilations):
+def resume(finished, stopped, tmp_path, capfd):
     """A function that resumes a copy of the stopped run, and returns (exit code, stdout, stderr)."""
     output = shutil.copytree(stopped, tmp_path / "run")
     command = ["train", str(finished.parent / "config.yaml"), f"output={output}", "baseline=false"]

@@ -1,6 +1,7 @@
 """Adapters: the same function as merged weights in every family, their initial values, and wrong settings."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -35,10 +36,14 @@ def test_every_family_is_among_the_cases():
 
 
 ALL = tuple(tensor.name for tensor in ADAPTABLE)
+KINDS = ("qwen3", "gemma3", "gemma4", "phi3", "qwen35_moe", "gpt_oss")
+"""One family of each kind: its projections are separate, scaled and tied, shared, fused, or experts'."""
+PARTS = (("v|qkv", "down"), ("embed",), ("head",))
 
 
-@pytest.mark.parametrize("targets", [ALL, ("v|qkv", "down"), ("embed",), ("head",)], ids=",".join)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "targets"), [*((case, ALL) for case in CASES), *itertools.product(KINDS, PARTS)], ids=str
+)
 def test_adapters_equal_merged_weights(case, targets):
     plain, base = load_model(DIRECTORY / case)
     if not any(tensor.name == "down" for tensor in plain.architecture.projections):
