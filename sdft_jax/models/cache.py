@@ -278,39 +278,64 @@ def write_and_attend(
     return KeysValues(keys, values, state.window), attended
 
 
+def last_layer(
+    state: KeysValues, sharding: Sharding
+) -> tuple[Float[Array, "B K H S"], Float[Array, "B K S H"]]:
+    """Return the keys and values of the last layer of a kind.
+
+    Layers that share them read these arrays: if a loop over such layers read the stack, a TPU would copy all
+    of it for every token.
+    """
+    if isinstance(state.keys, tuple):
+        return state.keys[-1], state.values[-1]
+    pinned = sharding.device.platform == "tpu"
+
+    def local(*stacks):
+        return tuple(
+            _pin(_pin(stack, axis, pinned)[-1], axis, pinned)
+            for stack, axis in zip(stacks, SLOTS, strict=True)
+        )
+
+    stack, layer = (partition_spec(sharding.rules, axes) for axes in (AXES, AXES[1:]))
+    read = jax.shard_map(
+        local, mesh=sharding.mesh, in_specs=(stack, stack), out_specs=(layer, layer), check_vma=False
+    )
+    return read(state.keys, state.values)
+
+
 def attend_to_shared(
-    state: KeysValues,
+    keys: Float[Array, "B K H S"],
+    values: Float[Array, "B K S H"],
     q: Float[Array, "B 1 N H"],
     visible: Bool[Array, "B 1 S"],
     scale: float,
     sharding: Sharding,
 ) -> Float[Array, "B 1 N H"]:
-    """Attend to the keys and values of the last layer of a kind, which hold those of the new token.
+    """Attend to the keys and values of another layer, which hold those of the new token.
 
     Args:
-        state: keys and values of all layers of the kind.
+        keys: the keys that `last_layer` returns.
+        values: its values.
         q: queries of the new tokens.
         visible: the slots that each row's token reads.
         scale: the factor on the scores.
         sharding: as in `write_and_attend`.
     """
     pinned = sharding.device.platform == "tpu"
-    separate = isinstance(state.keys, tuple)
-    last: Any = (state.keys[-1], state.values[-1]) if separate else (state.keys, state.values)
 
-    def local(cache, q, visible):
-        keys, values = (_pin(cached, axis, pinned) for cached, axis in zip(cache, SLOTS, strict=True))
-        return _read(q, *((keys, values) if separate else (keys[-1], values[-1])), visible, scale)
+    def local(keys, values, q, visible):
+        keys, values = (_pin(x, axis, pinned) for x, axis in zip((keys, values), SLOTS, strict=True))
+        return _read(q, keys, values, visible, scale)
 
-    cached = partition_spec(sharding.rules, AXES[1:] if separate else AXES)
+    layer = partition_spec(sharding.rules, AXES[1:])
     token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
     return jax.shard_map(
         local,
         mesh=sharding.mesh,
-        in_specs=((cached, cached), token, partition_spec(sharding.rules, ("batch", None, None))),
+        in_specs=(layer, layer, token, partition_spec(sharding.rules, ("batch", None, None))),
         out_specs=token,
         check_vma=False,
-    )(last, q, visible)
+    )(keys, values, q, visible)
 
 
 def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:

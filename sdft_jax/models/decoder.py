@@ -31,6 +31,7 @@ from sdft_jax.models.cache import (
     State,
     attend_to_shared,
     empty_cache,
+    last_layer,
     read_delta,
     replaced,
     separate_states,
@@ -318,7 +319,7 @@ class Model:
 
         def attend(state, kind, index, q, k, v, sinks):
             if index is None:
-                return state, attend_to_shared(state, q, visible[kind], scale, self.sharding)
+                return state, attend_to_shared(k, v, q, visible[kind], scale, self.sharding)
             call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
             return write_and_attend(state, index, cache.length, call, self.sharding)
 
@@ -428,8 +429,8 @@ class Model:
                 kind; of a layer that shares keys and values, the index is None.
             states: the states of each kind, which `attend` reads and updates; None without states.
             counts: [B, T], the tokens that count in the decisions of routers; None to return no decisions.
-            shared_in_states: True if `attend` reads shared keys and values from the state; they are then
-                None.
+            shared_in_states: True if layers that share keys and values get those in the states, of all tokens
+                so far, with the layout of `cache.last_layer`.
         """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
         sequences, positions, limits = rows
@@ -462,7 +463,7 @@ class Model:
                 q, k, v, *gate = block.project(x, cos, sin)
                 q = q if factors is None else q * factors[kind].astype(dtype)
                 if shares_keys:
-                    index, (k, v) = None, (None, None) if shared is None else shared[owner]
+                    index, (k, v) = None, shared[owner]
                 elif latest is not None:
                     latest = replaced(latest, kind, (k, v))
                 state, attended = attend(state, owner, index, q, k, v, block.attention_sinks)
@@ -480,6 +481,8 @@ class Model:
             embed = embed if self.remat == "none" or states is not None else jax.checkpoint(embed)
             layers = _with_embeddings(layers, embed(params, sequences.tokens, x))
         for part in of_tree.parts:
+            if shared_in_states and part.start:
+                latest = self._latest_in(states)
             run_part = functools.partial(run_layer, latest)
             is_last = part.stop == config.num_hidden_layers
             latest = None if is_last or shared_in_states else self._no_keys_values(sequences.tokens.shape)
@@ -488,6 +491,12 @@ class Model:
                 of_tree, run_part, carry, layers, part, states is not None
             )
         return rms_norm(x, params["norm"].astype(dtype), config), states, decisions
+
+    def _latest_in(self, states: Any) -> LatestKeysValues:
+        """Return the keys and values of the last layer of each kind, as decoding reads them."""
+        return tuple(
+            last_layer(state, self.sharding) if isinstance(state, KeysValues) else None for state in states
+        )
 
     def _no_keys_values(self, shape: tuple[int, ...]) -> LatestKeysValues:
         """Return zeros in place of keys and values of tokens [B, T] before the first layer."""

@@ -36,6 +36,8 @@ PLACEMENTS: Mapping[str, tuple[str, str]] = {
     "gemma-3-4b": ("v5e-4", "tensor=4"),
     "Mistral-7B-v0.3": ("v5e-4", "tensor=4"),
     "Olmo-3-7B": ("v5e-4", "tensor=4"),
+    "gemma-4-E2B": ("v5e-1", "fsdp=1"),
+    "gemma-4-E4B": ("v5e-4", "tensor=4"),
     "gemma-4-12B": ("v5e-8", "tensor=8"),
     "Qwen3.5-9B": ("v5e-4", "tensor=4"),
     "gpt-oss-20b": ("v5e-8", "expert=2,tensor=4"),
@@ -93,8 +95,8 @@ def measure(case: Case) -> dict[str, float]:
     candidate: Candidate = make_candidates(config, [name], mesh, ())[0]
     chip, start = candidate.topology.generation, time.monotonic()
     model = Model(model_shape(config), compute_dtype="bfloat16", sharding=candidate.sharding)
-    compiled = lower_sampling(model, case).compile()
-    elapsed, text = time.monotonic() - start, compiled.as_text() or ""
+    compiled: Any = lower_sampling(model, case).compile()
+    elapsed, text = time.monotonic() - start, compiled.as_text()
     needed = bytes_per_token(model, model.abstract_params("bfloat16"), case) / candidate.topology.size
     cycles = sum(in_decode_loop(estimated_cycles(text), case).values())
     return {
