@@ -37,7 +37,7 @@ PLACEMENTS: Mapping[str, tuple[str, str]] = {
     "Mistral-7B-v0.3": ("v5e-4", "tensor=4"),
     "Olmo-3-7B": ("v5e-4", "tensor=4"),
     "gemma-4-E2B": ("v5e-1", "fsdp=1"),
-    "gemma-4-E4B": ("v5e-4", "tensor=4"),
+    "gemma-4-E4B": ("v5e-4", "fsdp=2,tensor=2"),
     "gemma-4-12B": ("v5e-8", "tensor=8"),
     "Qwen3.5-9B": ("v5e-4", "tensor=4"),
     "gpt-oss-20b": ("v5e-8", "expert=2,tensor=4"),
