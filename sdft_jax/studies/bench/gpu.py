@@ -119,10 +119,10 @@ def measure(case: Case, sharding: Sharding) -> dict[str, float]:
     """
     shape = architecture(case.size) if case.size in SIZES else model_shape(_config(case.size))
     model, start = Model(shape, compute_dtype="bfloat16", sharding=sharding), time.monotonic()
-    compiled = lower_sampling(model, case).compile(compiler_options={"xla_gpu_autotune_level": "0"})
+    compiled: Any = lower_sampling(model, case).compile(compiler_options={"xla_gpu_autotune_level": "0"})
     elapsed = time.monotonic() - start
     return {
-        "moved": sum(in_decode_loop(memory_traffic(compiled.as_text() or ""), case).values()),
+        "moved": sum(in_decode_loop(memory_traffic(compiled.as_text()), case).values()),
         "needed": bytes_per_token(model, model.abstract_params("bfloat16"), case),
         "peak": float(compiled.memory_analysis().peak_memory_in_bytes),
         "compile_seconds": elapsed,
