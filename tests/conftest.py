@@ -102,7 +102,10 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_of_this_process_only():
-    """Hide torch from transformers in the processes that tests start: its import takes two seconds there."""
+    """Hide torch from transformers in the processes that tests start: its import takes two seconds there.
+
+    The directory also has a `sitecustomize.py`, which collects their garbage as rarely as that of this one.
+    """
     hiding = str(Path(__file__).parent / "fixtures" / "without_torch")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", hiding, prepend=os.pathsep)
