@@ -28,14 +28,17 @@ from sdft_jax.studies.bench.gpu import in_decode_loop, lower_sampling
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
 
 PLACEMENTS: Mapping[str, tuple[str, str]] = {
+    "Qwen2.5-1.5B": ("v5e-1", "fsdp=1"),
     "Llama-3.2-1B": ("v5e-1", "fsdp=1"),
     "SmolLM3-3B": ("v5e-1", "fsdp=1"),
     "Ministral-3-3B-2512": ("v5e-4", "tensor=4"),
     "Phi-4-mini": ("v5e-4", "tensor=4"),
     "gemma-3-4b": ("v5e-4", "tensor=4"),
     "Mistral-7B-v0.3": ("v5e-4", "tensor=4"),
+    "Olmo-3-7B": ("v5e-4", "fsdp=2,tensor=2"),
     "gemma-4-E2B": ("v5e-1", "fsdp=1"),
     "gemma-4-E4B": ("v5e-4", "fsdp=2,tensor=2"),
+    "gemma-4-12B": ("v5e-8", "fsdp=8"),
     "Qwen3.5-9B": ("v5e-4", "tensor=4"),
     "gpt-oss-20b": ("v5e-8", "expert=2,tensor=4"),
     "Qwen3-30B-A3B": ("v5e-8", "expert=4,tensor=2"),
