@@ -38,7 +38,6 @@ PLACEMENTS: Mapping[str, tuple[str, str]] = {
     "Olmo-3-7B": ("v5e-4", "fsdp=2,tensor=2"),
     "gemma-4-E2B": ("v5e-1", "fsdp=1"),
     "gemma-4-E4B": ("v5e-4", "fsdp=2,tensor=2"),
-    "gemma-4-12B": ("v5e-8", "fsdp=8"),
     "Qwen3.5-9B": ("v5e-4", "tensor=4"),
     "gpt-oss-20b": ("v5e-8", "expert=2,tensor=4"),
     "Qwen3-30B-A3B": ("v5e-8", "expert=4,tensor=2"),
