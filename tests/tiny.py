@@ -81,21 +81,21 @@ QWEN35_MOE = {
     **_FOUR_EXPERTS,
 }
 """The changes of QWEN35 with experts and a shared one in each layer."""
+
 GEMMA4_E = {
     **GEMMA4,
     "num_hidden_layers": 8,
     "layer_types": ("sliding_attention", "full_attention") * 4,
-    "attention_k_eq_v": False,
     "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": VOCABULARY,
     "num_kv_shared_layers": 4,
     "use_double_wide_mlp": True,
+    "enable_moe_block": True,
+    "top_k_experts": 2,
+    **_FOUR_EXPERTS,
 }
 """The changes of a model with two periods of two layers, and two that share the keys and values of the second
-one."""
-
-GEMMA4_MOE = {**GEMMA4, **_FOUR_EXPERTS, "enable_moe_block": True, "top_k_experts": 2}
-"""The changes of GEMMA4 with experts beside the dense feed-forward."""
+one; with experts beside the dense feed-forward."""
 GPT_OSS = dict(
     architectures="GptOssForCausalLM",
     model_type="gpt_oss",
