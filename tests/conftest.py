@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import os
 import signal
 from importlib.metadata import version
@@ -172,49 +171,6 @@ def sharing_compilations(caches):
 def shared_compilations(caches):
     """Share compiled programs between the runs of a module and those of other processes."""
     with sharing_compilations(caches):
-        yield
-
-
-@pytest.fixture(scope="session")
-def updates():
-    """The updates of this process, by the settings that they depend on."""
-    return {}
-
-
-OF_RUNS = ("output", "baseline", "eval", "checkpoint", "report", "profile")
-"""Settings that no update depends on."""
-OF_THE_LOOP = ("save_every", "eval_every", "rollouts_every", "phases_every")
-"""Settings of `train` that no update depends on."""
-
-
-@pytest.fixture(scope="module")
-def shared_updates(updates):
-    """Trace and compile an update once for all runs of this process with the same model and settings."""
-    from sdft_jax.config import to_dict
-    from sdft_jax.training import loop
-
-    make_learner, make_update, number_of_steps = loop.make_learner, loop.make_update, {}
-
-    def make_learner_and_note_steps(config, model, steps, stop):
-        learner = make_learner(config, model, steps, stop)
-        number_of_steps[learner.optimizer] = steps
-        return learner
-
-    def make_update_once(learner):
-        settings = to_dict(learner.config)
-        settings = {name: value for name, value in settings.items() if name not in OF_RUNS}
-        settings["train"] = {
-            name: value for name, value in settings["train"].items() if name not in OF_THE_LOOP
-        }
-        steps = number_of_steps[learner.optimizer]
-        key = (json.dumps(settings), learner.model, learner.stop, steps)
-        if key not in updates:
-            updates[key] = make_update(learner)
-        return updates[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_learner", make_learner_and_note_steps)
-        patch.setattr(loop, "make_update", make_update_once)
         yield
 
 

@@ -168,7 +168,7 @@ def test_sdft_by_hand(pictures):
     assert len(pictures) == 1
 
 
-@pytest.mark.usefixtures("shared_compilations", "shared_updates")
+@pytest.mark.usefixtures("shared_compilations")
 def test_finetune_your_model(tmp_path, pictures, monkeypatch, hub):
     """Interrupted after the second step, and run again from the top; at the end, the model is uploaded."""
     parameters = {"STEPS": 4, "HELD_OUT": 8, "OUTPUT": str(tmp_path), "HUB": "me/mine"}
@@ -209,7 +209,7 @@ def test_finetune_your_model(tmp_path, pictures, monkeypatch, hub):
     assert len(pictures) == 1
 
 
-@pytest.mark.usefixtures("shared_compilations", "shared_updates")
+@pytest.mark.usefixtures("shared_compilations")
 def test_quickstart(tmp_path, pictures, monkeypatch):
     """With fewer steps and questions; the first run ends before it can save its third step."""
     parameters = {"STEPS": 4, "EVALUATED": 16, "OUTPUT": str(tmp_path)}

@@ -47,24 +47,6 @@ QWEN35 = dict(
 )
 """The changes of a model with one gated delta net and one layer of attention."""
 
-GEMMA4 = dict(
-    architectures="Gemma4ForCausalLM",
-    model_type="gemma4_text",
-    num_hidden_layers=5,
-    layer_types=("full_attention", "sliding_attention") * 2 + ("full_attention",),
-    hidden_activation="gelu_pytorch_tanh",
-    hidden_size_per_layer_input=0,
-    attention_k_eq_v=True,
-    global_head_dim=16,
-    num_global_key_value_heads=2,
-    num_key_value_heads=4,
-    sliding_window=5,
-    final_logit_softcapping=4.0,
-)
-"""The changes of a model with two periods of full and sliding attention, whose heads differ, and one full
-layer after them."""
-
-
 _FOUR_EXPERTS = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
 EXPERTS = dict(
     architectures="Qwen3MoeForCausalLM",
@@ -82,20 +64,28 @@ QWEN35_MOE = {
 }
 """The changes of QWEN35 with experts and a shared one in each layer."""
 
-GEMMA4_E = {
-    **GEMMA4,
-    "num_hidden_layers": 8,
-    "layer_types": ("sliding_attention", "full_attention") * 4,
-    "hidden_size_per_layer_input": 8,
-    "vocab_size_per_layer_input": VOCABULARY,
-    "num_kv_shared_layers": 4,
-    "use_double_wide_mlp": True,
-    "enable_moe_block": True,
-    "top_k_experts": 2,
+GEMMA4_E = dict(
+    architectures="Gemma4ForCausalLM",
+    model_type="gemma4_text",
+    num_hidden_layers=8,
+    layer_types=("sliding_attention", "full_attention") * 4,
+    hidden_activation="gelu_pytorch_tanh",
+    attention_k_eq_v=True,
+    global_head_dim=16,
+    num_global_key_value_heads=2,
+    num_key_value_heads=4,
+    sliding_window=5,
+    final_logit_softcapping=4.0,
+    hidden_size_per_layer_input=8,
+    vocab_size_per_layer_input=VOCABULARY,
+    num_kv_shared_layers=4,
+    use_double_wide_mlp=True,
+    enable_moe_block=True,
+    top_k_experts=2,
     **_FOUR_EXPERTS,
-}
-"""The changes of a model with two periods of two layers, and two that share the keys and values of the second
-one; with experts beside the dense feed-forward."""
+)
+"""The changes of a model with two periods of sliding and full attention, whose heads differ, and two that
+share the keys and values of the second one; with experts beside the dense feed-forward."""
 GPT_OSS = dict(
     architectures="GptOssForCausalLM",
     model_type="gpt_oss",

@@ -432,19 +432,51 @@ class Model:
             shared_in_states: True if layers that share keys and values get those in the states, of all tokens
                 so far, with the layout of `cache.last_layer`.
         """
+        config, tokens = self.architecture, rows.sequences.tokens
+        of_tree, decisions = config.of_tree(params), None
+        if counts is not None and config.experts:
+            decisions = no_decisions(len(config.layers_with_experts), tokens.shape, config.experts)
+        learning = states is None and self.remat != "none"
+        run_layer = self._run_layer(of_tree, rows, attend, counts, states is not None)
+        if learning:
+            run_layer = _checkpointed(run_layer, REMAT_POLICIES[self.remat])
+        x, layers, latest = self._embed(params, tokens), params["layers"], None
+        if config.layer_embedding:
+            embed = jax.checkpoint(self._layer_embeddings) if learning else self._layer_embeddings
+            layers = _with_embeddings(layers, embed(params, tokens, x))
+        for part in of_tree.parts:
+            if shared_in_states and part.start:
+                latest = self._latest_in(states)
+            run_part = functools.partial(run_layer, latest)
+            is_last = part.stop == config.num_hidden_layers
+            latest = None if is_last or shared_in_states else self._no_keys_values(tokens.shape)
+            carry = _Carry(x, states, decisions, latest)
+            x, states, decisions, latest = run_layers(
+                of_tree, run_part, carry, layers, part, states is not None
+            )
+        return rms_norm(x, params["norm"].astype(self.compute_dtype), config), states, decisions
+
+    def _run_layer(
+        self,
+        of_tree: Architecture,
+        rows: _Rows,
+        attend: Callable[..., Any],
+        counts: Array | None,
+        with_states: bool,
+    ) -> Callable[..., _Carry]:
+        """Return a function (shared, carry, parameters, kind, index, layer) -> carry that runs one layer.
+
+        `shared` has the keys and values of the part before; the other arguments are those of
+        `layers.RunLayer`, and those of this method are as in `_run`.
+        """
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
-        sequences, positions, limits = rows
-        decoding = states is not None and sequences.tokens.shape[1] == 1
-        of_tree = config.of_tree(params)
+        (sequences, positions, limits), sparse = rows, config.layers_with_experts
+        decoding = with_states and sequences.tokens.shape[1] == 1
         structures = [block_structure(of_tree, self.sharding, decoding, kind) for kind in config.kinds]
         ropes = [rope_table(k.rope, config.heads_of(k).dim, positions, limits) for k in config.kinds]
         factors = query_factors([kind.rope for kind in config.kinds], positions)
         # in layers with parameters of their own, the kind is static, and head dimensions may differ
         stacked_ropes = [jnp.stack(tables) for tables in zip(*ropes, strict=True)] if of_tree.uniform else []
-
-        sparse, decisions = config.layers_with_experts, None
-        if counts is not None and config.experts:
-            decisions = no_decisions(len(sparse), sequences.tokens.shape, config.experts)
 
         def run_layer(shared, carry, weights, kind, index, layer):
             x, states, decisions, latest = carry
@@ -473,24 +505,7 @@ class Model:
                 decisions = with_decision(decisions, index, routing, counts)
             return _Carry(x, states and replaced(states, owner, state), decisions, latest)
 
-        if self.remat != "none" and states is None:
-            run_layer = _checkpointed(run_layer, REMAT_POLICIES[self.remat])
-        x, layers, latest = self._embed(params, sequences.tokens), params["layers"], None
-        if config.layer_embedding:
-            embed = self._layer_embeddings
-            embed = embed if self.remat == "none" or states is not None else jax.checkpoint(embed)
-            layers = _with_embeddings(layers, embed(params, sequences.tokens, x))
-        for part in of_tree.parts:
-            if shared_in_states and part.start:
-                latest = self._latest_in(states)
-            run_part = functools.partial(run_layer, latest)
-            is_last = part.stop == config.num_hidden_layers
-            latest = None if is_last or shared_in_states else self._no_keys_values(sequences.tokens.shape)
-            carry = _Carry(x, states, decisions, latest)
-            x, states, decisions, latest = run_layers(
-                of_tree, run_part, carry, layers, part, states is not None
-            )
-        return rms_norm(x, params["norm"].astype(dtype), config), states, decisions
+        return run_layer
 
     def _latest_in(self, states: Any) -> LatestKeysValues:
         """Return the keys and values of the last layer of each kind, as decoding reads them."""

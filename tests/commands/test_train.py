@@ -16,7 +16,7 @@ from sdft_jax.training import loop
 from sdft_jax.training.loop import Run
 from sdft_jax.training.run_directory import RunDirectory
 
-pytestmark = pytest.mark.usefixtures("shared_compilations", "shared_updates")
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 
 def test_summary_has_rows_before_training_for_the_teacher_and_for_each_method(finished):

@@ -21,7 +21,7 @@ from sdft_jax.models.hf.safetensors_io import read_header
 from sdft_jax.reporting.reporter import process_reporter
 from sdft_jax.training import checkpoint, loop
 
-pytestmark = pytest.mark.usefixtures("shared_compilations", "shared_updates")
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 SDFT = "sdft-lr1e-3-seed42"
 JOINT = "joint-lr1e-3-seed42"

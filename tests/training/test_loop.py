@@ -37,7 +37,7 @@ from sdft_jax.training.inputs import load_inputs
 from sdft_jax.training.loop import total_steps, train
 from sdft_jax.types import Metrics
 
-pytestmark = pytest.mark.usefixtures("shared_compilations", "shared_updates")
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 PLAIN = ("eval.path=null", "eval.prior=null", "train.eval_every=0", "train.rollouts_every=0")
 """Settings without evaluations and rollouts."""

@@ -29,7 +29,7 @@ from sdft_jax.training.start import load_start
 from tiny import EXPERTS, ragged
 from wrapped import OLD, OTHERS, wrap
 
-pytestmark = pytest.mark.usefixtures("shared_compilations", "shared_updates")
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 LORA = ("lora.rank=4", "optimizer.learning_rate=1e-2")
 GEMMA = dict(architectures=["Gemma3ForCausalLM"], model_type="gemma3_text", sliding_window=16)
