@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sdft_jax.kernels.attention import AttentionCall, softmax
 from sdft_jax.kernels.matmul import einsum_float32
-from sdft_jax.models.architecture import Architecture, DeltaSizes
+from sdft_jax.models.architecture import Architecture, DeltaSizes, LayerKind
 from sdft_jax.sharding import Sharding, constrain, partition_spec
 from sdft_jax.sharding.partitioning import LogicalAxes
 
@@ -109,7 +109,9 @@ def empty_cache(config: Architecture, batch: int, length: int, dtype: Any, shard
         keys = jnp.zeros((*shape, heads.dim, slots), dtype)
         return KeysValues(keys, jnp.zeros((*shape, slots, heads.dim), dtype), window)
 
-    states = tuple(_constrained(empty(kind), sharding) for kind in range(len(config.kinds)))
+    states = tuple(
+        _constrained(empty(index), kind_sharding(kind, sharding)) for index, kind in enumerate(config.kinds)
+    )
     return Cache(states, jnp.int32(0), jnp.zeros((batch,), jnp.int32), jnp.full((batch,), length, jnp.int32))
 
 
@@ -118,8 +120,16 @@ def slot_count(window: int | None, length: int) -> int:
     return min(length, window or length)
 
 
+def kind_sharding(kind: LayerKind, sharding: Sharding) -> Sharding:
+    """Return the sharding inside a kind of layers: `kv_heads` has the rule of its key-value heads."""
+    if kind.heads is None:
+        return sharding
+    rules = dataclasses.replace(sharding.rules, kv_heads=sharding.rules.full_kv_heads)
+    return dataclasses.replace(sharding, rules=rules)
+
+
 def state_shardings(state: Any, sharding: Sharding) -> Any:
-    """Return the sharding of each array of stacked states, None for None."""
+    """Return the sharding of each array of stacked states, None for None; see `kind_sharding`."""
     if state is None:
         return None
     return dataclasses.replace(state, **{name: sharding.named(*axes) for name, axes in state.axes.items()})

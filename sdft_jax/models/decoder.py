@@ -31,6 +31,7 @@ from sdft_jax.models.cache import (
     State,
     attend_to_shared,
     empty_cache,
+    kind_sharding,
     last_layer,
     read_delta,
     replaced,
@@ -295,7 +296,7 @@ class Model:
 
         def attend(state, kind, index, q, k, v, sinks):
             if index is not None:
-                state = write_prompt(state, index, k, v, self.sharding)
+                state = write_prompt(state, index, k, v, self._sharding_of(kind))
             return state, self_attention(kind, q, k, v, sinks)
 
         empty = self.init_cache(batch, cache_length).states
@@ -319,9 +320,9 @@ class Model:
 
         def attend(state, kind, index, q, k, v, sinks):
             if index is None:
-                return state, attend_to_shared(k, v, q, visible[kind], scale, self.sharding)
+                return state, attend_to_shared(k, v, q, visible[kind], scale, self._sharding_of(kind))
             call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
-            return write_and_attend(state, index, cache.length, call, self.sharding)
+            return write_and_attend(state, index, cache.length, call, self._sharding_of(kind))
 
         token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
         rows = _Rows(token, cache.positions[:, None], cache.limits)
@@ -338,10 +339,11 @@ class Model:
         kernel, scale = self.kernel, self.architecture.query_scale
         block = block_size(self.platform)
 
-        def fused(window, q, k, v):
-            return fused_attention(AttentionCall(q, k, v, mask, window, scale), kernel, self.sharding)
+        def fused(kind, q, k, v):
+            call = AttentionCall(q, k, v, mask, self._window(kind), scale)
+            return fused_attention(call, kernel, self._sharding_of(kind))
 
-        branches = [functools.partial(fused, kind.window) for kind in self.architecture.kinds]
+        branches = [functools.partial(fused, kind) for kind in range(len(self.architecture.kinds))]
 
         def self_attention(kind, q, k, v, sinks):
             with jax.named_scope("self_attention"):
@@ -352,6 +354,11 @@ class Model:
                 return jax.lax.switch(kind, branches, q, k, v)
 
         return self_attention
+
+    def _sharding_of(self, kind: Int[Array, ""] | int) -> Sharding:
+        """Return the sharding inside a kind of layer; kinds that differ in it are static."""
+        kinds = self.architecture.kinds
+        return kind_sharding(kinds[kind if isinstance(kind, int) else 0], self.sharding)
 
     def _window(self, kind: Int[Array, ""] | int) -> Int[Array, ""] | int | None:
         """Return the sliding window of a kind of layer, or None if it has none, or no layer has one."""
@@ -472,7 +479,10 @@ class Model:
         config, dtype = self.architecture, jnp.dtype(self.compute_dtype)
         (sequences, positions, limits), sparse = rows, config.layers_with_experts
         decoding = with_states and sequences.tokens.shape[1] == 1
-        structures = [block_structure(of_tree, self.sharding, decoding, kind) for kind in config.kinds]
+        structures = [
+            block_structure(of_tree, kind_sharding(kind, self.sharding), decoding, kind)
+            for kind in config.kinds
+        ]
         ropes = [rope_table(k.rope, config.heads_of(k).dim, positions, limits) for k in config.kinds]
         factors = query_factors([kind.rope for kind in config.kinds], positions)
         # in layers with parameters of their own, the kind is static, and head dimensions may differ
@@ -510,15 +520,16 @@ class Model:
     def _latest_in(self, states: Any) -> LatestKeysValues:
         """Return the keys and values of the last layer of each kind, as decoding reads them."""
         return tuple(
-            last_layer(state, self.sharding) if isinstance(state, KeysValues) else None for state in states
+            last_layer(state, self._sharding_of(kind)) if isinstance(state, KeysValues) else None
+            for kind, state in enumerate(states)
         )
 
     def _no_keys_values(self, shape: tuple[int, ...]) -> LatestKeysValues:
         """Return zeros in place of keys and values of tokens [B, T] before the first layer."""
-        inner = release_axes(self.sharding, "kv_heads", "batch", "sequence")
 
         def zeros(kind: LayerKind) -> Float[Array, "B T K H"]:
             heads = self.architecture.heads_of(kind)
+            inner = release_axes(kind_sharding(kind, self.sharding), "kv_heads", "batch", "sequence")
             empty = jnp.zeros((*shape, heads.count, heads.dim), self.compute_dtype)
             return constrain(empty, inner, "batch", "sequence", "kv_heads", None)
 

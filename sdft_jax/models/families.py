@@ -34,7 +34,7 @@ LOGICAL_AXES = {
     "V": "vocab",
     "R": None,
     "Q": None,
-    "J": "kv_heads",
+    "J": "full_kv_heads",
     "X": None,
     "G": "heads",
     "P": None,

@@ -39,6 +39,8 @@ class Rules:
     """Query heads."""
     kv_heads: MeshAxes = "tensor"
     """Key and value heads."""
+    full_kv_heads: MeshAxes = "tensor"
+    """Key and value heads of full attention in Gemma 4, of which there are fewer. None replicates them."""
     mlp: MeshAxes = "tensor"
     """Hidden width of the feed-forward block, and of each expert."""
     experts: MeshAxes = "expert"

@@ -113,7 +113,11 @@ def test_same_under_other_rules(single, rules):
     ("changes", "options", "frozen"),
     [
         (QWEN35_MOE | {"num_hidden_layers": 5}, ("optimizer.freeze=[layers/delta_z]",), {"delta_z"}),
-        (GEMMA4_E, ("optimizer.weight_decay=0.1",), {"layer_scalar", "sharing_layer_scalar"}),
+        (
+            GEMMA4_E | {"num_global_key_value_heads": 1},
+            ("optimizer.weight_decay=0.1", "sharding.full_kv_heads=null"),
+            {"layer_scalar", "sharing_layer_scalar"},
+        ),
     ],
     ids=["qwen35_moe", "gemma4_e"],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from make_fixtures import CASES
 from sdft_jax.models import Model, architecture_from_dict, grow
-from sdft_jax.models.cache import state_shardings, visible_slots
+from sdft_jax.models.cache import kind_sharding, state_shardings, visible_slots
 from sdft_jax.sharding import Rules, Sharding, make_mesh
 from sdft_jax.types import Sequences
 from tiny import VOCABULARY, ragged
@@ -74,14 +74,24 @@ def test_the_state_of_a_delta_net_does_not_grow():
         ("olmo3", [(1, 1, 1, 6, 16), (1, 1, 1, 16, 6), (3, 1, 1, 6, 6), (3, 1, 1, 6, 6)]),
         # keys and values of one full layer, then convolutions and matrices of five delta nets
         ("qwen35", [(1, 1, 1, 16, 16), (1, 1, 1, 16, 16), (5, 1, 3, 64), (5, 1, 2, 16, 16)]),
+        # the one key head of three full layers, then rings of two sliding ones
+        ("gemma4", [(3, 1, 1, 16, 16), (3, 1, 1, 16, 16), (2, 1, 1, 8, 6), (2, 1, 1, 6, 8)]),
     ],
 )
 def test_rows_and_heads_of_states_are_split_over_devices(case, shapes):
-    """Four rows over fsdp=4, heads over tensor=2; no layer and no slot is split."""
-    sharding = Sharding(make_mesh(1, 4, 2), Rules())
+    """Four rows over fsdp=4, heads over tensor=2, except those of full attention in Gemma 4; no layer and no
+    slot is split.
+    """
+    sharding = Sharding(make_mesh(1, 4, 2), Rules(full_kv_heads=None))
     model = Model(architecture_from_dict(CASES[case]), sharding=sharding)
     states = jax.jit(lambda: model.init_cache(4, 16).states)()
     assert [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(states)] == shapes
-    planned = jax.tree.leaves([state_shardings(state, sharding) for state in states])
+    kinds = model.architecture.kinds
+    planned = jax.tree.leaves(
+        [
+            state_shardings(state, kind_sharding(kind, sharding))
+            for kind, state in zip(kinds, states, strict=True)
+        ]
+    )
     leaves = jax.tree.leaves(states)
     assert [own.shard_shape(x.shape) for x, own in zip(leaves, planned, strict=True)] == shapes

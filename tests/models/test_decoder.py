@@ -324,8 +324,8 @@ def test_decoding_on_a_mesh_equals_decoding_on_one_device():
 def test_decoding_layer_by_layer_equals_the_scan_over_layers(case, mesh):
     rng = np.random.default_rng(0)
     raw = {**CASES[case], "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    raw |= {"num_global_key_value_heads": 2, "vocab_size_per_layer_input": 64}
-    sharding = Sharding(make_mesh(*mesh)) if mesh else single_device()
+    raw |= {"num_global_key_value_heads": 1, "vocab_size_per_layer_input": 64}
+    sharding = Sharding(make_mesh(*mesh), Rules(full_kv_heads=None)) if mesh else single_device()
     model = Model(architecture_from_dict(raw), sharding=sharding)
     factor = 2 if case == "gemma4_e" else 5  # eight layers amplify rounding
     initial = model.init(jax.random.key(rng.integers(999)))

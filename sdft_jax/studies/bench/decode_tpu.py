@@ -28,6 +28,7 @@ from sdft_jax.studies.bench.gpu import in_decode_loop, lower_sampling
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
 
 PLACEMENTS: Mapping[str, tuple[str, str]] = {
+    "Qwen2.5-0.5B": ("v5e-1", "fsdp=1"),
     "Qwen2.5-1.5B": ("v5e-1", "fsdp=1"),
     "Llama-3.2-1B": ("v5e-1", "fsdp=1"),
     "SmolLM3-3B": ("v5e-1", "fsdp=1"),
@@ -38,11 +39,15 @@ PLACEMENTS: Mapping[str, tuple[str, str]] = {
     "Olmo-3-7B": ("v5e-4", "fsdp=2,tensor=2"),
     "gemma-4-E2B": ("v5e-1", "fsdp=1"),
     "gemma-4-E4B": ("v5e-4", "fsdp=2,tensor=2"),
+    "gemma-4-12B": ("v5e-8", "tensor=8"),
+    "gemma-4-26B-A4B": ("v5e-16", "expert=2,tensor=8"),
     "Qwen3.5-9B": ("v5e-4", "tensor=4"),
     "gpt-oss-20b": ("v5e-8", "expert=2,tensor=4"),
     "Qwen3-30B-A3B": ("v5e-8", "expert=4,tensor=2"),
+    "Qwen3.5-35B-A3B": ("v5e-16", "expert=8,tensor=2"),
 }
-"""Model -> a slice that holds it in bfloat16 with 64 prompts of 512 tokens, and a mesh."""
+"""Model -> a slice that holds it in bfloat16 with 64 prompts of 512 tokens, and a mesh. Full attention in Gemma
+4 has one or two key-value heads, which `tensor` does not split (`sharding.full_kv_heads=null`)."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -87,7 +92,7 @@ def measure(case: Case) -> dict[str, float]:
     """Return the bytes that a token moves and needs on each chip, its seconds as estimated by the compiler
     and at the chip's bandwidth, peak memory in bytes, and seconds of compilation.
     """
-    config = load_config(None, [f"model.path={case.size}"])
+    config = load_config(None, [f"model.path={case.size}", "sharding.full_kv_heads=null"])
     name, mesh = PLACEMENTS[case.size]
     candidate: Candidate = make_candidates(config, [name], mesh, ())[0]
     chip, start = candidate.topology.generation, time.monotonic()
