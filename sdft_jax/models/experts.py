@@ -1,5 +1,6 @@
 """A mixture of experts: a router chooses a few feed-forward networks for each token (Shazeer et al. 2017,
-arXiv 1701.06538), as in Qwen3-MoE. No token is dropped, whatever the load of an expert.
+arXiv 1701.06538), as in Qwen3-MoE, Qwen3.5-MoE, Gemma 4 and gpt-oss. No token is dropped, whatever the
+load of an expert.
 
 The choices of all tokens are sorted by expert, and `lax.ragged_dot` multiplies the rows of each expert with
 its own matrix. For example, the experts (2, 0), (0, 1) of two tokens are sorted 0, 0, 1, 2: the rows of the
@@ -26,6 +27,9 @@ from jaxtyping import Array, Bool, Float, Int
 from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import ExpertSizes
 from sdft_jax.sharding import Sharding, partition_spec, release_axes
+
+_FEW_ROWS = 700
+"""A TPU v5e multiplies this number of rows with a matrix in the time that it takes to copy the matrix."""
 
 Gated = Callable[[Array, Array], Array]
 """A function of the outputs of gate and up, to the inputs of down."""
@@ -112,7 +116,7 @@ def mixture(
             weights = weights._replace(down_bias=jnp.where(is_first, weights.down_bias, 0))
         # for ragged_dot, a TPU copies each layer's matrices out of their stack, and other platforms multiply
         # every matrix with the rows of all groups
-        compute = _every_expert if x.shape[1] == 1 else _experts
+        compute = _every_expert if x.shape[1] == 1 and len(rows) <= _FEW_ROWS else _experts
         out = compute(rows, weights, routing.experts - first, factors, gated)
         out = jax.lax.psum(out, summed) if summed else out
         routing = jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], -1), routing)
@@ -189,7 +193,7 @@ def _every_expert(
     factors: Float[Array, "T k"],
     gated: Gated,
 ) -> Float[Array, "T D"]:
-    """Return the same as `_experts`, from the outputs of every expert for every row."""
+    """Return the same as `_experts` up to rounding, from the outputs of every expert for every row."""
     count = len(weights.gate)
     factor = jnp.einsum("tk,tke->et", factors, jax.nn.one_hot(chosen, count))[:, :, None]
     x = jnp.broadcast_to(rows, (count, *rows.shape))

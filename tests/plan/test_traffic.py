@@ -72,6 +72,24 @@ def test_kernel_counts_its_operands_and_results_times_the_trip_count(scope, expe
     assert memory_traffic(PROGRAM)[scope] == expected
 
 
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("jit(f)/read", 5 * (64 + 4)),  # the slice stays in the cache
+        ("jit(f)/dot", 0.0),
+        ("jit(f)/write", 5 * (4 + 64)),  # of x, the loop's own, only a slice is updated
+        ("jit(f)/sum", 6 * 8 * 4 + 4),
+    ],
+)
+def test_small_values_that_a_kernel_makes_stay_in_the_cache(scope, expected):
+    assert memory_traffic(PROGRAM, kept=128)[scope] == expected
+
+
+def test_an_updated_array_is_read_from_memory():
+    read = PROGRAM.replace("fusion(%x, %i), calls=%fused_slice", "fusion(%write, %i), calls=%fused_slice")
+    assert memory_traffic(read, kept=1e9)["jit(f)/read"] == 5 * (64 + 4)
+
+
 def test_other_operations_are_not_kernels():
     assert len([scope for scope, count in memory_traffic(PROGRAM).items() if count]) == 4
 

@@ -46,8 +46,8 @@ PLACEMENTS: Mapping[str, tuple[str, str]] = {
     "Qwen3-30B-A3B": ("v5e-8", "expert=4,tensor=2"),
     "Qwen3.5-35B-A3B": ("v5e-16", "expert=8,tensor=2"),
 }
-"""Model -> a slice that holds it in bfloat16 with 64 prompts of 512 tokens, and a mesh. Full attention in Gemma
-4 has one or two key-value heads, which `tensor` does not split (`sharding.full_kv_heads=null`)."""
+"""Model -> a slice that holds it in bfloat16 with 64 prompts of 512 tokens, and a mesh. The key-value heads
+of full attention in Gemma 4 are not split (`sharding.full_kv_heads=null`)."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -15,10 +15,17 @@ INSTALLED = any(importlib.util.find_spec(name) for name in PLUGINS if importlib.
 
 
 def test_share_is_bytes_needed_over_bytes_moved():
-    measurements = {"moved": 4.8e9, "needed": 3.6e9, "peak": 2.0**30, "compile_seconds": 9.0}
+    measurements = {
+        "moved": 4.8e9,
+        "beyond_cache": 4.0e9,
+        "needed": 3.6e9,
+        "peak": 2.0**30,
+        "compile_seconds": 9.0,
+    }
     row, bars = gpu.compare(Case("1.5B", 64, 512, 256), measurements)
     assert (row["share"], row["least, a token"], row["peak"]) == ("75 %", "1,000 us", "1.0 GiB")
-    assert bars[0].value == 0.75
+    assert [bar.value for bar in bars] == [0.75, 0.9]
+    assert (row["beyond the cache"], row["its share"]) == ("3.73 GiB", "90 %")
 
 
 @pytest.mark.skipif(INSTALLED, reason="the GPU compiler is installed")
