@@ -2,7 +2,7 @@
 arXiv 1701.06538), as in Qwen3-MoE, Qwen3.5-MoE, Gemma 4 and gpt-oss. No token is dropped, whatever the
 load of an expert.
 
-The choices of all tokens are sorted by expert, and `lax.ragged_dot` multiplies the rows of each expert with
+The choices of all tokens are sorted by expert, and `grouped_matmul` multiplies the rows of each expert with
 its own matrix. For example, the experts (2, 0), (0, 1) of two tokens are sorted 0, 0, 1, 2: the rows of the
 tokens are 0, 1, 1, 0, and the groups have 2, 1 and 1 rows.
 
@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from sdft_jax.kernels.grouped_matmul import grouped_matmul
 from sdft_jax.kernels.matmul import einsum_float32
 from sdft_jax.models.architecture import ExpertSizes
 from sdft_jax.sharding import Sharding, partition_spec, release_axes
@@ -114,10 +115,10 @@ def mixture(
         if weights.down_bias is not None and (parts := sharding.split("mlp")):  # parts of its sum
             is_first = jax.lax.axis_index(parts) == 0
             weights = weights._replace(down_bias=jnp.where(is_first, weights.down_bias, 0))
-        # for ragged_dot, a TPU copies each layer's matrices out of their stack, and other platforms multiply
+        # for ragged_dot, a TPU copies each layer's matrices out of their stack, and a CPU multiplies
         # every matrix with the rows of all groups
         compute = _every_expert if x.shape[1] == 1 and len(rows) <= _FEW_ROWS else _experts
-        out = compute(rows, weights, routing.experts - first, factors, gated)
+        out = compute(rows, weights, routing.experts - first, factors, gated, sharding.device.platform)
         out = jax.lax.psum(out, summed) if summed else out
         routing = jax.tree.map(lambda leaf: leaf.reshape(*x.shape[:2], -1), routing)
         return out.astype(x.dtype).reshape(x.shape), routing
@@ -157,6 +158,7 @@ def _experts(
     chosen: Int[Array, "T k"],
     factors: Float[Array, "T k"],
     gated: Gated,
+    platform: str,
 ) -> Float[Array, "T D"]:
     """Return the part of the given experts in the weighted sum, in float32.
 
@@ -170,9 +172,10 @@ def _experts(
     repeated = jnp.broadcast_to(rows[:, None], (tokens, per_token, rows.shape[-1]))
     x = _permuted(repeated.reshape(tokens * per_token, -1), order)
     of_row = expert[order]
+    expected = -(-len(x) // weights.router.shape[-1])
 
     def projected(x: Array, matrix: Array, bias: Array | None) -> Array:
-        out = _grouped(x, matrix, groups)
+        out = grouped_matmul(x, matrix, groups, platform, expected)
         if bias is None:
             return out
         # the gradient of a bias is a sum over thousands of rows, in the dtype that is indexed
@@ -192,6 +195,7 @@ def _every_expert(
     chosen: Int[Array, "T k"],
     factors: Float[Array, "T k"],
     gated: Gated,
+    _: str,
 ) -> Float[Array, "T D"]:
     """Return the same as `_experts` up to rounding, from the outputs of every expert for every row."""
     count = len(weights.gate)
@@ -208,18 +212,6 @@ def _every_expert(
     if weights.down_bias is None:
         return out
     return out + einsum_float32("et,ed->td", factor[:, :, 0], weights.down_bias.astype(jnp.float32))
-
-
-def _grouped(x: Float[Array, "R i"], matrices: Float[Array, "E i o"], groups: Int[Array, " E"]) -> Array:
-    """Return the rows of each group times the matrix of this group, and 0 for rows after the last group.
-
-    `ragged_dot` defines neither the product of such rows nor, in the backward pass, their gradient.
-    """
-    # the backward pass may be traced outside `Model.numerics`
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    in_group = (jnp.arange(len(x)) < jnp.sum(groups))[:, None]
-    out = jax.lax.ragged_dot(jnp.where(in_group, x, 0), matrices, groups, precision=precision)
-    return jnp.where(in_group, out, 0)
 
 
 def _permuted(x: Float[Array, "R D"], order: Int[Array, " R"]) -> Array:
