@@ -16,6 +16,7 @@ from sdft_jax.models.hf.reading import open_checkpoint
 from sdft_jax.models.hf.safetensors_io import read_header, write_file
 from sdft_jax.models.hf.stacked import separate, stacked
 from sdft_jax.models.hf.writing import rounding_note, save_pretrained
+from sdft_jax.sharding import Rules, Sharding, make_mesh
 
 QWEN = FAMILIES["qwen3_5_moe_text"].mixture
 GPT_OSS = FAMILIES["gpt_oss"].mixture
@@ -182,3 +183,16 @@ def test_model_without_a_source_has_the_layout_that_transformers_reads(tmp_path)
     names = read_header(tmp_path / "out" / "model.safetensors").keys()
     assert names == read_header(DIRECTORY / "gemma4_moe" / "model.safetensors").keys()
     jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "out")[1], params)
+
+
+@pytest.mark.parametrize("case", ["gpt_oss", "qwen35_moe"])
+def test_experts_on_different_devices_are_read_and_written_like_those_on_one(case, tmp_path):
+    sharding = Sharding(make_mesh(1, 2, 2, 2), Rules(vocab=None))
+    model, params = load_model(DIRECTORY / case, sharding=sharding)
+    jax.tree.map(np.testing.assert_array_equal, params, load_model(DIRECTORY / case)[1])
+    up = params["layers"]["experts_up"]
+    assert up.addressable_shards[0].data.shape == (len(up), 4, up.shape[2] // 2, up.shape[3] // 2)
+    save_pretrained(model, params, None, tmp_path / "out", dtype="float32")
+    written, source = (read_header(d / "model.safetensors") for d in (tmp_path / "out", DIRECTORY / case))
+    for name, tensor in source.items():
+        np.testing.assert_array_equal(written[name].map(), tensor.map())
