@@ -67,12 +67,18 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
     """Return the model that a configuration trains; `source` is the directory of its checkpoint.
 
     Raises:
-        SdftError: the adapters of the configuration, or its load-balancing loss, do not fit the architecture.
+        SdftError: the adapters of the configuration, its load-balancing loss, or a mesh for experts does not
+            fit the architecture.
     """
     options = config.model
     if config.objective.balance and architecture.experts is None:
         raise SdftError(
             f"objective.balance={config.objective.balance}: the model has no experts: set it to 0."
+        )
+    if sharding.mesh.shape.get("expert", 1) > 1 and architecture.experts is None:
+        raise SdftError(
+            f"mesh.expert={sharding.mesh.shape['expert']}: the model has no experts: give these devices to "
+            "mesh.fsdp."
         )
     check_quantizable(architecture, config.lora.quantize)
     rope_types = {kind.rope.rope_type for kind in architecture.kinds}

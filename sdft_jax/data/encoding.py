@@ -23,6 +23,7 @@ from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.data.rendered import count_lost_thoughts, require_rendered, require_trace, require_turn
+from sdft_jax.data.template_arguments import check_arguments
 from sdft_jax.data.thoughts import FIELDS, remove_thoughts
 from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
@@ -201,10 +202,13 @@ def make_format(
         vocab_size: the number of token ids that the model has; None not to compare tokens with it.
 
     Raises:
-        SdftError: the template cannot be read or is malformed, the model does not have a stop token or the
+        SdftError: the template cannot be read or is malformed, the chat template does not read one of its
+            arguments, the model does not have a stop token or the
             padding token, or the tokenizer cannot encode control tokens as text.
     """
     template = load_template(config.template)
+    for option in ("template_kwargs", "teacher_template_kwargs"):
+        check_arguments(tokenizer, f"data.{option}", getattr(config, option))
     control_tokens = ControlTokens(tokenizer, as_text=config.control_tokens == "text")
     if control_tokens.as_text and getattr(tokenizer, "backend_tokenizer", None) is None:
         raise SdftError(

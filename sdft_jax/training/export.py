@@ -94,8 +94,10 @@ def _refuse_changed_base(model: Model, meta: Mapping[str, Any]) -> None:
 def load_prompt_format(config: Config) -> PromptFormat:
     """Return the prompt format of the model at `model.path`, without reading its weights."""
     _, directory = _source(config)
+    vocab_size = read_architecture(
+        directory
+    ).vocab_size  # first: a tokenizer's class may read config.json too
     tokenizer = load_tokenizer(directory)
-    vocab_size = read_architecture(directory).vocab_size
     return make_format(tokenizer, config.data, read_eos_ids(tokenizer, directory), vocab_size)
 
 

@@ -269,14 +269,22 @@ def test_faults_are_scored_again_by_the_same_command(command, tmp_path, monkeypa
 
 
 def test_another_evaluation_is_refused(command, tmp_path, half_directory, capsys):
+    directory = shutil.copytree(command("out")[1], tmp_path / "model")
+    template = directory / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if style is defined %}{% endif %}")
+
+    def of_model(*words):
+        name, _, *others = command(*words)
+        return [name, str(directory), *others]
+
     small = ("eval.samples=0", "eval.limit=3")
-    assert cli.main(command("out", *small)) == 0
+    assert cli.main(of_model("out", *small)) == 0
     before = content_of(tmp_path / "out")
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").touch()
-    other, scaled = command("out", *small), command("out", *small)
+    other, scaled = of_model("out", *small), of_model("out", *small)
     other[1], scaled[1] = str(half_directory), str(tmp_path / "scaled")
-    shutil.copytree(command("out")[1], scaled[1])
+    shutil.copytree(of_model("out")[1], scaled[1])
     model = json.loads((tmp_path / "scaled" / "config.json").read_text())
     (tmp_path / "scaled" / "config.json").write_text(json.dumps(model | {"rope_theta": 500.0}))
     for words, message in (
@@ -286,34 +294,34 @@ def test_another_evaluation_is_refused(command, tmp_path, half_directory, capsys
         ),
         (scaled, "since config.json of the model changed: give another"),
         (
-            command("out", *small, "sampling.max_new_tokens=5"),
+            of_model("out", *small, "sampling.max_new_tokens=5"),
             "since eval.max_new_tokens changed (4 before, 5",
         ),
-        (command("out", *small, "data.template=$question $demonstration"), "the teacher's template changed"),
+        (of_model("out", *small, "data.template=$question $demonstration"), "the teacher's template changed"),
         (
-            command("out", *small, "data.teacher_template_kwargs.a=1"),
-            "since data.teacher_template_kwargs changed ({} before, {'a': 1} now)",
+            of_model("out", *small, "data.teacher_template_kwargs.style=1"),
+            "since data.teacher_template_kwargs changed ({} before, {'style': 1} now)",
         ),
-        (command("out", *small, "data.thoughts=remove"), "since data.thoughts changed ('keep' before,"),
-        (command("out", *small, f"eval.base={half_directory}"), "since the model of eval.base changed"),
-        (command("out", "eval.samples=0", "eval.limit=2"), "has an answer to row 2, which is not among the"),
+        (of_model("out", *small, "data.thoughts=remove"), "since data.thoughts changed ('keep' before,"),
+        (of_model("out", *small, f"eval.base={half_directory}"), "since the model of eval.base changed"),
+        (of_model("out", "eval.samples=0", "eval.limit=2"), "has an answer to row 2, which is not among the"),
         (
-            command("foreign", *small),
+            of_model("foreign", *small),
             "foreign holds files that do not belong to an evaluation, such as thesis",
         ),
-        (command("foreign/thesis.tex", *small), "thesis.tex is a file: give a directory, or write one file"),
+        (of_model("foreign/thesis.tex", *small), "thesis.tex is a file: give a directory, or write one file"),
         (
-            command("out", *small, "eval.samples=2", "eval.temperature=0"),
+            of_model("out", *small, "eval.samples=2", "eval.temperature=0"),
             "2 samples of a row at temperature 0",
         ),
     ):
         assert cli.main(words) == 2
         assert message in capsys.readouterr().err
-    other = command("out", *small)[:-1]
+    other = of_model("out", *small)[:-1]
     assert cli.main([*other, "gs://bucket/out"]) == 2
     assert "--out gs://bucket/out is in a bucket, where answers cannot be appended" in capsys.readouterr().err
     with locked(str(tmp_path / "out"), False):
-        assert cli.main(command("out", *small)) == 2
+        assert cli.main(of_model("out", *small)) == 2
     assert f"--out {tmp_path / 'out'} is in use by process {os.getpid()} on" in capsys.readouterr().err
     assert content_of(tmp_path / "out") | {".lock": b""} == before | {".lock": b""}
 

@@ -44,7 +44,6 @@ def test_the_last_characters_of_both_prompts_are_shown_on_one_line_each():
         (SYSTEM_SWITCH, ON, True),
         (OPENED, {}, True),
         (HERMES, {}, None),
-        (HERMES, ON, None),
         (QWEN.replace("enable_thinking is false", "thinking is not true"), {}, False),
     ],
 )

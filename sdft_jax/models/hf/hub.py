@@ -26,8 +26,8 @@ def model_directory(path: str, key: str = "model.path") -> str:
         return _model_of(path, path, key)
     if hub_name(path) is None:
         raise SdftError(
-            f"{key}={path}: no such directory; give a Hugging Face checkpoint directory, a Hub name "
-            "such as Qwen/Qwen2.5-0.5B-Instruct, or mini."
+            f"{key}={path}: {'a file, and not a' if Path(path).is_file() else 'no such'} directory; give a "
+            "Hugging Face checkpoint directory, a Hub name such as Qwen/Qwen2.5-0.5B-Instruct, or mini."
         )
     from huggingface_hub import snapshot_download
 

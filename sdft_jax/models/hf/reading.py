@@ -436,13 +436,15 @@ def _read_headers(directory: Path) -> dict[str, Stored]:
     """Return the tensors in all files of a checkpoint."""
     files = checkpoint_files(directory)
     if not files:
-        pickles = sorted(
-            file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in directory.glob(pattern)
+        others = sorted(
+            file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in directory.glob(pattern)
         )
         raise SdftError(
-            f"{directory} has only pickled weights ({pickles[0]}); only safetensors are supported: convert "
-            "it with transformers, `AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)`."
-            if pickles
+            f"{directory} has only weights in another format ({others[0]}); only safetensors are supported: "
+            "convert pickled weights with transformers, "
+            "`AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)`, and instead of a GGUF use the "
+            "model that it was made from."
+            if others
             else f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: download the weights."
         )
     tensors: dict[str, Stored] = {}

@@ -19,9 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdft_jax.config import Config, load_config
+from sdft_jax.config import load_config
 from sdft_jax.config.settings import SamplingConfig
-from sdft_jax.models import Model
+from sdft_jax.models import Architecture, Model
 from sdft_jax.plan.footprint import GIB
 from sdft_jax.plan.program import model_shape
 from sdft_jax.plan.topologies import described_devices
@@ -75,11 +75,12 @@ def main(argv: Sequence[str]) -> None:
     """
     args = _parse_arguments(argv)
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so an installed GPU stays free
-    start_conditions, sharding = conditions(), Sharding(make_mesh(devices=devices()))
+    start_conditions, shapes = conditions(), {name: _shape(name) for name in args.models}
+    sharding = Sharding(make_mesh(devices=devices()))
     cases = [Case(size, batch, args.prompt, args.new) for size in args.models for batch in args.batches]
 
     def measure_case(case: Case, _: Any) -> tuple[dict[str, Any], list[Bar], Any]:
-        measurements = measure(case, sharding)
+        measurements = measure(case, shapes[case.size], sharding)
         return *compare(case, measurements), dataclasses.asdict(case) | measurements
 
     rows, bars, details = each_case("gpu", cases, measure_case)
@@ -115,13 +116,12 @@ def devices() -> Sequence[Any]:
     return described_devices("GPU", "an H200", "cuda", platform="cuda", target_config=H200, topology="1x1x1")
 
 
-def measure(case: Case, sharding: Sharding) -> dict[str, float]:
+def measure(case: Case, shape: Architecture, sharding: Sharding) -> dict[str, float]:
     """Return the bytes that a token moves and needs, peak memory in bytes, and seconds of compilation.
 
     `moved` counts the decode loop only, not the prefill; `beyond_cache` is the same without values of at most
     `KEPT` bytes that a kernel makes for another.
     """
-    shape = architecture(case.size) if case.size in SIZES else model_shape(_config(case.size))
     model, start = Model(shape, compute_dtype="bfloat16", sharding=sharding), time.monotonic()
     compiled: Any = lower_sampling(model, case).compile(compiler_options={"xla_gpu_autotune_level": "0"})
     elapsed, text = time.monotonic() - start, compiled.as_text()
@@ -159,8 +159,10 @@ def in_decode_loop(totals: Mapping[str, float], case: Case) -> dict[str, float]:
     return {scope: x / (case.new - 1) for scope, x in totals.items() if "/decode/while" in scope}
 
 
-def _config(model: str) -> Config:
-    return load_config(None, [f"model.path={model}"])
+def _shape(model: str) -> Architecture:
+    if model in SIZES:
+        return architecture(model)
+    return model_shape(load_config(None, [f"model.path={model}"]))
 
 
 def compare(case: Case, measurements: dict[str, float]) -> tuple[dict[str, Any], list[Bar]]:

@@ -30,6 +30,8 @@ def test_share_is_bytes_needed_over_bytes_moved():
 
 @pytest.mark.skipif(INSTALLED, reason="the GPU compiler is installed")
 def test_missing_compiler_is_an_error_that_names_the_extra_to_install(capsys):
+    assert cli.main(["bench", "gpu", "--models", "gemma-9-4b"]) == 2
+    assert "model.path=gemma-9-4b" in capsys.readouterr().err
     assert cli.main(["bench", "gpu", "--models", "0.2M"]) == 2
     assert re.search(r"the GPU compiler is not available .*-e '\.\[cuda\]'", capsys.readouterr().err)
 

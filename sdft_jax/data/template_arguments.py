@@ -1,0 +1,60 @@
+"""The arguments that `data.template_kwargs` gives to a chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sdft_jax.errors import SdftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OF_ROWS = ("add_generation_prompt", "messages", "tools")
+"""The arguments that a row determines."""
+_GIVEN = {"raise_exception", "strftime_now"}  # by transformers
+_OWN_TAGS = re.compile(
+    r"{%-?\s*(?:end)?generation\s*-?%}"
+)  # those of transformers, which Jinja does not know
+
+
+def check_arguments(tokenizer: PreTrainedTokenizerBase, key: str, arguments: Mapping[str, Any]) -> None:
+    """Raise SdftError if the chat template does not read an argument, which would have no effect.
+
+    Args:
+        tokenizer: the tokenizer with the chat template.
+        key: the setting, for error messages.
+        arguments: its value.
+    """
+    read = names_in(tokenizer.chat_template) if arguments else None
+    for name, value in arguments.items():
+        if name in OF_ROWS:
+            raise SdftError(f"{key}.{name}: each row determines this argument: remove it.")
+        if read is not None and name not in read:
+            others = ", ".join(sorted(read - {*OF_ROWS, *tokenizer.special_tokens_map})) or "none"
+            raise SdftError(
+                f"{key}.{name}: the chat template does not read this argument: remove it, or use one that it "
+                f"reads ({others})."
+            )
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            raise SdftError(
+                f"{key}.{name}={value!r} is a text, which a template takes for true: remove the quotes."
+            )
+
+
+def names_in(template: Any) -> frozenset[str] | None:
+    """Return the names that a chat template reads and does not set, None if Jinja cannot parse it.
+
+    For example, `{% if thinking %}{{ messages[0].content }}{% endif %}` reads `messages` and `thinking`.
+    """
+    import jinja2.meta  # imported here: only a run with such arguments needs it
+
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_OWN_TAGS.sub("", template))
+        return frozenset(jinja2.meta.find_undeclared_variables(tree)) - {
+            *_GIVEN,
+            *jinja2.defaults.DEFAULT_NAMESPACE,
+        }
+    except Exception:  # such as a dictionary of templates; rendering reports what is wrong with a template
+        return None

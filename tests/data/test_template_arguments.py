@@ -1,0 +1,53 @@
+"""Arguments of chat templates; the templates are those of the fixtures."""
+
+import pytest
+
+from fixtures.chat import QWEN3, build_tokenizer
+from sdft_jax.data.template_arguments import check_arguments, names_in
+from sdft_jax.errors import SdftError
+
+KEY = "data.template_kwargs"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}, {"enable_thinking": None}])
+def test_arguments_that_the_template_reads(arguments):
+    check_arguments(build_tokenizer(QWEN3), KEY, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"enable_thinkin": False},
+            r"kwargs\.enable_thinkin: the chat template does not read .*enable_thinking\)",
+        ),
+        ({"continue_final_message": True}, "does not read this argument"),
+        ({"messages": 1}, r"kwargs\.messages: each row determines this argument: remove it"),
+        ({"add_generation_prompt": False}, "each row determines"),
+        (
+            {"enable_thinking": "False"},
+            "'False' is a text, which a template takes for true: remove the quotes",
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_without_effect_are_refused(arguments, message):
+    with pytest.raises(SdftError, match=message):
+        check_arguments(build_tokenizer(QWEN3), KEY, arguments)
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        ("{% if thinking %}{{ messages[0].content }}{% endif %}", {"messages", "thinking"}),
+        ("{% set thinking = 1 %}{{ thinking }}{{ raise_exception('no') }}{{ range(2) }}", set()),
+        (
+            "{% for m in messages %}{% generation %}{{ m }}{% endgeneration %}{% break %}{% endfor %}",
+            {"messages"},
+        ),
+        ("{% if %}", None),  # rendering reports it
+        ({"default": "{{ messages }}"}, None),
+    ],
+)
+def test_names_that_a_template_reads(template, names):
+    assert names_in(template) == names
