@@ -144,9 +144,9 @@ class DataConfig:
     """Arguments of the chat template for the teacher's prompt, each in the place of that in `template_kwargs`
     (sdft_jax/data/THINKING.md)."""
     thoughts: Literal["keep", "remove"] = "keep"
-    """Treatment of thoughts (<think>...</think>, and fields such as reasoning_content of messages) in
-    demonstrations, contexts and earlier assistant turns: keep those that the chat template renders, or remove
-    all."""
+    """Treatment of thoughts (<think>...</think>, the marks of Mistral, Gemma 4 and gpt-oss, and fields such
+    as reasoning_content of messages) in demonstrations, contexts and earlier assistant turns: keep those that
+    the chat template renders, or remove all."""
     max_prompt: Tokens = 1024
     """Maximum length of a student prompt, in tokens."""
     max_teacher_prompt: Tokens = 2048

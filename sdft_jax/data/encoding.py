@@ -24,7 +24,7 @@ from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.data.rendered import count_lost_thoughts, require_rendered, require_trace, require_turn
 from sdft_jax.data.template_arguments import check_arguments
-from sdft_jax.data.thoughts import FIELDS, remove_thoughts
+from sdft_jax.data.thoughts import FIELDS, opened_thought, remove_thoughts, without_channel_names
 from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import RenderError, read_template, render
@@ -203,8 +203,8 @@ def make_format(
 
     Raises:
         SdftError: the template cannot be read or is malformed, the chat template does not read one of its
-            arguments, the model does not have a stop token or the
-            padding token, or the tokenizer cannot encode control tokens as text.
+            arguments, the model does not have a stop token or the padding token, or the tokenizer cannot
+            encode control tokens as text.
     """
     template = load_template(config.template)
     for option in ("template_kwargs", "teacher_template_kwargs"):
@@ -379,7 +379,7 @@ class _Encoder:
         ends = [
             turn.find(token) for token, number in control.ids.items() if number in stops and token in turn
         ]
-        text = control.pattern.sub("", turn[: min(ends, default=len(turn))])
+        text = control.pattern.sub("", without_channel_names(turn[: min(ends, default=len(turn))]))
         return re.sub(r"^\s*(<think>)?\s*</think>", "", text).strip()
 
     def render(
@@ -654,9 +654,10 @@ def _completion(encoder: _Encoder, prompt: str, turn: str | None) -> Int32[np.nd
         if stops.size:
             return rendered[: stops[0] + 1]
     text = encoder.plain_text()
-    if prompt.rstrip().endswith("<think>") and text.lstrip().startswith("<think>"):
+    opening = opened_thought(prompt)
+    if opening and text.lstrip().startswith(opening):
         raise SdftError(
-            f"{example.location}: the chat template begins an answer with <think>, and so does the "
-            "demonstration: set data.thoughts=remove, or remove <think> from its start."
+            f"{example.location}: the chat template begins an answer with {opening}, and so does the "
+            f"demonstration: set data.thoughts=remove, or remove {opening} from its start."
         )
     return np.append(format.tokenize(text, example.location), np.int32(format.eos_ids[0]))

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdft_jax.data.examples import Message
+from sdft_jax.data.media import refuse_media
 from sdft_jax.errors import SdftError
 
 
@@ -83,6 +84,7 @@ def _message(turn: Any, number: int, name: str, place: str) -> Message:
     message = {key: item for key, item in turn.items() if item is not None}
     calls = message.pop("tool_calls", None) or []
     here = f"{place}: message {number} of field {name!r}"
+    refuse_media(message, here)
     if not isinstance(calls, list):
         raise SdftError(f"{here} has tool_calls of type {kind_of(calls)}: give a list of calls.")
     content = _content(message.get("content", "" if calls else None), number, name, place)
@@ -93,6 +95,8 @@ def _content(content: Any, number: int, name: str, place: str) -> str:
     """Return the text of a content; the texts of a list of parts are joined by newlines."""
     if isinstance(content, list) and content and all(isinstance(part, Mapping) for part in content):
         for part in content:
+            if part.get("type") == "text":
+                refuse_media(part, f"{place}: message {number} of field {name!r}")
             if part.get("type") != "text" or not isinstance(part.get("text"), str):
                 raise SdftError(
                     f"{place}: message {number} of field {name!r} has a part of type {part.get('type')!r}, "

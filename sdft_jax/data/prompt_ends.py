@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Int32
 
 from sdft_jax.data.encoding import Encoded, PromptFormat
+from sdft_jax.data.thoughts import prompt_thinks
 from sdft_jax.errors import SdftError
 from sdft_jax.files import RenderError, render
 
 SHOWN = 80
 """Number of characters of a prompt's end that are shown."""
-SWITCHES = ("enable_thinking", "thinking")
-"""Arguments with which published chat templates switch thinking on and off."""
+SWITCHES = {"enable_thinking": (True, False), "thinking": (True, False), "reasoning_effort": ("high", "none")}
+"""The arguments with which published chat templates switch thinking, and their values for on and off."""
 PAGE = "sdft_jax/data/THINKING.md"
 
 
@@ -74,17 +75,17 @@ def _prompt_end(
 ) -> PromptEnd:
     last = prompt[-4 * SHOWN :].tolist()  # a token may be a part of a character
     text = format.tokenizer.decode(last, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return PromptEnd(str(text)[-SHOWN:], _thinks(str(text).rstrip(), format, arguments))
+    return PromptEnd(str(text)[-SHOWN:], _thinks(str(text), format, arguments))
 
 
 def _thinks(prompt: str, format: PromptFormat, arguments: Mapping[str, Any]) -> bool | None:
     """Return `PromptEnd.thinks`, from the end of the prompt, or else by comparison with the template's text
     when thinking is switched on and off.
     """
-    if prompt.endswith(("<think>", "</think>")):
-        return prompt.endswith("<think>")
-    for name in SWITCHES:
-        settings: tuple[dict[str, bool], ...] = ({}, {name: True}, {name: False})
+    if (thinks := prompt_thinks(prompt)) is not None:
+        return thinks
+    for name, values in SWITCHES.items():
+        settings: tuple[dict[str, Any], ...] = ({}, *({name: value} for value in values))
         now, on, off = (_rendered(format, {**arguments, **setting}) for setting in settings)
         if on != off:
             return now != off

@@ -23,14 +23,13 @@ import numpy as np
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.examples import Example, Message, location
 from sdft_jax.data.indexed import Indexed
+from sdft_jax.data.media import has_file, media_columns, named_media, refuse_media
 from sdft_jax.data.messages import as_records, kind_of, read_messages, read_text
 from sdft_jax.data.traces import demonstrated_turns, read_tools, read_trace
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import Lines, local_copy, parse_json, regular_size
 
 Row = Mapping[str, Any]
-_IMAGES = ("image", "images")
-"""The fields in which multimodal datasets store images."""
 
 EMBEDDED = {"mini": "sdft_jax.mini"}
 """Prefix of `data.path` -> the package whose `read_rows(name, split)` returns the rows."""
@@ -141,15 +140,15 @@ def index_examples(
         context=config.context if context else None,
         answer=answer,
     )
-    chosen = _only(rows, _names(config, required))
+    read, count = _reader(rows, _names(config, required), source), _count(rows, config)
 
     if config.messages is not None:
-        return _index_turns(chosen, config, source, required)
+        return _index_turns(read, count, config, source, required)
 
     def example(index: int) -> Example:
-        return _example(_row(chosen, index, source), index, source, config, required)
+        return _example(read(index), index, source, config, required)
 
-    return Indexed(_count(rows, config), example)
+    return Indexed(count, example)
 
 
 def make_text_examples(rows: Sequence[Row], config: DataConfig, source: str) -> list[Example]:
@@ -163,10 +162,10 @@ def index_text_examples(rows: Sequence[Row], config: DataConfig, source: str) ->
     Raises:
         SdftError: on access, if a text is missing, empty or of the wrong type.
     """
-    chosen = _only(rows, {config.text, *_IMAGES})
+    read = _reader(rows, {config.text}, source)
 
     def example(index: int) -> Example:
-        text = _named_text(_row(chosen, index, source), "text", config.text, location(source, index))
+        text = _named_text(read(index), "text", config.text, location(source, index))
         return Example((), text, None, index, source)
 
     return Indexed(_count(rows, config), example)
@@ -187,20 +186,24 @@ def _names(config: DataConfig, required: _RequiredFields) -> set[str | None]:
     demonstrations = {config.demonstration, config.demonstrations} if required.demonstration else set()
     trace = {config.messages, config.tools} if config.messages else set()
     texts = {config.prompt, config.system, config.answer, "skill", required.context}
-    return demonstrations | trace | texts | set(_IMAGES)
+    return demonstrations | trace | texts
 
 
-def _row(rows: Sequence[Row], index: int, source: str) -> Row:
-    """Return a row. Raises SdftError if it cannot be decoded, or contains an image."""
-    place = location(source, index)
-    row = _attempt(place, lambda: rows[index], "repair or remove the row")
-    for name in _IMAGES:
-        if row.get(name):
-            raise SdftError(
-                f"{place}: field {name!r} contains an image, and models are trained on text only: remove the "
-                "field, or the row."
-            )
-    return row
+def _reader(rows: Sequence[Row], names: Container[str | None], source: str) -> Callable[[int], Row]:
+    """Return a function that returns a row, of which only the fields `names` are read.
+
+    The function raises SdftError if the row cannot be decoded, or another field contains an image, a video or
+    a sound. Such a column is not decoded: its files may be broken.
+    """
+    chosen, media = (rows.only(names), rows.media) if isinstance(rows, _ConvertedRows) else (rows, {})
+
+    def read(index: int) -> Row:
+        place = location(source, index)
+        row = _attempt(place, lambda: chosen[index], "repair or remove the row")
+        refuse_media(row, place, media, names)
+        return row
+
+    return read
 
 
 def _count(rows: Sequence[Row], config: DataConfig) -> int:
@@ -208,18 +211,18 @@ def _count(rows: Sequence[Row], config: DataConfig) -> int:
 
 
 def _index_turns(
-    rows: Sequence[Row], config: DataConfig, source: str, required: _RequiredFields
+    read: Callable[[int], Row], count: int, config: DataConfig, source: str, required: _RequiredFields
 ) -> Sequence[Example]:
     """Return the examples of rows that may be traces; all rows are read once, to count their turns."""
 
     @functools.lru_cache(maxsize=2)  # the turns of a row are mostly read in order
     def examples(index: int) -> list[Example]:
-        row = _row(rows, index, source)
+        row = read(index)
         if row.get(str(config.messages)) is None and row.get(config.prompt) is not None:
             return [_example(row, index, source, config, required)]
         return _turns(row, index, source, config, required)
 
-    counts = np.fromiter((len(examples(index)) for index in range(_count(rows, config))), np.int64)
+    counts = np.fromiter((len(examples(index)) for index in range(count)), np.int64)
     ends = np.cumsum(counts)
 
     def example(place: int) -> Example:
@@ -438,11 +441,26 @@ def _arrow_rows(source: Any) -> Sequence[Row]:
     Arrow gives every record of a column the keys of all its records, with None as the value.
     """
     source = source.with_format(None)  # a saved dataset may ask for tensors, or hide columns
+    media = media_columns(source.features)
+
+    def select(names: list[str]) -> Sequence[Row]:
+        decoded, others = source.select_columns(names), [name for name in media if name not in names]
+        if not others:
+            return decoded
+        stored = source.with_format("arrow").select_columns(others)
+
+        def row(index: int) -> Row:
+            (files,) = stored[index].to_pylist()
+            return decoded[index] | {name: value for name, value in files.items() if has_file(value)}
+
+        return Indexed(len(source), row)
+
     return _ConvertedRows(
         source,
         lambda row: {key: _without_nulls(value) for key, value in row.items()},
         lambda: source.column_names,
-        source.select_columns,
+        select,
+        media,
     )
 
 
@@ -512,7 +530,8 @@ def _read_tfds(path: str, name: str, split: str) -> Sequence[Row]:
     def convert(row: Row) -> Row:
         return {name: as_records(value) if name in records else value for name, value in _plain(row).items()}
 
-    return _ConvertedRows(source, convert, lambda: list(source.dataset_info.features), select)
+    features = source.dataset_info.features
+    return _ConvertedRows(source, convert, lambda: list(features), select, media_columns(features))
 
 
 class _ConvertedRows(Sequence[Row]):
@@ -522,7 +541,9 @@ class _ConvertedRows(Sequence[Row]):
         source: the rows of the dataset.
         convert: converts a row.
         columns: returns the names of the columns.
-        select: (names of columns) -> the rows with these columns only.
+        select: (names of columns) -> the rows with these columns, and with those of media that are not empty,
+            not decoded.
+        media: the columns with images, videos or sounds, each with which of them.
     """
 
     def __init__(
@@ -531,8 +552,10 @@ class _ConvertedRows(Sequence[Row]):
         convert: Callable[[Row], Row],
         columns: Callable[[], list[str]],
         select: Callable[[list[str]], Sequence[Row]],
+        media: Mapping[str, str],
     ):
         self._source, self._convert, self._columns, self._select = source, convert, columns, select
+        self.media = media
 
     def __len__(self) -> int:
         return len(self._source)
@@ -544,19 +567,18 @@ class _ConvertedRows(Sequence[Row]):
         return (self[index] for index in range(len(self)))  # a data source of TFDS does not raise IndexError
 
     def only(self, names: Container[str | None]) -> Sequence[Row]:
-        """Return rows that have None in all other columns."""
+        """Return rows in which other columns are not decoded: they are None, unless they are media."""
         columns = self._columns()
-        chosen, empty = [name for name in columns if name in names], dict.fromkeys(columns)
+        named = {name for name in columns if named_media(name)} - set(self.media)
+        chosen = [name for name in columns if name in names or name in named]
+        empty = dict.fromkeys(columns)
         if not chosen:
             return [empty] * len(self)
-        return _ConvertedRows(
-            self._select(chosen), lambda row: {**empty, **self._convert(row)}, self._columns, self._select
-        )
 
+        def convert(row: Row) -> Row:
+            return {**empty, **self._convert(row)}
 
-def _only(rows: Sequence[Row], names: Container[str | None]) -> Sequence[Row]:
-    """Return rows of which only these columns are decoded: others may contain images or broken files."""
-    return rows.only(names) if isinstance(rows, _ConvertedRows) else rows
+        return _ConvertedRows(self._select(chosen), convert, self._columns, self._select, self.media)
 
 
 def _plain(value: Any) -> Any:

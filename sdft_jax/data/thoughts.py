@@ -1,9 +1,10 @@
-"""The thoughts of reasoning models: `<think>...</think>` in texts, and fields of their own in messages."""
+"""The thoughts of reasoning models: between markers in texts, and fields of their own in messages."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from sdft_jax.data.examples import Example, Message
@@ -12,36 +13,117 @@ from sdft_jax.errors import SdftError
 FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The keys of a message that may contain its thoughts, apart from the content."""
 
+MARKERS = (
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, OLMo 3 Think and most others
+    ("[THINK]", "[/THINK]"),  # Mistral: Magistral, Ministral 3 Reasoning, Mistral Small 4
+    ("<|channel>thought", "<channel|>"),  # Gemma 4
+)
+"""The texts before and after thoughts; gpt-oss has channels instead."""
+
+_CHANNEL = re.compile(
+    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>[^<]*)<\|message\|>(?P<text>.*?)"
+    r"(?:<\|end\|>|<\|return\|>|(?=<\|start\|>|<\|channel\|>)|\Z)",
+    re.DOTALL,
+)
+"""A message in a channel of gpt-oss's format, harmony: `analysis` has thoughts, `final` has the answer."""
+
 
 def without_thoughts(text: str) -> str:
     """Return a reply without thoughts, even if the prompt opened one or the length limit truncated it."""
-    closed = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL)
-    return closed.rpartition("</think>")[2]
+    text = _CHANNEL.sub(lambda message: "" if _channel(message) == "analysis" else _plain(message), text)
+    for opening, closing in MARKERS:
+        closed = rf"{re.escape(opening)}.*?({re.escape(closing)}|\Z)"
+        text = re.sub(closed, "", text, flags=re.DOTALL).rpartition(closing)[2]
+    return text
+
+
+def opened_thought(text: str) -> str | None:
+    """Return the marker that opens a thought at the end of a prompt, if there is one."""
+    return next((opening for opening, _ in MARKERS if text.rstrip().endswith(opening)), None)
+
+
+def prompt_thinks(text: str) -> bool | None:
+    """Return True if a thought begins after a prompt, False if one was closed or passed over at its end, and
+    None if its end shows neither.
+    """
+    text = text.rstrip()
+    if opened_thought(text) or text.endswith(("<|channel|>analysis<|message|>", "<|start|>assistant")):
+        return True  # gpt-oss always thinks first; its templates leave the channel to the model
+    closings = tuple(closing for _, closing in MARKERS)
+    return False if text.endswith((*closings, "<|channel|>final<|message|>")) else None
+
+
+def without_channel_names(text: str) -> str:
+    """Return a rendered turn whose marks of thoughts do not leave the names of channels, which are no control
+    tokens, behind.
+    """
+    named = ("analysis", "final")
+    text = _CHANNEL.sub(lambda m: f"{m['text']}\n\n" if _channel(m) in named else m[0], text)
+    return text.replace("<|channel>thought\n", "")
+
+
+def _channel(message: re.Match[str]) -> str:
+    return message["channel"].strip()
+
+
+def _plain(message: re.Match[str]) -> str:
+    """Return the answer in a channel; a message in another channel is unchanged."""
+    return message["text"] if _channel(message) == "final" else message[0]
 
 
 def _without_marked(text: str, place: str) -> str:
-    """Return a text of a row without its thoughts; a tag that the text only mentions is refused.
+    """Return a text of a row without its thoughts; a marker that the text only mentions is refused.
 
     For example, `<think>a</think> 1` becomes ` 1`, and so does `a</think> 1`, where the prompt opened it.
     """
-    kept = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-    opened, closed = kept.find("<think>"), kept.find("</think>")
+    if _CHANNEL.search(text):
+        channels = {_channel(message) for message in _CHANNEL.finditer(text)}
+        if not channels <= {"analysis", "final"} or _CHANNEL.sub("", text).strip():
+            raise SdftError(
+                f"{place}: <|channel|> is in a text that is more than messages in the channels analysis and "
+                "final, so that the answer is not known: set data.thoughts=keep, write tool calls as "
+                "tool_calls, or write the marker in another way."
+            )
+        text = _CHANNEL.sub(lambda message: message["text"] * (_channel(message) == "final"), text)
+    for opening, closing in MARKERS:
+        text = _without_pair(text, opening, closing, place)
+    return text
+
+
+def _without_pair(text: str, opening: str, closing: str, place: str) -> str:
+    """Return `_without_marked` for one pair of markers."""
+    kept = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", text, flags=re.DOTALL)
+    opened, closed = kept.find(opening), kept.find(closing)
     if opened >= 0 and kept[:opened].strip():
         raise SdftError(
-            f"{place}: <think> is not closed by </think>, and follows other text, so that the end of the "
+            f"{place}: {opening} is not closed by {closing}, and follows other text, so that the end of the "
             "thought is not known: set data.thoughts=keep, close it, or write the tag in another way."
         )
     if opened >= 0:
         return kept[:opened]
-    return kept[closed + len("</think>") :] if closed >= 0 else kept
+    if closed >= 0 and closing != "</think>":  # chat templates open no other thought in the prompt
+        raise SdftError(
+            f"{place}: {closing} closes no {opening}, so that the beginning of the thought is not known: set "
+            "data.thoughts=keep, open it, or write the tag in another way."
+        )
+    return kept[closed + len(closing) :] if closed >= 0 else kept
 
 
 def thoughts_of(message: Message) -> list[str]:
     """Return the thoughts of a message that are not empty: closed ones in its content, and its fields."""
-    parts = str(message["content"]).split("</think>")[:-1]
-    thoughts = [part.rpartition("<think>")[2] for part in parts]
+    thoughts = list(_marked(str(message["content"])))
     thoughts += [message[key] for key in FIELDS if isinstance(message.get(key), str)]
     return [thought for thought in thoughts if thought.strip()]
+
+
+def _marked(text: str) -> Iterator[str]:
+    """Yield the closed thoughts in a text."""
+    for message in _CHANNEL.finditer(text):
+        if _channel(message) == "analysis":
+            yield message["text"]
+    for opening, closing in MARKERS:
+        for part in text.split(closing)[:-1]:
+            yield part.rpartition(opening)[2]
 
 
 def remove_thoughts(example: Example, demonstration: bool) -> Example:

@@ -203,7 +203,9 @@ def _complete(work: _Work, part: Sequence[tuple[int, int]]) -> list[Completion]:
         ended = int(tokens[-1]) in stop.eos_ids
         sum_of_nats = None if nats is None else float(nats[i])
         completions.append(
-            Completion(index, sample, speaker.decode(tokens), len(tokens), not ended, sum_of_nats)
+            Completion(
+                index, sample, speaker.decode(tokens, thoughts=True), len(tokens), not ended, sum_of_nats
+            )
         )
     return completions
 

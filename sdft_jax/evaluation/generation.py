@@ -20,7 +20,6 @@ from sdft_jax.models.speaker import Speaker
 from sdft_jax.sampling import generate
 from sdft_jax.sampling.keys import fold_keys
 from sdft_jax.sharding import to_global, to_host
-from sdft_jax.types import StopTokens
 
 ROUND = 128
 """Number of tokens of a round: with so many, the decode loop never grows its cache."""
@@ -53,7 +52,7 @@ def complete(
     """Yield the index of each prompt and its completion, at most through an EOS, as soon as it has ended.
 
     Args:
-        speaker: the model; all its ids may be sampled.
+        speaker: the model; all ids of its tokenizer may be sampled.
         prompts: at least one token each.
         keys: one PRNG key per prompt: its completion does not depend on the other prompts.
         generation: the choice of tokens, and the end of a completion.
@@ -92,7 +91,7 @@ def _generate(
     speaker: Speaker, rows: Sequence[Tokens], keys: Key[Array, " B"], generation: Generation, batch: Batch
 ) -> list[Tokens]:
     """Return the tokens of one round."""
-    stop = StopTokens(generation.eos_ids, speaker.stop.pad_id)
+    stop = speaker.stop._replace(eos_ids=generation.eos_ids)
     prompt = to_global(pad(rows, batch, stop.pad_id, left=True), speaker.model.sharding.named("batch"))
     rollout = generate(speaker.model, speaker.params, prompt, keys, generation.sampling, stop)
     tokens, mask = to_host((rollout.tokens, rollout.mask))

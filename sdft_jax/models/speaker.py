@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_THOUGHT_TOKENS = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel>", "<channel|>"),
+    ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"),
+)
+"""Control tokens of a model that mark its thoughts: of Mistral, Gemma 4, gpt-oss and others."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Speaker:
     """A model with the tokenizer and stop tokens that it needs to answer a text prompt."""
@@ -38,11 +47,27 @@ class Speaker:
         """Return the speaker with other parameters."""
         return dataclasses.replace(self, params=params)
 
-    def decode(self, ids: Any) -> str:
-        """Return the text of a completion's tokens, without special tokens, as a scorer reads it."""
+    def decode(self, ids: Any, thoughts: bool = False) -> str:
+        """Return the text of a completion's tokens, without special tokens.
+
+        Args:
+            ids: the tokens.
+            thoughts: True to keep special tokens that mark thoughts, which a scorer then leaves out.
+        """
+        ids = [int(i) for i in ids]
+        marks = self._thought_ids if thoughts else frozenset()
+        marked = not marks.isdisjoint(ids)
+        if marked:
+            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            ids = [i for i in ids if i in marks or i not in special]
         # by default, published Llama 3 tokenizers change "x !" to "x!" in transformers 4.56 to 5.3
         return str(
-            self.tokenizer.decode(
-                [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            self.tokenizer.decode(ids, skip_special_tokens=not marked, clean_up_tokenization_spaces=False)
         )
+
+    @functools.cached_property
+    def _thought_ids(self) -> frozenset[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        special = {str(token): i for i, token in added if token.special and i not in self.eos_ids}
+        groups = (group for group in _THOUGHT_TOKENS if special.keys() >= set(group))
+        return frozenset(special[token] for group in groups for token in group)

@@ -8,6 +8,7 @@ from make_fixtures import CASES
 from sdft_jax.algorithm import check_batch, check_rows, make_learner, make_model, make_optimizer
 from sdft_jax.algorithm.learner import Learner
 from sdft_jax.config import load_config
+from sdft_jax.config.devices import sharding_from
 from sdft_jax.errors import SdftError
 from sdft_jax.models import architecture_from_dict
 from sdft_jax.sharding import Sharding, make_mesh
@@ -110,9 +111,10 @@ def test_rows_that_the_mesh_does_not_divide_are_refused_with_their_option():
             r"quantize=nf4 is not supported for qwen3_moe models: the experts",
         ),
         ("phi4_mini", "train.completion_buckets=[4]", r"completion_buckets is not supported .* longrope"),
+        ("qwen3", "mesh.expert=8", r"mesh\.expert=8: the model has no experts: .* mesh\.fsdp"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(case, override, message):
-    config = load_config(None, [override, "lora.rank=2"])
+    config = load_config(None, [override, "lora.rank=2", "mesh.fsdp=1", "mesh.data=-1"])
     with pytest.raises(SdftError, match=message):
-        make_model(config, architecture_from_dict(CASES[case]), tiny_model()[0].sharding)
+        make_model(config, architecture_from_dict(CASES[case]), sharding_from(config))

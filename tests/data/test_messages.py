@@ -61,6 +61,14 @@ def test_texts_of_parts_are_joined_by_newlines():
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]},
             "message 1 of field 'chat' has a part of type 'image_url', and models are trained on text only",
         ),
+        (
+            {"role": "user", "content": "a", "images": ["u"]},
+            "message 1 of field 'chat': field 'images' contains an image, and models are trained on text",
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a", "video": {"path": "u"}}]},
+            "message 1 of field 'chat': field 'video' contains a video, and models are trained on text only",
+        ),
         ({"role": "tool", "content": {"t": 5}}, "the content of message 1 of field 'chat' is not a string"),
         ({"role": "assistant", "tool_calls": "f()"}, "has tool_calls of type str: give a list of calls"),
         (

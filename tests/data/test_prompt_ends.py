@@ -2,13 +2,24 @@
 
 import pytest
 
-from fixtures.chat import DEFAULT_OFF, HERMES, OPENED, QWEN, QWEN3, SYSTEM_SWITCH, build_tokenizer
+from fixtures.chat import (
+    DEFAULT_OFF,
+    HARMONY,
+    HERMES,
+    MISTRAL,
+    OPENED,
+    QWEN,
+    QWEN3,
+    SYSTEM_SWITCH,
+    build_tokenizer,
+)
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data import encoding, prompt_ends
 from sdft_jax.data.examples import Example
 from sdft_jax.errors import SdftError
 
 ON, OFF = {"enable_thinking": True}, {"enable_thinking": False}
+HIGH, NONE = {"reasoning_effort": "high"}, {"reasoning_effort": "none"}
 CLOSED = "assistant\n<think>\n\n</think>\n\n"
 
 
@@ -43,6 +54,13 @@ def test_the_last_characters_of_both_prompts_are_shown_on_one_line_each():
         (SYSTEM_SWITCH, {}, False),
         (SYSTEM_SWITCH, ON, True),
         (OPENED, {}, True),
+        (OPENED.replace("<think>", "[THINK]"), {}, True),
+        (OPENED.replace("<think>", "<|channel>thought"), {}, True),
+        (OPENED.replace("<think>", "<|channel>thought\n<channel|>"), {}, False),
+        (MISTRAL, {}, False),
+        (MISTRAL, HIGH, True),
+        (HARMONY, {}, True),
+        (HARMONY, NONE, True),
         (HERMES, {}, None),
         (QWEN.replace("enable_thinking is false", "thinking is not true"), {}, False),
     ],
@@ -56,7 +74,13 @@ def test_thinking_is_read_off_the_rendered_prompt(template, arguments, thinks):
 
 @pytest.mark.parametrize(
     ("template", "student", "teacher"),
-    [(QWEN3, {}, OFF), (QWEN3, ON, OFF), (DEFAULT_OFF, ON, OFF), (SYSTEM_SWITCH, ON, OFF)],
+    [
+        (QWEN3, {}, OFF),
+        (QWEN3, ON, OFF),
+        (DEFAULT_OFF, ON, OFF),
+        (SYSTEM_SWITCH, ON, OFF),
+        (MISTRAL, HIGH, NONE),
+    ],
 )
 def test_student_that_thinks_with_a_teacher_that_does_not_is_refused(template, student, teacher):
     with pytest.raises(SdftError, match=r"^the student thinks, .* collapses in training \(sdft") as caught:

@@ -22,6 +22,7 @@ from sdft_jax.data import (
     make_text_examples,
     read_rows,
 )
+from sdft_jax.data.media import media_columns
 from sdft_jax.errors import SdftError
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -280,26 +281,57 @@ BROKEN = datasets.Image(decode=False).encode_example({"bytes": b"no image"})
 
 @pytest.fixture
 def illustrated(tmp_path):
-    """Directories and files of the same rows, with a column of images that cannot be decoded."""
+    """Directories and files of the same rows; the image of the second one cannot be decoded."""
     features = datasets.Features(
         {name: datasets.Value("string") for name in ("prompt", "demonstration", "text", "answer")}
         | {"figure": datasets.Image()}
     )
-    rows = [{"prompt": "p", "demonstration": "d", "text": "t", "answer": "a", "figure": BROKEN}] * 2
+    texts = {"prompt": "p", "demonstration": "d", "text": "t", "answer": "a"}
+    rows = [texts | {"figure": figure} for figure in (None, BROKEN)]
     dataset = datasets.Dataset.from_list(rows, features=features)
     with pytest.raises(PIL.UnidentifiedImageError):
-        dataset[0]
+        dataset[1]
     dataset.to_parquet(tmp_path / "a.parquet")
     dataset.save_to_disk(tmp_path / "arrow")
     return [str(tmp_path / name) for name in ("a.parquet", "arrow")]
 
 
-def test_columns_that_no_setting_names_are_not_decoded(illustrated):
+def test_a_column_of_images_is_refused_and_not_decoded(illustrated):
     for path in illustrated:
-        (row,) = load_examples(path, DataConfig(limit=1), answer=True)
+        rows, name = read_rows(path), Path(path).name
+        (row,) = make_examples(rows, DataConfig(limit=1), path, answer=True)
         assert (row.prompt, row.demonstration, row.answer) == (({**CHAT[2], "content": "p"},), "d", "a")
-        texts = make_text_examples(read_rows(path), DataConfig(), path)
-        assert [text.demonstration for text in texts] == ["t", "t"]
+        (text,) = make_text_examples(rows, DataConfig(limit=1), path)
+        assert text.demonstration == "t"
+        for read in (make_examples, make_text_examples):
+            with pytest.raises(
+                SdftError, match=rf"{name}, row 1: field 'figure' contains an image, and models"
+            ):
+                read(rows, DataConfig(), path)
+
+
+@pytest.mark.parametrize(
+    ("feature", "value", "kind"),
+    [
+        (datasets.List(datasets.Image()), [BROKEN], "an image"),
+        (
+            {"title": datasets.Value("string"), "clip": datasets.Video()},
+            {"title": "t", "clip": BROKEN},
+            "a video",
+        ),
+        ({"bytes": datasets.Value("binary"), "path": datasets.Value("string")}, BROKEN, "a file"),
+    ],
+)
+def test_columns_of_media_are_recognized_by_their_type(feature, value, kind, tmp_path):
+    assert media_columns({"page": feature, "clip": datasets.Audio()}) == {"page": kind, "clip": "a sound"}
+    empty = {"title": "t", "clip": None} if kind == "a video" else None
+    rows = [{"prompt": "p", "demonstration": "d", "page": page} for page in (empty, value)]
+    texts = {name: datasets.Value("string") for name in ("prompt", "demonstration")}
+    features = datasets.Features(texts | {"page": feature})
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet", limit=1)[0].demonstration == "d"
+    with pytest.raises(SdftError, match=f"row 1: field 'page' contains {kind}, and models"):
+        load(tmp_path / "a.parquet")
 
 
 def test_missing_field_is_reported_with_the_columns_that_are_not_decoded(illustrated):
@@ -313,20 +345,36 @@ def test_missing_field_is_reported_with_the_columns_that_are_not_decoded(illustr
             make_text_examples(rows, DataConfig(text="other"), path)
 
 
-@pytest.mark.parametrize("name", ["image", "images"])
-def test_a_row_with_an_image_is_refused(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("image", "an image"),
+        ("images", "an image"),
+        ("image_url", "an image"),
+        ("pixel_values", "an image"),
+        ("video", "a video"),
+        ("audios", "a sound"),
+    ],
+)
+def test_a_row_with_an_image_is_refused(name, kind, tmp_path):
     rows = [{"prompt": "p", "demonstration": "d", "text": "t", name: value} for value in (None, ["a.png"])]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     write(tmp_path / "a.jsonl", *map(json.dumps, rows))
     for path in (tmp_path / "a.parquet", tmp_path / "a.jsonl"):
         assert load(path, limit=1)[0].demonstration == "d"
         problem = (
-            rf"{path.name}, (line 2|row 1): field '{name}' contains an image, .* remove the field, or the row"
+            rf"{path.name}, (line 2|row 1): field '{name}' contains {kind}, .* remove the field, or the row"
         )
         with pytest.raises(SdftError, match=problem):
             load(path)
         with pytest.raises(SdftError, match=problem):
             make_text_examples(read_rows(str(path)), DataConfig(), str(path))
+
+
+def test_a_field_that_a_setting_names_is_a_text(tmp_path):
+    """Also if its name is one for images, as in a data set of transcripts."""
+    row = {"video": "the transcript", "demonstration": "d", "image_id": 5, "image_caption": "c"}
+    assert load(write(tmp_path / "a.jsonl", json.dumps(row)), prompt="video")[0].demonstration == "d"
 
 
 def test_saved_format_of_a_dataset_changes_no_row(tmp_path):
@@ -364,11 +412,13 @@ def tfds_dir(tmp_path_factory):
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, _):
-            return {"train": self._generate_examples(ROWS), "test": self._generate_examples(ROWS[:1])}
+            parts = {"train": ROWS, "test": ROWS[:1], "figures": [ROWS[0] | {"figures": True}]}
+            return {name: self._generate_examples(rows) for name, rows in parts.items()}
 
         def _generate_examples(self, rows=()):
             for i, row in enumerate(rows):
-                figure = io.BytesIO(b"no image")
+                figure = io.BytesIO(b"no image" if "figures" in row else b"")
+                row = {name: value for name, value in row.items() if name != "figures"}
                 yield i, row | {"answer": str(row["answer"]), "system": "", "figure": figure}
 
     builder = Toy(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
@@ -386,6 +436,8 @@ def test_tfds(tfds_dir):
     assert [r.prompt[0]["content"] for r in load(f"{tfds_dir}:test")] == ["q0"]
     with pytest.raises(SdftError, match=r"cannot be read .*split 'nope'"):
         read_rows(f"tfds:{tfds_dir}", "nope")
+    with pytest.raises(SdftError, match="row 0: field 'figure' contains an image, and models"):
+        load(tfds_dir, split="figures")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_rounds_give_the_tokens_of_one_call(speaker, whole):
     assert any(len(tokens) > 4 for tokens in whole)
 
 
+def test_ids_that_the_tokenizer_does_not_have_are_never_sampled(whole):
+    """A model's embedding may be padded beyond the ids of its tokenizer."""
+    speaker = Speaker(*tiny_model(), build_tokenizer(("one", "two")), (EOS,))
+    known = speaker.stop.known
+    assert EOS < known < VOCABULARY
+    assert any(token >= known for tokens in whole for token in tokens)
+    assert all(token < known for tokens in completions(speaker, GREEDY) for token in tokens)
+
+
 def test_eight_devices_give_the_same_tokens(whole):
     sharded, params = tiny_model(Sharding(make_mesh(2, 2, 2), Rules()))
     assert completions(Speaker(sharded, params, build_tokenizer(), (EOS,)), GREEDY, 8) == whole

@@ -441,9 +441,8 @@ def _read_headers(directory: Path) -> dict[str, Stored]:
         )
         raise SdftError(
             f"{directory} has only weights in another format ({others[0]}); only safetensors are supported: "
-            "convert pickled weights with transformers, "
-            "`AutoModelForCausalLM.from_pretrained(path).save_pretrained(path)`, and instead of a GGUF use the "
-            "model that it was made from."
+            "convert pickled weights with transformers, `AutoModelForCausalLM.from_pretrained(path)"
+            ".save_pretrained(path)`, and instead of a GGUF use the model that it was made from."
             if others
             else f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}: download the weights."
         )

@@ -327,7 +327,11 @@ def rounding_note(model: Model, params: Params, dtype: Any = None) -> list[str]:
     places = _places(model, params, stored, dtype)
     error = _rounding(model, params, places)
     if any(isinstance(tensor, StoredMxfp4) for tensor in stored.values()):
-        notes.append("the experts, which the source has in MXFP4, are written without quantization.")
+        coded = {place.dtype.name for place in places if isinstance(stored.get(place.name), StoredMxfp4)}
+        notes.append(
+            "the experts, which the source has in MXFP4, are written without quantization, in "
+            f"{' and '.join(sorted(coded))}."
+        )
     if error == 0.0:
         return notes
     share = error / max(distance(model, params, model.source), error)

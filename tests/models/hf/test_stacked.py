@@ -143,8 +143,10 @@ def test_checkpoint_in_mxfp4_is_read_and_exported_as_transformers_dequantizes_it
     (source / "config.json").write_text(json.dumps(config))
 
     model, params = load_model(source)
-    note = rounding_note(model, params)
-    assert note == ["the experts, which the source has in MXFP4, are written without quantization."]
+    for dtype, name in ((None, "bfloat16"), ("float32", "float32")):
+        note = rounding_note(model, params, dtype)
+        written = f"are written without quantization, in {name}."
+        assert note == [f"the experts, which the source has in MXFP4, {written}"]
     save_pretrained(model, params, None, tmp_path / "out")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
     back = GptOssForCausalLM.from_pretrained(tmp_path / "out").state_dict()
