@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from sdft_jax.config import Config
@@ -40,11 +41,13 @@ def read_eval(path: str, config: Config, teacher: bool) -> list[Example]:
     check_scorer(config)
     data = dataclasses.replace(config.data, limit=config.eval.limit)
     rows = read_rows(path, data.split)
+    read = functools.partial(make_examples, rows, data, path, demonstration=False, answer=True)
     try:
-        examples = make_examples(rows, data, path, demonstration=False, context=teacher, answer=True)
+        examples = read(context=teacher)
     except SdftError as error:
         if not teacher or not config.method.trains:
             raise
+        read(context=False)  # raises the same error, unless it is one of the demonstrations
         raise SdftError(f"{error} If the rows have no demonstrations, set eval.teacher=false.") from None
     examples = _with_references([dataclasses.replace(x, others=()) for x in examples], config)
     validate(config.eval.task, examples)

@@ -77,6 +77,8 @@ def test_loading_is_reading_and_encoding(load, tiny_directory):
 def test_a_missing_answer_is_an_error(read):
     with pytest.raises(SdftError, match=r"rows\.jsonl, line 2: field 'answer' is missing"):
         read(ROW, ROW | {"answer": None})
+    with pytest.raises(SdftError, match=r"contains an image, and .* give a data set of texts\.$"):
+        read(ROW | {"image": "a.png"})
 
 
 def test_an_answer_that_the_task_cannot_score_is_an_error(read):
