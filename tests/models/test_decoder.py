@@ -85,8 +85,14 @@ def test_prefill_and_decoding_equal_the_full_forward_pass(case):
             if architecture.kinds[kind].shares_keys:
                 assert state is None
                 continue
-            own = {} if window else {"gemma4": (1, 16), "gemma4_e": (2, 16), "gemma4_unified": (4, 12)}
-            heads = own.get(case, (architecture.num_key_value_heads, architecture.head_dim))
+            full_heads = {
+                "gemma4": (1, 16),
+                "gemma4_moe": (1, 16),
+                "gemma4_e": (2, 16),
+                "gemma4_unified": (4, 12),
+            }
+            usual = architecture.num_key_value_heads, architecture.head_dim
+            heads = usual if window else full_heads.get(case, usual)
             assert state.keys.shape == (layers, 3, *heads, window or 44)
         else:
             assert (state.tail.shape, state.matrix.shape) == ((layers, 3, 3, 128), (layers, 3, 4, 16, 16))
