@@ -553,12 +553,13 @@ CASES = {
 def one_of_each_family(**others: str) -> tuple[str, ...]:
     """Return the first case of every family, or the case that `others` gives in its place.
 
-    Gemma 4 with shared keys and values is a family of its own.
+    Gemma 4 with shared keys and values, or with experts, is a family of its own.
     """
-    first: dict[tuple[str, bool], str] = {}
+    first: dict[tuple[str, bool, bool], str] = {}
     for case, config in CASES.items():
         text = config.get("text_config", config)
-        first.setdefault((text["model_type"], bool(text.get("num_kv_shared_layers"))), case)
+        shares, mixes = (bool(text.get(key)) for key in ("num_kv_shared_layers", "enable_moe_block"))
+        first.setdefault((text["model_type"], shares, mixes), case)
     return tuple(others.get(case, case) for case in first.values())
 
 

@@ -1,9 +1,10 @@
 """Make tests/fixtures/greedy.npz: greedy completions of transformers' `generate`.
 
-    python tests/make_sampling_fixture.py
+    python tests/make_sampling_fixture.py [CASE...]
 
-requires torch and transformers. Prompts are ragged and left-padded; the models are the checkpoints of
-make_fixtures.py. The EOS ids end at least two rows, and not all of them.
+makes those of all cases, or replaces those of the given ones; it requires torch and transformers. Prompts are
+ragged and left-padded; the models are the checkpoints of make_fixtures.py. The EOS ids end at least two rows,
+and not all of them.
 """
 
 import sys
@@ -53,8 +54,8 @@ def eos_from(completions):
 def main():
     from transformers import AutoModelForCausalLM
 
-    arrays = {}
-    for case in CASES:
+    arrays = dict(np.load(PATH)) if sys.argv[1:] else {}
+    for case in sys.argv[1:] or CASES:
         model = AutoModelForCausalLM.from_pretrained(DIRECTORY / case).float()  # the files are bfloat16
         model.generation_config.eos_token_id = None
         tokens, mask = prompts()

@@ -1,6 +1,7 @@
 """A decoder small enough for every test, its learner, and batches for it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -110,12 +111,18 @@ def tiny_model(sharding=None, scale=8.0, **changes):
 RANK_4 = LoraConfig(rank=4)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def initial_adapters(model):
+    """Return random adapters; without the base, which a compiled program does not compute."""
+    return adapter_params(model.init(jax.random.key(1)))
+
+
 def adapted(model, params, options=RANK_4, scale=0.5):
     """Return the model with adapters, and its parameters with random ones; with `scale=0` as initially."""
     lora = make_lora(options, model.architecture.sizes, model.architecture.projections)
     architecture = dataclasses.replace(model.architecture, lora=lora, quantize=options.quantize)
     model = dataclasses.replace(model, architecture=architecture)
-    leaves, treedef = jax.tree.flatten(adapter_params(model.init(jax.random.key(1))))
+    leaves, treedef = jax.tree.flatten(initial_adapters(model))
     keys = jax.random.split(jax.random.key(2), len(leaves))
     leaves = [
         x if np.any(x) else scale * jax.random.normal(key, x.shape)

@@ -112,7 +112,11 @@ def test_same_under_other_rules(single, rules):
 @pytest.mark.parametrize(
     ("changes", "options", "frozen"),
     [
-        (QWEN35_MOE | {"num_hidden_layers": 5}, ("optimizer.freeze=[layers/delta_z]",), {"delta_z"}),
+        (
+            QWEN35_MOE | {"num_hidden_layers": 5},
+            ("optimizer.freeze=[layers/delta_z, layers/router]",),
+            {"delta_z", "router"},
+        ),
         (
             GEMMA4_E | {"num_global_key_value_heads": 1},
             ("optimizer.weight_decay=0.1", "sharding.full_kv_heads=null"),

@@ -16,6 +16,7 @@ from sdft_jax.models.gated_delta import (
     gated_delta_step,
 )
 
+compiled = jax.jit(gated_delta)
 NEEDS_TORCH = pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
 
 
@@ -53,7 +54,7 @@ def test_the_worked_example():
     half = jnp.full((1, 1, 1), 0.5)
     inputs = DeltaInputs(one, one, 4 * one, jnp.log(half), half)
     for rule in (gated_delta_step, gated_delta_chunks):
-        output, matrix = rule(inputs, 2 * one)
+        output, matrix = jax.jit(rule)(inputs, 2 * one)
         assert float(output[0, 0, 0, 0]) == pytest.approx(2.5)
         assert float(matrix[0, 0, 0, 0]) == pytest.approx(2.5)
 
@@ -63,7 +64,7 @@ def test_chunks_equal_the_recurrence(length):
     inputs = random_inputs(length)
     start = np.random.default_rng(1).normal(size=(2, 3, 8, 5))
     expected = recurrence(inputs, start)
-    actual = jax.jit(gated_delta)(float32(inputs), jnp.asarray(start, jnp.float32))
+    actual = compiled(float32(inputs), jnp.asarray(start, jnp.float32))
     for x, y in zip(actual, expected, strict=True):
         np.testing.assert_allclose(x, y, atol=2e-5)
 
@@ -77,7 +78,7 @@ def test_fast_decay_loses_no_digits(speed):
     inputs = random_inputs(150)
     inputs = float32(inputs._replace(log_decay=speed * inputs.log_decay))
     start = np.zeros((2, 3, 8, 5), np.float32)
-    for x, y in zip(jax.jit(gated_delta)(inputs, start), recurrence(inputs, start), strict=True):
+    for x, y in zip(compiled(inputs, start), recurrence(inputs, start), strict=True):
         np.testing.assert_allclose(x, y, atol=5e-7)
 
 
@@ -85,7 +86,7 @@ def test_equal_keys_without_decay_are_stable():
     """The change of a token is what all earlier ones left over: 64 nearly equal equations."""
     inputs = random_inputs(128)._replace(k=np.ones((2, 128, 3, 8)), log_decay=np.zeros((2, 128, 3)))
     zero = np.zeros((2, 3, 8, 5))
-    output, _ = gated_delta(float32(inputs), jnp.asarray(zero, jnp.float32))
+    output, _ = compiled(float32(inputs), jnp.asarray(zero, jnp.float32))
     np.testing.assert_allclose(output, recurrence(inputs, zero)[0], atol=2e-5)
 
 
@@ -95,12 +96,24 @@ def test_padding_leaves_no_trace():
     padded = inputs._replace(log_decay=inputs.log_decay * real, beta=inputs.beta * real)
     kept = DeltaInputs(*(x[:, real[0, :, 0]] for x in inputs))
     zero = jnp.zeros((2, 3, 8, 5))
-    (outputs, matrix), (expected, last) = (gated_delta(float32(x), zero) for x in (padded, kept))
+    (outputs, matrix), (expected, last) = (compiled(float32(x), zero) for x in (padded, kept))
     np.testing.assert_allclose(matrix, last, atol=1e-5)
     np.testing.assert_allclose(outputs[:, real[0, :, 0]], expected, atol=1e-5)
 
 
-def test_gradients_equal_finite_differences():
+def steps(inputs, matrix):
+    """Return the same, token by token."""
+
+    def step(matrix, token):
+        output, matrix = gated_delta(DeltaInputs(*(x[:, None] for x in token)), matrix)
+        return matrix, output[:, 0]
+
+    matrix, outputs = jax.lax.scan(step, matrix, DeltaInputs(*(x.swapaxes(0, 1) for x in inputs)))
+    return outputs.swapaxes(0, 1), matrix
+
+
+def test_gradients_equal_those_of_single_steps_and_finite_differences():
+    """Across the boundary of two chunks."""
     inputs = random_inputs(70)
     start = np.random.default_rng(1).normal(size=(2, 3, 8, 5))
     weights = [np.random.default_rng(3).normal(size=shape) for shape in ((2, 70, 3, 5), start.shape)]
@@ -111,7 +124,11 @@ def test_gradients_equal_finite_differences():
 
     leaves = [*inputs, start]
     narrow = [jnp.asarray(x, jnp.float32) for x in leaves]
-    gradients = jax.jit(jax.grad(functools.partial(loss, gated_delta), range(6)))(*narrow)
+    gradients, expected = (
+        jax.jit(jax.grad(functools.partial(loss, run), range(6)))(*narrow) for run in (gated_delta, steps)
+    )
+    for actual, one_by_one in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(actual, one_by_one, rtol=0, atol=2e-5 * np.abs(one_by_one).max())
     rng = np.random.default_rng(4)
     for i, gradient in enumerate(gradients):
         direction = rng.normal(size=leaves[i].shape)
@@ -124,14 +141,15 @@ def test_gradients_equal_finite_differences():
 
 
 @NEEDS_TORCH
-@pytest.mark.parametrize("length", [1, 150])
-def test_the_rule_equals_that_of_transformers(length):
+@pytest.mark.parametrize(("form", "length"), [("recurrent", 1), ("recurrent", 70), ("chunk", 150)])
+def test_the_rule_equals_that_of_transformers(form, length):
+    """Both of their forms, across a boundary of our chunks."""
     import torch
     from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen
 
     inputs = random_inputs(length)
     start = np.random.default_rng(1).normal(size=(2, 3, 8, 5))
-    rule = qwen.torch_recurrent_gated_delta_rule if length == 1 else qwen.torch_chunk_gated_delta_rule
+    rule = getattr(qwen, f"torch_{form}_gated_delta_rule")
     q, k, v, log_decay, beta, initial = (torch.from_numpy(np.float32(x)) for x in (*inputs, start))
     expected = rule(
         q,
@@ -143,7 +161,7 @@ def test_the_rule_equals_that_of_transformers(length):
         output_final_state=True,
         use_qk_l2norm_in_kernel=True,
     )
-    actual = gated_delta(float32(inputs), jnp.asarray(start, jnp.float32))
+    actual = compiled(float32(inputs), jnp.asarray(start, jnp.float32))
     for x, y in zip(actual, expected, strict=True):
         np.testing.assert_allclose(x, y.numpy(), atol=2e-5)
 

@@ -31,7 +31,7 @@ logits_of = jax.jit(Model.logits, static_argnums=0)
 
 
 def test_every_family_is_among_the_cases():
-    found = {load_model(DIRECTORY / case)[0].architecture.family.model_type for case in CASES}
+    found = {architecture_from_dict(CONFIGS[case]).family.model_type for case in CASES}
     assert found == set(FAMILIES)
 
 
@@ -138,7 +138,7 @@ def test_scale(stabilized):
 @pytest.mark.parametrize("case", CASES)
 def test_by_default_every_kind_of_layer_is_adapted(case):
     """All projections are, except those to one number per head: the rates of delta nets."""
-    plain = load_model(DIRECTORY / case)[0].architecture
+    plain = architecture_from_dict(CONFIGS[case])
     lora = make_lora(LoraConfig(rank=2), plain.sizes, plain.projections)
     for kind in plain.kinds:
         names = {tensor.name for tensor in plain.projections_of(kind)}

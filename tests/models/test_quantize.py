@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from make_fixtures import CASES as CONFIGS
 from make_fixtures import DIRECTORY, one_of_each_family, tokens_and_mask
-from sdft_jax.algorithm import init_state, make_update
+from sdft_jax.algorithm import init_state, join, make_update
 from sdft_jax.config.settings import LoraConfig
 from sdft_jax.errors import SdftError
-from sdft_jax.models import FAMILIES, Model, load_model, save_pretrained
+from sdft_jax.models import Model, architecture_from_dict, load_model, save_pretrained
 from sdft_jax.models.families import PROJECTIONS
 from sdft_jax.models.lora import adapter_params
 from sdft_jax.models.quantize import (
@@ -28,11 +29,23 @@ from sdft_jax.models.quantize import (
 )
 from sdft_jax.sharding import Sharding, make_mesh
 from sdft_jax.types import Sequences
-from tiny import adapted, assert_decoding_equals_full_forward, ragged, tiny_batch, tiny_learner, tiny_model
+from tiny import (
+    GEMMA4_E,
+    QWEN3,
+    adapted,
+    assert_decoding_equals_full_forward,
+    ragged,
+    tiny_batch,
+    tiny_learner,
+    tiny_model,
+)
 
 FORMATS = ("int8", "nf4")
-WITH_EXPERTS = {"qwen3_moe": "qwen3_moe", "qwen35_moe": "qwen3_5_moe_text", "gpt_oss": "gpt_oss"}
-CASES = [case for case in one_of_each_family(mistral="mistral3_vision") if case not in WITH_EXPERTS]
+CASES = [
+    case
+    for case in one_of_each_family(mistral="mistral3_vision")
+    if architecture_from_dict(CONFIGS[case]).experts is None
+]
 Q, OUT, DOWN = PROJECTIONS[0], PROJECTIONS[3], PROJECTIONS[6]
 logits_of = jax.jit(Model.logits, static_argnums=0)
 
@@ -132,28 +145,39 @@ def test_every_family_equals_its_dequantized_weights(case, format):
     """With adapters, and read from a checkpoint layer by layer; each family has one format of the two."""
     model, base = load_model(DIRECTORY / case)
     read, read_params = load_model(DIRECTORY / case, quantize=format)
-    quantized_base = quantize_params(base, format)
-    jax.tree.map(np.testing.assert_array_equal, read_params, quantized_base)
+    jax.tree.map(np.testing.assert_array_equal, read_params, quantize_params(base, format))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), read.abstract_params()) == jax.tree.map(
         lambda x: (x.shape, x.dtype), read_params
     )
-    options = LoraConfig(rank=3, quantize=format)
-    with_adapters, params = adapted(model, base, options)
-    unquantized, _ = adapted(model, base, dataclasses.replace(options, quantize=None))
+    unquantized, base_and_adapters = adapted(model, base, LoraConfig(rank=3))
+    architecture = dataclasses.replace(unquantized.architecture, quantize=format)
+    with_adapters = dataclasses.replace(unquantized, architecture=architecture)
+    params = join(read_params, adapter_params(base_and_adapters))
     tokens, mask = tokens_and_mask()
     sequences = Sequences(tokens, mask)
     actual = logits_of(with_adapters, params, sequences)[mask]
     expected = logits_of(unquantized, plain(params), sequences)[mask]
     np.testing.assert_allclose(actual, expected, atol=5e-5 * np.abs(expected).max())
-    original = logits_of(model, base, sequences)[mask]
-    lost = np.std(logits_of(read, read_params, sequences)[mask] - original) / np.std(original)
     if model.architecture.num_hidden_layers == 4:  # errors of layers add up
+        original = logits_of(unquantized, base_and_adapters, sequences)[mask]
+        lost = np.std(actual - original) / np.std(original)
         assert 1e-4 < lost < (0.1 if format == "int8" else 0.8)  # weights of these models are random
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_quantized_model_without_adapters_equals_its_dequantized_weights(format):
+    model, params = load_model(DIRECTORY / "qwen3", quantize=format)
+    sequences = Sequences(*tokens_and_mask())
+    expected = logits_of(load_model(DIRECTORY / "qwen3")[0], plain(params), sequences)[sequences.mask]
+    actual = logits_of(model, params, sequences)[sequences.mask]
+    np.testing.assert_allclose(actual, expected, atol=5e-5 * np.abs(expected).max())
+
+
 def test_every_family_is_among_the_cases():
-    found = {load_model(DIRECTORY / case)[0].architecture.family.model_type for case in CASES}
-    assert found == set(FAMILIES) - set(WITH_EXPERTS.values())
+    """Of those that may have no experts."""
+    of = {case: architecture_from_dict(config) for case, config in CONFIGS.items()}
+    found = {of[case].family.model_type for case in CASES}
+    assert found == {model.family.model_type for model in of.values() if model.experts is None}
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -199,6 +223,28 @@ def test_codes_keep_their_dtype():
     _, params = adapted(*tiny_model(), LoraConfig(rank=4, quantize="nf4"))
     dtypes = {x.dtype.name for x in jax.tree.leaves(cast(params, "bfloat16"))}
     assert dtypes == {"uint4", "bfloat16"}
+
+
+def test_routers_sinks_and_decay_rates_stay_wide():
+    """In every family, and in layers that share keys and values and have experts."""
+    models = {case: Model(architecture_from_dict(CONFIGS[case])) for case in one_of_each_family()}
+    models["sharing"] = Model(architecture_from_dict(QWEN3 | GEMMA4_E))
+    router, rates = {"router", "router_norm", "router_factors"}, {"delta_log_rate", "delta_rate_bias"}
+    expected = {
+        "qwen3_moe": {"router"},
+        "gpt_oss": {"router", "router_bias", "sinks"},
+        "qwen35": rates,
+        "qwen35_moe": {*rates, "router"},
+        "gemma4_moe": router,
+        "sharing": router | {f"sharing_{name}" for name in router},
+    }
+    for case, model in models.items():
+        params = jax.eval_shape(functools.partial(cast, dtype="bfloat16"), model.abstract_params())
+        outer = {name: shape for name, shape in params.items() if name != "layers"}
+        dtypes = {name: shape.dtype.name for name, shape in {**outer, **params["layers"]}.items()}
+        wide = {name for name, dtype in dtypes.items() if dtype == "float32"}
+        assert wide == expected.get(case, set()), case
+        assert set(dtypes.values()) <= {"float32", "bfloat16"}
 
 
 @pytest.mark.parametrize("format", FORMATS)

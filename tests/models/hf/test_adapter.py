@@ -62,12 +62,16 @@ def same_when_merged(model):
     return not (tied and {"embed", "head"} & set(model.architecture.lora.targets))
 
 
-OPTIONS = (
-    {},
-    {"rank_stabilized": True, "alpha": 3.5, "targets": ("[qv]", "down")},
-    {"targets": ("v", "embed", "head")},
-    {"targets": ("head",)},
-)
+STABILIZED = {"rank_stabilized": True, "alpha": 3.5, "targets": ("[qv]", "down")}
+OUTER = ({"targets": ("v", "embed", "head")}, {"targets": ("head",)})
+OPTIONS = {
+    "qwen2": ({}, STABILIZED, *OUTER),
+    "llama32_tied": ({}, *OUTER),
+    "gemma3": ({}, *OUTER),
+    "gemma3_vision": (STABILIZED, OUTER[0]),
+}
+"""The head and the embedding are separate, tied, scaled and tied, and those of a wrapper; settings that do
+not depend on the family have two of them."""
 OTHERS = [
     ("qwen35", {}),
     ("qwen35", {"targets": ("delta_.*", "q", "down")}),
@@ -75,6 +79,7 @@ OTHERS = [
     ("gemma4", {}),
     ("gemma4_e", {}),
     ("gemma4_unified_vision", {"targets": ("[kv]", "o", "head")}),
+    ("qwen35_moe_vision", {}),
 ]
 THEIRS = (
     {"q": "q_proj", "o": "o_proj", "up": "up_proj"},
@@ -86,7 +91,9 @@ FUSED = {"qkv": "qkv_proj", "gate_up": "gate_up_proj"}
 
 @needs_torch
 @needs_peft
-@pytest.mark.parametrize(("case", "options"), [*itertools.product(CASES, OPTIONS), *OTHERS])
+@pytest.mark.parametrize(
+    ("case", "options"), [*((case, options) for case in CASES for options in OPTIONS[case]), *OTHERS]
+)
 def test_our_adapter_in_peft(case, options, tmp_path):
     plain, base = load_model(DIRECTORY / case)
     model, params = adapted(plain, base, LoraConfig(rank=3, **options), scale=0.1)

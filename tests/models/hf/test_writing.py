@@ -82,6 +82,7 @@ def test_a_round_trip_on_a_mesh_changes_nothing(tmp_path):
         ("ministral3_vision", "bfloat16"),
         ("gemma4_vision", "bfloat16"),
         ("gemma4_unified_vision", "bfloat16"),
+        ("qwen35_vision", "bfloat16"),
         ("qwen35_moe_vision", "bfloat16"),
         ("gemma4_moe", "bfloat16"),
         ("gemma4_e", "bfloat16"),
