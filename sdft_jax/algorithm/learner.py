@@ -67,8 +67,8 @@ def make_model(config: Config, architecture: Architecture, sharding: Sharding, s
     """Return the model that a configuration trains; `source` is the directory of its checkpoint.
 
     Raises:
-        SdftError: the adapters of the configuration, its load-balancing loss, or a mesh for experts does not
-            fit the architecture.
+        SdftError: the adapters of the configuration, its load-balancing loss, or `mesh.expert` above 1 does
+            not fit the architecture.
     """
     options = config.model
     if config.objective.balance and architecture.experts is None:

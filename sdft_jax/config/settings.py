@@ -514,7 +514,8 @@ class MeshConfig:
     tensor: Integer = 1
     """Number of devices that split heads, feed-forward width and vocabulary."""
     expert: Integer = 1
-    """Number of devices that split the batch and the experts of a mixture-of-experts model."""
+    """Number of devices that split the batch and the experts of a mixture-of-experts model; 1 without
+    experts."""
 
 
 @section("checkpoint")

@@ -23,8 +23,13 @@ from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.control_tokens import ControlTokens
 from sdft_jax.data.examples import Example, Message
 from sdft_jax.data.rendered import count_lost_thoughts, require_rendered, require_trace, require_turn
-from sdft_jax.data.template_arguments import check_arguments
-from sdft_jax.data.thoughts import FIELDS, opened_thought, remove_thoughts, without_channel_names
+from sdft_jax.data.thoughts import (
+    CHANNEL_TOKENS,
+    FIELDS,
+    opened_thought,
+    remove_thoughts,
+    without_channel_names,
+)
 from sdft_jax.data.token_bound import LONG, TokenBound, token_bound
 from sdft_jax.errors import SdftError, reason
 from sdft_jax.files import RenderError, read_template, render
@@ -202,13 +207,10 @@ def make_format(
         vocab_size: the number of token ids that the model has; None not to compare tokens with it.
 
     Raises:
-        SdftError: the template cannot be read or is malformed, the chat template does not read one of its
-            arguments, the model does not have a stop token or the padding token, or the tokenizer cannot
-            encode control tokens as text.
+        SdftError: the template cannot be read or is malformed, the model does not have a stop token or the
+            padding token, or the tokenizer cannot encode control tokens as text.
     """
     template = load_template(config.template)
-    for option in ("template_kwargs", "teacher_template_kwargs"):
-        check_arguments(tokenizer, f"data.{option}", getattr(config, option))
     control_tokens = ControlTokens(tokenizer, as_text=config.control_tokens == "text")
     if control_tokens.as_text and getattr(tokenizer, "backend_tokenizer", None) is None:
         raise SdftError(
@@ -379,7 +381,10 @@ class _Encoder:
         ends = [
             turn.find(token) for token, number in control.ids.items() if number in stops and token in turn
         ]
-        text = control.pattern.sub("", without_channel_names(turn[: min(ends, default=len(turn))]))
+        text = turn[: min(ends, default=len(turn))]
+        if not CHANNEL_TOKENS.isdisjoint(control.ids):
+            text = without_channel_names(text)
+        text = control.pattern.sub("", text)
         return re.sub(r"^\s*(<think>)?\s*</think>", "", text).strip()
 
     def render(

@@ -31,6 +31,19 @@ from sdft_jax.files import Lines, local_copy, parse_json, regular_size
 
 Row = Mapping[str, Any]
 
+_FIELD_SETTINGS = (
+    "answer",
+    "context",
+    "demonstration",
+    "demonstrations",
+    "messages",
+    "prompt",
+    "system",
+    "text",
+    "tools",
+)
+"""The settings of `data` that name a field of texts."""
+
 EMBEDDED = {"mini": "sdft_jax.mini"}
 """Prefix of `data.path` -> the package whose `read_rows(name, split)` returns the rows."""
 
@@ -140,7 +153,7 @@ def index_examples(
         context=config.context if context else None,
         answer=answer,
     )
-    read, count = _reader(rows, _names(config, required), source), _count(rows, config)
+    read, count = _reader(rows, _names(config, required), config, source), _count(rows, config)
 
     if config.messages is not None:
         return _index_turns(read, count, config, source, required)
@@ -162,7 +175,7 @@ def index_text_examples(rows: Sequence[Row], config: DataConfig, source: str) ->
     Raises:
         SdftError: on access, if a text is missing, empty or of the wrong type.
     """
-    read = _reader(rows, {config.text}, source)
+    read = _reader(rows, {config.text}, config, source)
 
     def example(index: int) -> Example:
         text = _named_text(read(index), "text", config.text, location(source, index))
@@ -189,18 +202,21 @@ def _names(config: DataConfig, required: _RequiredFields) -> set[str | None]:
     return demonstrations | trace | texts
 
 
-def _reader(rows: Sequence[Row], names: Container[str | None], source: str) -> Callable[[int], Row]:
+def _reader(
+    rows: Sequence[Row], names: Container[str | None], config: DataConfig, source: str
+) -> Callable[[int], Row]:
     """Return a function that returns a row, of which only the fields `names` are read.
 
-    The function raises SdftError if the row cannot be decoded, or another field contains an image, a video or
-    a sound. Such a column is not decoded: its files may be broken.
+    The function raises SdftError if the row cannot be decoded, or a field that no setting names contains an
+    image, a video or a sound. Such a column is not decoded: its files may be broken.
     """
     chosen, media = (rows.only(names), rows.media) if isinstance(rows, _ConvertedRows) else (rows, {})
+    named = {getattr(config, setting) for setting in _FIELD_SETTINGS}
 
     def read(index: int) -> Row:
         place = location(source, index)
         row = _attempt(place, lambda: chosen[index], "repair or remove the row")
-        refuse_media(row, place, media, names)
+        refuse_media(row, place, media, named)
         return row
 
     return read

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sdft_jax.config.settings import DataConfig
 from sdft_jax.errors import SdftError
 
 if TYPE_CHECKING:
@@ -13,20 +14,18 @@ if TYPE_CHECKING:
 
 OF_ROWS = ("add_generation_prompt", "messages", "tools")
 """The arguments that a row determines."""
-_GIVEN = {"raise_exception", "strftime_now"}  # by transformers
-_OWN_TAGS = re.compile(
-    r"{%-?\s*(?:end)?generation\s*-?%}"
-)  # those of transformers, which Jinja does not know
+# the functions and tags that transformers adds to Jinja
+_FUNCTIONS = {"raise_exception", "strftime_now"}
+_TAGS = re.compile(r"{%-?\s*(?:end)?generation\s*-?%}")
 
 
-def check_arguments(tokenizer: PreTrainedTokenizerBase, key: str, arguments: Mapping[str, Any]) -> None:
-    """Raise SdftError if the chat template does not read an argument, which would have no effect.
+def check_arguments(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> None:
+    """Raise SdftError if the chat template does not read an argument, which would have no effect."""
+    for option in ("template_kwargs", "teacher_template_kwargs"):
+        _check(tokenizer, f"data.{option}", getattr(config, option))
 
-    Args:
-        tokenizer: the tokenizer with the chat template.
-        key: the setting, for error messages.
-        arguments: its value.
-    """
+
+def _check(tokenizer: PreTrainedTokenizerBase, key: str, arguments: Mapping[str, Any]) -> None:
     read = names_in(tokenizer.chat_template) if arguments else None
     for name, value in arguments.items():
         if name in OF_ROWS:
@@ -51,9 +50,9 @@ def names_in(template: Any) -> frozenset[str] | None:
     import jinja2.meta  # imported here: only a run with such arguments needs it
 
     try:
-        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_OWN_TAGS.sub("", template))
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_TAGS.sub("", template))
         return frozenset(jinja2.meta.find_undeclared_variables(tree)) - {
-            *_GIVEN,
+            *_FUNCTIONS,
             *jinja2.defaults.DEFAULT_NAMESPACE,
         }
     except Exception:  # such as a dictionary of templates; rendering reports what is wrong with a template

@@ -20,21 +20,57 @@ MARKERS = (
 )
 """The texts before and after thoughts; gpt-oss has channels instead."""
 
+CHANNEL_TOKENS = frozenset({"<|channel|>", "<|channel>"})
+"""The control tokens before the name of a channel, of gpt-oss and Gemma 4."""
+
 _CHANNEL = re.compile(
-    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>[^<]*)<\|message\|>(?P<text>.*?)"
+    r"(?:<\|start\|>assistant)?<\|channel\|>(?P<channel>[^<]*(?:<\|constrain\|>[^<]*)?)"
+    r"<\|message\|>(?P<text>.*?)"
     r"(?:<\|end\|>|<\|return\|>|(?=<\|start\|>|<\|channel\|>)|\Z)",
     re.DOTALL,
 )
 """A message in a channel of gpt-oss's format, harmony: `analysis` has thoughts, `final` has the answer."""
+_CUT_HEADER = re.compile(r"<\|start\|>(?:assistant)?(?:<\|channel\|>[^<]*)?|<\|channel\|>[^<]*")
+"""The beginning of such a message that the length limit truncated before its text."""
 
 
 def without_thoughts(text: str) -> str:
-    """Return a reply without thoughts, even if the prompt opened one or the length limit truncated it."""
-    text = _CHANNEL.sub(lambda message: "" if _channel(message) == "analysis" else _plain(message), text)
+    """Return a reply without thoughts, even if the prompt opened one or the length limit truncated it.
+
+    A mark that the reply only mentions is left as it is, except `<think>` and `</think>`: templates also open
+    such thoughts in the prompt.
+    """
+    text = _without_analysis(text)
     for opening, closing in MARKERS:
-        closed = rf"{re.escape(opening)}.*?({re.escape(closing)}|\Z)"
-        text = re.sub(closed, "", text, flags=re.DOTALL).rpartition(closing)[2]
+        opened_here = text.lstrip().startswith(opening)
+        if opening == "<think>" or (closing not in text and opened_here):
+            closed = rf"{re.escape(opening)}.*?({re.escape(closing)}|\Z)"
+            text = re.sub(closed, "", text, flags=re.DOTALL).rpartition(closing)[2]
+        else:
+            text = _without_closed(text, opening, closing)
     return text
+
+
+def _without_analysis(text: str) -> str:
+    """Return the answer in the messages with which a reply in gpt-oss's channels begins, and what follows."""
+    kept, end = [], 0
+    while message := _CHANNEL.match(text, _after_spaces(text, end)):
+        kept.append("" if _channel(message) == "analysis" else _plain(message))
+        end = message.end()
+    return "".join([*kept, "" if _CUT_HEADER.fullmatch(text, _after_spaces(text, end)) else text[end:]])
+
+
+def _after_spaces(text: str, start: int) -> int:
+    return re.compile(r"\s*").match(text, start).end()  # type: ignore[union-attr]
+
+
+def _without_closed(text: str, opening: str, closing: str) -> str:
+    """Return a text without what is between an opening mark and the next closing one, in linear time."""
+    kept, end = [], 0
+    while (start := text.find(opening, end)) >= 0 and (stop := text.find(closing, start)) >= 0:
+        kept.append(text[end:start])
+        end = stop + len(closing)
+    return "".join([*kept, text[end:]])
 
 
 def opened_thought(text: str) -> str | None:
@@ -92,7 +128,7 @@ def _without_marked(text: str, place: str) -> str:
 
 def _without_pair(text: str, opening: str, closing: str, place: str) -> str:
     """Return `_without_marked` for one pair of markers."""
-    kept = re.sub(f"{re.escape(opening)}.*?{re.escape(closing)}", "", text, flags=re.DOTALL)
+    kept = _without_closed(text, opening, closing)
     opened, closed = kept.find(opening), kept.find(closing)
     if opened >= 0 and kept[:opened].strip():
         raise SdftError(
@@ -123,7 +159,8 @@ def _marked(text: str) -> Iterator[str]:
             yield message["text"]
     for opening, closing in MARKERS:
         for part in text.split(closing)[:-1]:
-            yield part.rpartition(opening)[2]
+            if opening in part or opening == "<think>":
+                yield part.rpartition(opening)[2]
 
 
 def remove_thoughts(example: Example, demonstration: bool) -> Example:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -128,11 +129,16 @@ def kind_sharding(kind: LayerKind, sharding: Sharding) -> Sharding:
     return dataclasses.replace(sharding, rules=rules)
 
 
-def state_shardings(state: Any, sharding: Sharding) -> Any:
-    """Return the sharding of each array of stacked states, None for None; see `kind_sharding`."""
-    if state is None:
-        return None
-    return dataclasses.replace(state, **{name: sharding.named(*axes) for name, axes in state.axes.items()})
+def state_shardings(kinds: Sequence[LayerKind], states: Sequence[Any], sharding: Sharding) -> Any:
+    """Return the sharding of each array of stacked states, one state for each kind; None for None."""
+
+    def of(kind: LayerKind, state: Any) -> Any:
+        if state is None:
+            return None
+        own = kind_sharding(kind, sharding)
+        return dataclasses.replace(state, **{name: own.named(*axes) for name, axes in state.axes.items()})
+
+    return tuple(map(of, kinds, states))
 
 
 def _constrained(state: Any, sharding: Sharding) -> Any:

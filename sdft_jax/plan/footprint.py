@@ -24,7 +24,7 @@ from sdft_jax.data.lazy_rows import longest
 from sdft_jax.kernels.attention import block_size
 from sdft_jax.kernels.numerics import bits
 from sdft_jax.models import Model
-from sdft_jax.models.cache import kind_sharding, state_shardings
+from sdft_jax.models.cache import state_shardings
 from sdft_jax.models.families import (
     DELTA_PROJECTIONS,
     FULL,
@@ -509,10 +509,7 @@ def _decoding(phase: str, model: Model, rows: int, prompt: int, completion: int)
 def _cache(kind: str, phase: str, model: Model, rows: int, slots: int) -> list[ArrayFootprint]:
     """Return the arrays of a KV cache with a number of slots, for prompts and completions."""
     cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
-    placements = tuple(
-        state_shardings(state, kind_sharding(kind, model.sharding))
-        for kind, state in zip(model.architecture.kinds, cache.states, strict=True)
-    )
+    placements = state_shardings(model.architecture.kinds, cache.states, model.sharding)
     states = jax.tree.map(
         lambda x, placement: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
         cache.states,

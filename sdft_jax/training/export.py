@@ -15,6 +15,7 @@ from etils import epath
 from sdft_jax.algorithm import join, make_learner, make_model, stored_student
 from sdft_jax.config import Config, sharding_from, to_dict
 from sdft_jax.data.encoding import PromptFormat, make_format
+from sdft_jax.data.template_arguments import check_arguments
 from sdft_jax.errors import SdftError
 from sdft_jax.files.hashing import short_digest
 from sdft_jax.models import (
@@ -93,11 +94,12 @@ def _refuse_changed_base(model: Model, meta: Mapping[str, Any]) -> None:
 
 def load_prompt_format(config: Config) -> PromptFormat:
     """Return the prompt format of the model at `model.path`, without reading its weights."""
-    _, directory = _source(config)
-    vocab_size = read_architecture(
-        directory
-    ).vocab_size  # first: a tokenizer's class may read config.json too
+    run, directory = _source(config)
+    # before the tokenizer, whose class may read config.json too
+    vocab_size = read_architecture(directory).vocab_size
     tokenizer = load_tokenizer(directory)
+    if not run:  # that of an older version may have arguments without effect
+        check_arguments(tokenizer, config.data)
     return make_format(tokenizer, config.data, read_eos_ids(tokenizer, directory), vocab_size)
 
 

@@ -28,6 +28,7 @@ from sdft_jax.data.indexed import spread
 from sdft_jax.data.lazy_rows import LazyRows, checked, excluding
 from sdft_jax.data.prompt_ends import PromptEnd, prompt_ends, refuse_thoughtless_teacher
 from sdft_jax.data.sources import index_examples, index_text_examples, read_rows
+from sdft_jax.data.template_arguments import check_arguments
 from sdft_jax.evaluation.eval_set import EvalSet, encode_eval, read_eval
 from sdft_jax.models import (
     Architecture,
@@ -45,6 +46,7 @@ from sdft_jax.models.lora import make_lora
 from sdft_jax.models.speaker import Speaker
 from sdft_jax.reporting.reporter import SILENT, Reporter
 from sdft_jax.training.processes import together
+from sdft_jax.training.run_directory import RunDirectory
 from sdft_jax.types import Params, StopTokens
 
 if TYPE_CHECKING:
@@ -138,6 +140,8 @@ def _load_inputs(config: Config, reporter: Reporter) -> Inputs:
     open_checkpoint(directory, architecture)
     adapter = adapter_digest(config, architecture, directory)
     tokenizer = load_tokenizer(directory)
+    if not RunDirectory(config.output).config.exists():  # a run of an older version may have unread arguments
+        check_arguments(tokenizer, config.data)
     eos_ids = read_eos_ids(tokenizer, directory)
     format = make_format(tokenizer, config.data, eos_ids, architecture.vocab_size)
     encoder = _train_encoder(config, format)

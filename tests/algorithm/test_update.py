@@ -118,8 +118,8 @@ def test_same_under_other_rules(single, rules):
             {"delta_z", "router"},
         ),
         (
-            GEMMA4_E | {"num_global_key_value_heads": 1},
-            ("optimizer.weight_decay=0.1", "sharding.full_kv_heads=null"),
+            GEMMA4_E,
+            ("optimizer.weight_decay=0.1",),
             {"layer_scalar", "sharing_layer_scalar"},
         ),
     ],

@@ -374,7 +374,11 @@ def test_a_row_with_an_image_is_refused(name, kind, tmp_path):
 def test_a_field_that_a_setting_names_is_a_text(tmp_path):
     """Also if its name is one for images, as in a data set of transcripts."""
     row = {"video": "the transcript", "demonstration": "d", "image_id": 5, "image_caption": "c"}
-    assert load(write(tmp_path / "a.jsonl", json.dumps(row)), prompt="video")[0].demonstration == "d"
+    path = write(tmp_path / "a.jsonl", json.dumps(row))
+    assert load(path, prompt="video")[0].demonstration == "d"
+    config = DataConfig(prompt="demonstration", context="video")  # for a teacher that is not needed here
+    rows = read_rows(str(path))
+    assert len(make_examples(rows, config, "a.jsonl", demonstration=False, context=False, answer=False)) == 1
 
 
 def test_saved_format_of_a_dataset_changes_no_row(tmp_path):

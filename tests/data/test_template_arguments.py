@@ -3,15 +3,14 @@
 import pytest
 
 from fixtures.chat import QWEN3, build_tokenizer
+from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.template_arguments import check_arguments, names_in
 from sdft_jax.errors import SdftError
-
-KEY = "data.template_kwargs"
 
 
 @pytest.mark.parametrize("arguments", [{}, {"enable_thinking": False}, {"enable_thinking": None}])
 def test_arguments_that_the_template_reads(arguments):
-    check_arguments(build_tokenizer(QWEN3), KEY, arguments)
+    check_arguments(build_tokenizer(QWEN3), DataConfig(template_kwargs=arguments))
 
 
 @pytest.mark.parametrize(
@@ -19,21 +18,25 @@ def test_arguments_that_the_template_reads(arguments):
     [
         (
             {"enable_thinkin": False},
-            r"kwargs\.enable_thinkin: the chat template does not read .*enable_thinking\)",
+            r"enable_thinkin: the chat template does not read .*enable_thinking\)",
         ),
-        ({"continue_final_message": True}, "does not read this argument"),
-        ({"messages": 1}, r"kwargs\.messages: each row determines this argument: remove it"),
-        ({"add_generation_prompt": False}, "each row determines"),
+        (
+            {"continue_final_message": True},
+            "continue_final_message: the chat template does not read this argument",
+        ),
+        ({"messages": 1}, r"messages: each row determines this argument: remove it"),
+        ({"add_generation_prompt": False}, "add_generation_prompt: each row determines"),
         (
             {"enable_thinking": "False"},
-            "'False' is a text, which a template takes for true: remove the quotes",
+            "enable_thinking='False' is a text, which a template takes for true: remove the quotes",
         ),
     ],
     ids=str,
 )
 def test_arguments_without_effect_are_refused(arguments, message):
-    with pytest.raises(SdftError, match=message):
-        check_arguments(build_tokenizer(QWEN3), KEY, arguments)
+    for option in ("template_kwargs", "teacher_template_kwargs"):
+        with pytest.raises(SdftError, match=rf"^data\.{option}\.{message}"):
+            check_arguments(build_tokenizer(QWEN3), DataConfig(**{option: arguments}))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,11 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name":
         (f"{ANALYSIS}a<|end|>{FINAL}2", "2"),
         (f"{ANALYSIS}cut off", ""),
         (f"{ANALYSIS}a<|end|>{CALLED}", CALLED),
+        (f"{ANALYSIS}a<|end|><|start|>assistant<|channel|>fin", ""),
+        ("<|channel|>ana", ""),
+        ("In [THINK] mode, 2.", "In [THINK] mode, 2."),
+        ("It ends in [/THINK]: 2.", "It ends in [/THINK]: 2."),
+        (f"Use {ANALYSIS} first: 2.", f"Use {ANALYSIS} first: 2."),
     ],
 )
 def test_reply_without_thoughts(text, reply):
@@ -77,6 +82,7 @@ def test_the_teacher_reads_a_turn_in_channels_without_their_names():
         ({"content": "<think>\n\n</think>\n\n1", "reasoning": " "}, []),
         ({"content": "1", "reasoning_content": "a", "thinking": "b"}, ["a", "b"]),
         ({"content": "What is <think>?"}, []),
+        ({"content": "The tag <channel|> ends it."}, []),
         ({"content": "[THINK]a[/THINK]1"}, ["a"]),
         ({"content": "<|channel>thought\na<channel|>1"}, ["\na"]),
         ({"content": f"{ANALYSIS}a<|end|>{FINAL}1<|return|>"}, ["a"]),
@@ -134,6 +140,7 @@ def test_only_thoughts_are_removed_from_a_demonstration(text, kept):
         (f"Write {ANALYSIS} first. Then give the answer.", r"<\|channel\|> is in a text that is more than"),
         (f"{ANALYSIS}a<|end|>1", r"<\|channel\|> is in a text that is more than messages in the channels"),
         (f"{ANALYSIS}a<|end|>{CALLED}", r"<\|channel\|> is in a text that is more than messages in the"),
+        ("<|channel|>commentary to=f <|constrain|>json<|message|>{}<|call|>", r"<\|channel\|> is in a text"),
     ],
 )
 def test_a_tag_that_is_only_mentioned_truncates_nothing(text, problem):

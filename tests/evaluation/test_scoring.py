@@ -229,7 +229,9 @@ def test_grade_between_correct_and_wrong(setting, monkeypatch):
     speaker, rows, config = setting
     halves = tuple(dataclasses.replace(x, answer=f"{x.prompt[0]['content']} owl") for x in rows.examples)
     normalised = dataclasses.replace(config, eval=dataclasses.replace(config.eval, task="normalised"))
-    monkeypatch.setattr(type(speaker), "decode", lambda self, tokens: rows.examples[0].prompt[0]["content"])
+    monkeypatch.setattr(
+        type(speaker), "decode", lambda self, tokens, thoughts: rows.examples[0].prompt[0]["content"]
+    )
     evaluation = evaluate(speaker, dataclasses.replace(rows, examples=halves), normalised)
     assert evaluation.correct == (False,) * 6
     assert evaluation.partly is not None

@@ -9,7 +9,7 @@ import pytest
 
 from make_fixtures import CASES
 from sdft_jax.models import Model, architecture_from_dict, grow
-from sdft_jax.models.cache import kind_sharding, state_shardings, visible_slots
+from sdft_jax.models.cache import state_shardings, visible_slots
 from sdft_jax.sharding import Rules, Sharding, make_mesh
 from sdft_jax.types import Sequences
 from tiny import VOCABULARY, ragged
@@ -86,12 +86,6 @@ def test_rows_and_heads_of_states_are_split_over_devices(case, shapes):
     model = Model(architecture_from_dict(CASES[case]), sharding=sharding)
     states = jax.jit(lambda: model.init_cache(4, 16).states)()
     assert [leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(states)] == shapes
-    kinds = model.architecture.kinds
-    planned = jax.tree.leaves(
-        [
-            state_shardings(state, kind_sharding(kind, sharding))
-            for kind, state in zip(kinds, states, strict=True)
-        ]
-    )
+    planned = jax.tree.leaves(state_shardings(model.architecture.kinds, states, sharding))
     leaves = jax.tree.leaves(states)
     assert [own.shard_shape(x.shape) for x, own in zip(leaves, planned, strict=True)] == shapes

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdft_jax.kernels.grouped_matmul import grouped_matmul
+from sdft_jax.models import experts
 from sdft_jax.models.architecture import ExpertSizes
 from sdft_jax.models.block import gated_function
 from sdft_jax.models.experts import Routing, Weights, mixture, no_decisions, route, with_decision
@@ -59,14 +61,16 @@ def run(x, weights, sizes=SIZES, sharding=single_device(), router_x=None):  # no
     return mixture(x, weights, sizes, gated_function("silu", sizes.clamped), sharding, router_x)
 
 
-@pytest.mark.parametrize(("normalized", "length"), [(True, 5), (False, 5), (True, 1)])
-def test_equals_a_loop_over_tokens(normalized, length):
-    """One token per row is decoded, where every expert computes every row."""
+@pytest.mark.parametrize(
+    ("normalized", "batch", "length"), [(True, 2, 5), (False, 2, 5), (True, 2, 1), (True, 701, 1)]
+)
+def test_equals_a_loop_over_tokens(normalized, batch, length):
+    """One token per row is decoded, where every expert computes every row of a batch of at most 700."""
     sizes = ExpertSizes(4, 3, 6, normalized)
-    x, weights = random_inputs(length=length, sizes=sizes)
+    x, weights = random_inputs(batch, length, sizes=sizes)
     out, routing = run(x, weights, sizes)
     np.testing.assert_allclose(out, expected_mixture(x, weights, sizes), atol=1e-4, rtol=1e-5)
-    assert routing.experts.shape == (2, length, 3)
+    assert routing.experts.shape == (batch, length, 3)
     np.testing.assert_allclose(jnp.sum(routing.probabilities, axis=-1), 1, rtol=1e-6)
 
 
@@ -139,6 +143,29 @@ def test_split_over_devices_gives_the_same_output_and_gradients(mesh, length):
 
     for ours, theirs in zip(*(jax.tree.leaves(results(s)) for s in (sharding, single_device())), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.05)])
+def test_blocks_of_rows_on_devices_with_different_experts(monkeypatch, dtype, tolerance):
+    """As on a GPU, where XLA's own product of groups takes too much memory."""
+    x, weights = random_inputs(batch=4, length=9, biases=True)
+    x, weights = x.astype(dtype), jax.tree.map(lambda w: w.astype(dtype), weights)
+    weights = weights._replace(router=weights.router.astype("float32"))
+    sharding = Sharding(make_mesh(2, 1, 2, 2, devices=jax.devices()[:8]), Rules())
+
+    def results(sharding):
+        def loss(x, weights):
+            out, _ = mixture(x, weights, SIZES, gated_function("silu", None), sharding)
+            return jnp.sum(jnp.tanh(out.astype(jnp.float32))), out
+
+        return jax.device_get(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, weights))
+
+    expected = results(single_device())
+    monkeypatch.setattr(experts, "grouped_matmul", lambda *args: grouped_matmul(*args[:3], "gpu", args[4]))
+    for ours, theirs in zip(*map(jax.tree.leaves, (results(sharding), expected)), strict=True):
+        assert ours.dtype == theirs.dtype
+        scale = np.abs(theirs.astype(np.float32)).max()
+        np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), atol=tolerance * scale)
 
 
 def test_decisions_count_the_tokens_that_count():

@@ -27,7 +27,7 @@ from sdft_jax.studies.bench.decode import Case, bytes_per_token
 from sdft_jax.studies.bench.gpu import in_decode_loop, lower_sampling
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
 
-PLACEMENTS: Mapping[str, tuple[str, str]] = {
+PLACEMENTS: Mapping[str, tuple[str, ...]] = {
     "Qwen2.5-0.5B": ("v5e-1", "fsdp=1"),
     "Qwen2.5-1.5B": ("v5e-1", "fsdp=1"),
     "Llama-3.2-1B": ("v5e-1", "fsdp=1"),
@@ -39,15 +39,14 @@ PLACEMENTS: Mapping[str, tuple[str, str]] = {
     "Olmo-3-7B": ("v5e-4", "fsdp=2,tensor=2"),
     "gemma-4-E2B": ("v5e-1", "fsdp=1"),
     "gemma-4-E4B": ("v5e-4", "fsdp=2,tensor=2"),
-    "gemma-4-12B": ("v5e-8", "tensor=8"),
-    "gemma-4-26B-A4B": ("v5e-16", "expert=2,tensor=8"),
+    "gemma-4-12B": ("v5e-8", "tensor=8", "sharding.full_kv_heads=null"),
+    "gemma-4-26B-A4B": ("v5e-16", "expert=2,tensor=8", "sharding.full_kv_heads=null"),
     "Qwen3.5-9B": ("v5e-4", "tensor=4"),
     "gpt-oss-20b": ("v5e-8", "expert=2,tensor=4"),
     "Qwen3-30B-A3B": ("v5e-8", "expert=4,tensor=2"),
     "Qwen3.5-35B-A3B": ("v5e-16", "expert=8,tensor=2"),
 }
-"""Model -> a slice that holds it in bfloat16 with 64 prompts of 512 tokens, and a mesh. The key-value heads
-of full attention in Gemma 4 are not split (`sharding.full_kv_heads=null`)."""
+"""Model -> a slice that holds it in bfloat16 with 64 prompts of 512 tokens, a mesh, and settings."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -92,8 +91,8 @@ def measure(case: Case) -> dict[str, float]:
     """Return the bytes that a token moves and needs on each chip, its seconds as estimated by the compiler
     and at the chip's bandwidth, peak memory in bytes, and seconds of compilation.
     """
-    config = load_config(None, [f"model.path={case.size}", "sharding.full_kv_heads=null"])
-    name, mesh = PLACEMENTS[case.size]
+    name, mesh, *settings = PLACEMENTS[case.size]
+    config = load_config(None, [f"model.path={case.size}", *settings])
     candidate: Candidate = make_candidates(config, [name], mesh, ())[0]
     chip, start = candidate.topology.generation, time.monotonic()
     model = Model(model_shape(config), compute_dtype="bfloat16", sharding=candidate.sharding)
@@ -117,7 +116,7 @@ def compare(case: Case, measurements: Mapping[str, float]) -> tuple[dict[str, An
         "bytes": measurements["needed"] / measurements["moved"],
         "time": measurements["least_seconds"] / measurements["seconds"],
     }
-    name, mesh = PLACEMENTS[case.size]
+    name, mesh, *_ = PLACEMENTS[case.size]
     row = {
         "model": case.size,
         "slice": name,
