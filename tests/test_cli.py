@@ -160,7 +160,7 @@ def test_pickled_weights_are_rejected_and_never_opened(error_of, model, tmp_path
 
     (model / "model.safetensors").rename(tmp_path / "saved")
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    assert "only safetensors are supported: convert it" in error_of()
+    assert "only safetensors are supported: convert pickled weights with" in error_of()
     assert not (tmp_path / "sprung").exists()
 
 
