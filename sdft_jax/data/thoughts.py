@@ -30,7 +30,8 @@ _CHANNEL = re.compile(
     re.DOTALL,
 )
 """A message in a channel of gpt-oss's format, harmony: `analysis` has thoughts, `final` has the answer."""
-_CUT_HEADER = re.compile(r"<\|start\|>(?:assistant)?(?:<\|channel\|>[^<]*)?|<\|channel\|>[^<]*")
+_NEXT_CHANNEL = re.compile(rf"\s*(?P<whole>{_CHANNEL.pattern})", re.DOTALL)
+_CUT_HEADER = re.compile(r"\s*(?:<\|start\|>(?:assistant)?(?:<\|channel\|>[^<]*)?|<\|channel\|>[^<]*)")
 """The beginning of such a message that the length limit truncated before its text."""
 
 
@@ -42,26 +43,23 @@ def without_thoughts(text: str) -> str:
     """
     text = _without_analysis(text)
     for opening, closing in MARKERS:
-        opened_here = text.lstrip().startswith(opening)
-        if opening == "<think>" or (closing not in text and opened_here):
-            closed = rf"{re.escape(opening)}.*?({re.escape(closing)}|\Z)"
-            text = re.sub(closed, "", text, flags=re.DOTALL).rpartition(closing)[2]
-        else:
-            text = _without_closed(text, opening, closing)
+        kept = _without_closed(text, opening, closing)
+        if opening == "<think>":
+            kept = kept.partition(opening)[0].rpartition(closing)[2]
+        elif kept == text and kept.lstrip().startswith(opening):  # truncated by the limit
+            kept = kept.partition(opening)[0]
+        text = kept
     return text
 
 
 def _without_analysis(text: str) -> str:
     """Return the answer in the messages with which a reply in gpt-oss's channels begins, and what follows."""
     kept, end = [], 0
-    while message := _CHANNEL.match(text, _after_spaces(text, end)):
-        kept.append("" if _channel(message) == "analysis" else _plain(message))
+    while message := _NEXT_CHANNEL.match(text, end):
+        shown = {"analysis": "", "final": message["text"]}
+        kept.append(shown.get(_channel(message), message["whole"]))
         end = message.end()
-    return "".join([*kept, "" if _CUT_HEADER.fullmatch(text, _after_spaces(text, end)) else text[end:]])
-
-
-def _after_spaces(text: str, start: int) -> int:
-    return re.compile(r"\s*").match(text, start).end()  # type: ignore[union-attr]
+    return "".join([*kept, "" if _CUT_HEADER.fullmatch(text, end) else text[end:]])
 
 
 def _without_closed(text: str, opening: str, closing: str) -> str:
@@ -100,11 +98,6 @@ def without_channel_names(text: str) -> str:
 
 def _channel(message: re.Match[str]) -> str:
     return message["channel"].strip()
-
-
-def _plain(message: re.Match[str]) -> str:
-    """Return the answer in a channel; a message in another channel is unchanged."""
-    return message["text"] if _channel(message) == "final" else message[0]
 
 
 def _without_marked(text: str, place: str) -> str:

@@ -51,7 +51,8 @@ def answer_encoded(speaker: Speaker, prompts: Sequence[Encoded], config: Config,
     key = make_key(config.train.seed)
     rollout = generate(speaker.model, speaker.params, batch.prompt, key, config.sampling, speaker.stop)
     ids, mask = to_host((rollout.tokens, rollout.mask))
-    texts = [speaker.decode(row[keep], thoughts=True) for row, keep in zip(ids, mask, strict=True)][
-        : len(repeated)
+    count = len(repeated)  # the others fill the batch
+    texts = [
+        speaker.decode(row[keep], thoughts=True) for row, keep in zip(ids[:count], mask[:count], strict=True)
     ]
     return [texts[i * n : (i + 1) * n] for i in range(len(prompts))]

@@ -138,7 +138,7 @@ def state_shardings(kinds: Sequence[LayerKind], states: Sequence[Any], sharding:
         own = kind_sharding(kind, sharding)
         return dataclasses.replace(state, **{name: own.named(*axes) for name, axes in state.axes.items()})
 
-    return tuple(map(of, kinds, states))
+    return tuple(of(kind, state) for kind, state in zip(kinds, states, strict=True))
 
 
 def _constrained(state: Any, sharding: Sharding) -> Any:

@@ -58,16 +58,20 @@ class Speaker:
         marks = self._thought_ids if thoughts else frozenset()
         marked = not marks.isdisjoint(ids)
         if marked:
-            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-            ids = [i for i in ids if i in marks or i not in special]
+            left_out = {*self._special_ids.values()} - marks
+            ids = [i for i in ids if i not in left_out]
         # by default, published Llama 3 tokenizers change "x !" to "x!" in transformers 4.56 to 5.3
         return str(
             self.tokenizer.decode(ids, skip_special_tokens=not marked, clean_up_tokenization_spaces=False)
         )
 
     @functools.cached_property
-    def _thought_ids(self) -> frozenset[int]:
+    def _special_ids(self) -> dict[str, int]:
         added = self.tokenizer.added_tokens_decoder.items()
-        special = {str(token): i for i, token in added if token.special and i not in self.eos_ids}
+        return {str(token): i for i, token in added if token.special}
+
+    @functools.cached_property
+    def _thought_ids(self) -> frozenset[int]:
+        special = {token: i for token, i in self._special_ids.items() if i not in self.eos_ids}
         groups = (group for group in _THOUGHT_TOKENS if special.keys() >= set(group))
         return frozenset(special[token] for group in groups for token in group)

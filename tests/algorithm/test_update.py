@@ -117,11 +117,7 @@ def test_same_under_other_rules(single, rules):
             ("optimizer.freeze=[layers/delta_z, layers/router]",),
             {"delta_z", "router"},
         ),
-        (
-            GEMMA4_E,
-            ("optimizer.weight_decay=0.1",),
-            {"layer_scalar", "sharing_layer_scalar"},
-        ),
+        (GEMMA4_E, ("optimizer.weight_decay=0.1",), {"layer_scalar", "sharing_layer_scalar"}),
     ],
     ids=["qwen35_moe", "gemma4_e"],
 )
