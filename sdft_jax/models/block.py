@@ -278,7 +278,8 @@ class DeltaBlock(Block):
         """Return the residual stream after this layer, the decisions of its router, if it has one, and the
         state of the layer after these tokens.
 
-        Padding leaves no trace in the state. Without a state, the sequences begin here.
+        Padding leaves no trace in the state: with one, tokens are left-padded prompts or one per row. Without
+        a state, the sequences begin here.
         """
         assert self.config.delta is not None
         activation = ACTIVATION_FUNCTIONS[self.config.activation]
@@ -287,6 +288,7 @@ class DeltaBlock(Block):
         inner = self._inside(inner, "heads", None)
         qkv = self._inside(self._matmul("btd,dc->btc", inner, "delta_qkv"), "heads", "heads")
         qkv, tail = causal_convolution(qkv, self._weight("delta_convolution")[:, 0], state.tail)
+        tail = jnp.where(mask[:, -1:, None], tail, state.tail)  # a row without a token keeps its own
         inputs = DeltaInputs(*self._heads(activation(qkv)), *self._rates(inner, mask))
         out, matrix = gated_delta(inputs, state.matrix)
         gate = jax.nn.silu(self._matmul("btd,dgp->btgp", inner, "delta_z").astype(jnp.float32))

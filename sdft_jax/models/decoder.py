@@ -296,7 +296,7 @@ class Model:
 
         def attend(state, kind, index, q, k, v, sinks):
             if index is not None:
-                state = write_prompt(state, index, k, v, self._sharding_of(kind))
+                state = write_prompt(state, index, k, v, prompt.mask, self._sharding_of(kind))
             return state, self_attention(kind, q, k, v, sinks)
 
         empty = self.init_cache(batch, cache_length).states
@@ -307,12 +307,18 @@ class Model:
         return hidden, Cache(states, jnp.int32(length), count, limits)
 
     def decode(
-        self, params: Params, tokens: Int[Array, " B"], cache: Cache
+        self, params: Params, tokens: Int[Array, " B"], cache: Cache, real: Bool[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B D"], Cache]:
         """Return the hidden state of one new token per row, and the cache with it.
 
-        Rows that have ended may pass any token.
+        Args:
+            params: the whole parameter tree.
+            tokens: the new tokens.
+            cache: the state before them.
+            real: False for rows that have ended: their state stays as it is, and their hidden state means
+                nothing. They cannot go on later. None if all rows go on.
         """
+        real = jnp.ones(tokens.shape, bool) if real is None else real
         visible = [
             visible_slots(state, cache) if isinstance(state, KeysValues) else None for state in cache.states
         ]
@@ -322,12 +328,12 @@ class Model:
             if index is None:
                 return state, attend_to_shared(k, v, q, visible[kind], scale, self._sharding_of(kind))
             call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
-            return write_and_attend(state, index, cache.length, call, self._sharding_of(kind))
+            return write_and_attend(state, index, cache.length, call, real, self._sharding_of(kind))
 
-        token = Sequences(tokens[:, None], jnp.ones((len(tokens), 1), bool))
+        token = Sequences(tokens[:, None], real[:, None])
         rows = _Rows(token, cache.positions[:, None], cache.limits)
         hidden, states, _ = self._run(params, rows, attend, cache.states, shared_in_states=True)
-        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + 1, cache.limits)
+        return hidden[:, 0], Cache(states, cache.length + 1, cache.positions + real, cache.limits)
 
     def layer_by_layer(self, params: Params, cache: Cache) -> tuple[Params, Cache]:
         """Return both with each layer in arrays of its own, so that `decode` runs layers without a scan."""

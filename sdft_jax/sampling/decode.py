@@ -129,7 +129,7 @@ def _decoder(
     def read_last(loop: _Loop) -> _Loop:
         """Read the token that was sampled last, and sample the next one."""
         last = jax.lax.dynamic_index_in_dim(loop.rollout.tokens, loop.step - 1, axis=1, keepdims=False)
-        hidden, cache = model.decode(params, last, loop.cache)
+        hidden, cache = model.decode(params, last, loop.cache, ~loop.done)
         return emit(loop._replace(cache=cache), hidden)
 
     def decode(loop: _Loop, count: int) -> _Loop:

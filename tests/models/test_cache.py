@@ -9,7 +9,7 @@ import pytest
 
 from make_fixtures import CASES
 from sdft_jax.models import Model, architecture_from_dict, grow
-from sdft_jax.models.cache import state_shardings, visible_slots
+from sdft_jax.models.cache import KeysValues, state_shardings, visible_slots
 from sdft_jax.sharding import Rules, Sharding, make_mesh
 from sdft_jax.types import Sequences
 from tiny import VOCABULARY, ragged
@@ -43,6 +43,41 @@ def test_decoding_with_a_ring_equals_the_full_forward_pass(window):
             assert [state.slots for state in cache.states] == [18, min(window, 18)]
         hidden, cache = decode(params, new[:, step], cache)
         np.testing.assert_allclose(hidden, expected[:, step], atol=2e-5)
+
+
+@pytest.mark.parametrize("separate", [False, True], ids=["scan", "layer by layer"])
+@pytest.mark.parametrize("case", ["gemma3", "gemma4_e", "qwen35"])
+def test_padding_and_rows_that_have_ended_leave_no_trace(case, separate):
+    """Rows have 8, 3, 1 and 0 tokens before they end; layers are full, sliding, shared, and delta nets."""
+    model = Model(architecture_from_dict(CASES[case]))
+    params = jax.tree.map(lambda p: 8 * p if np.ptp(p) else p, model.init(jax.random.key(0)))
+    lengths = np.array([8, 3, 1, 0])
+    mask = np.arange(8)[None] >= 8 - lengths[:, None]
+    prompt = Sequences(jnp.asarray(np.random.default_rng(0).integers(2, VOCABULARY, mask.shape)), mask)
+    _, cache = jax.jit(model.prefill, static_argnums=2)(params, prompt, 12)
+    for state in cache.states:
+        if isinstance(state, KeysValues):
+            written = jnp.any(state.keys != 0, axis=(0, 2, 3)), jnp.any(state.values != 0, axis=(0, 2, 4))
+            for slots in written:
+                assert jnp.sum(slots, axis=1).tolist() == np.minimum(lengths, state.slots).tolist()
+    assert not any(jnp.any(leaf[:, 3]) for leaf in jax.tree.leaves(cache.states))
+    if separate:
+        params, cache = model.layer_by_layer(params, cache)
+    decode = jax.jit(model.decode)
+    going_on = np.array([True, False, True, False])
+    some, every = cache, cache
+    for step in range(4):
+        tokens = jnp.array([5, 6, 7, 8]) + step
+        hidden, some = decode(params, tokens, some, going_on)
+        expected, every = decode(params, tokens, every)
+        np.testing.assert_array_equal(hidden[going_on], expected[going_on])
+    assert some.positions.tolist() == [12, 3, 5, 0]
+    leaves = (jax.tree.leaves(one.states) for one in (cache, some, every))
+    for arrays in zip(*leaves, strict=True):
+        before, ended, decoded = (np.moveaxis(x, 0 if separate else 1, 0) for x in arrays)
+        np.testing.assert_array_equal(ended[~going_on], before[~going_on])
+        np.testing.assert_array_equal(ended[going_on], decoded[going_on])
+        assert np.any(decoded[~going_on] != before[~going_on])
 
 
 def test_the_visible_slots_of_the_docstring():
