@@ -31,10 +31,10 @@ def _check(tokenizer: PreTrainedTokenizerBase, key: str, arguments: Mapping[str,
         if name in OF_ROWS:
             raise SdftError(f"{key}.{name}: each row determines this argument: remove it.")
         if read is not None and name not in read:
-            others = ", ".join(sorted(read - {*OF_ROWS, *tokenizer.special_tokens_map})) or "none"
+            others = ", ".join(sorted(read - {*OF_ROWS, *tokenizer.special_tokens_map}))
             raise SdftError(
-                f"{key}.{name}: the chat template does not read this argument: remove it, or use one that it "
-                f"reads ({others})."
+                f"{key}.{name}: the chat template does not read this argument: remove it"
+                + (f", or use one that it reads ({others})." if others else "; it reads none.")
             )
         if isinstance(value, str) and value.lower() in ("true", "false"):
             raise SdftError(

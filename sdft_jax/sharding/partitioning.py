@@ -92,16 +92,21 @@ def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[
         shapes: the same tree with anything that has a `.shape`.
 
     Raises:
-        SdftError: mesh axes do not divide a dimension; the message names the parameter and the axis.
+        SdftError: mesh axes do not divide a dimension; the message names each logical axis for which this is
+            so, and a parameter that has it.
     """
+    faults: dict[str, str] = {}
 
     def visit(axes: Any, leaf: Any, path: str) -> Any:
         if isinstance(axes, Mapping):
             return {key: visit(axes[key], leaf[key], f"{path}.{key}" if path else key) for key in leaf}
-        check_divisible(sharding, path, axes, leaf.shape)
+        faults.update(_indivisible(sharding, path, axes, leaf.shape) | faults)
         return sharding.named(*axes)
 
-    return visit(axes, shapes, "")
+    shardings = visit(axes, shapes, "")
+    if faults:
+        raise SdftError(" ".join(faults.values()))
+    return shardings
 
 
 def derived_sharding(shape: Sequence[int], of: Sequence[int], sharding: NamedSharding) -> NamedSharding:
@@ -130,16 +135,23 @@ def derived_sharding(shape: Sequence[int], of: Sequence[int], sharding: NamedSha
 
 def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> None:
     """Raise SdftError if the mesh does not divide a dimension of an array."""
+    for fault in _indivisible(sharding, name, axes, shape).values():
+        raise SdftError(fault)
+
+
+def _indivisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> dict[str, str]:
+    """Return a sentence about each logical axis of an array that the mesh does not divide."""
+    faults = {}
     for axis, size in zip(axes, shape, strict=True):
-        if axis is None:
+        if axis is None or size % (parts := sharding.size(axis)) == 0:
             continue
-        parts = sharding.size(axis)
-        if size % parts:
-            over = "x".join(mesh_axes(getattr(sharding.rules, axis)))
-            raise SdftError(
-                f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis "
-                f"{over}: choose a divisor of {size} for it, or set sharding.{axis}=null."
-            )
+        over = "x".join(mesh_axes(getattr(sharding.rules, axis)))
+        divisor = f"choose a divisor of {size} for it, or " if size > 1 else ""
+        faults[axis] = (
+            f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis {over}: "
+            f"{divisor}set sharding.{axis}=null."
+        )
+    return faults
 
 
 def constrain(x: jax.Array, sharding: Sharding, *axes: str | None) -> jax.Array:

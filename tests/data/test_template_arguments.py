@@ -2,7 +2,7 @@
 
 import pytest
 
-from fixtures.chat import QWEN3, build_tokenizer
+from fixtures.chat import OPENED, QWEN3, build_tokenizer
 from sdft_jax.config.settings import DataConfig
 from sdft_jax.data.template_arguments import check_arguments, names_in
 from sdft_jax.errors import SdftError
@@ -37,6 +37,11 @@ def test_arguments_without_effect_are_refused(arguments, message):
     for option in ("template_kwargs", "teacher_template_kwargs"):
         with pytest.raises(SdftError, match=rf"^data\.{option}\.{message}"):
             check_arguments(build_tokenizer(QWEN3), DataConfig(**{option: arguments}))
+
+
+def test_a_template_that_reads_no_argument():
+    with pytest.raises(SdftError, match=r"does not read this argument: remove it; it reads none\.$"):
+        check_arguments(build_tokenizer(OPENED), DataConfig(template_kwargs={"enable_thinking": False}))
 
 
 @pytest.mark.parametrize(

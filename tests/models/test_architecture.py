@@ -421,7 +421,10 @@ def test_the_error_names_a_missing_key():
 def test_errors_of_directories_without_a_valid_config(tmp_path):
     with pytest.raises(SdftError, match="no such directory"):
         read_architecture(tmp_path / "absent")
-    with pytest.raises(SdftError, match=r"config\.json is missing"):
+    with pytest.raises(SdftError, match=r"config\.json is missing: give the directory of a Hugging Face"):
+        read_architecture(tmp_path)
+    (tmp_path / "q4.gguf").touch()
+    with pytest.raises(SdftError, match=r"config\.json is missing: .* that q4\.gguf was made from"):
         read_architecture(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SdftError, match="not valid JSON"):

@@ -73,6 +73,18 @@ def test_a_size_that_the_mesh_does_not_divide_is_reported_with_parameter_and_axi
         tree_shardings(Sharding(make_mesh(2, 2, 2)), {"x": ("batch",)}, {"x": shape(6)})
 
 
+def test_every_axis_that_the_mesh_does_not_divide_is_reported_once():
+    axes = {"embed": ("vocab", "embed"), "layers": {"k": ("kv_heads",), "v": ("kv_heads",)}}
+    shapes = {"embed": shape(9, 8), "layers": {"k": shape(1), "v": shape(1)}}
+    with pytest.raises(SdftError) as error:
+        tree_shardings(Sharding(make_mesh(1, 4, 2)), axes, shapes)
+    assert str(error.value) == (
+        "embed: axis 'vocab' of size 9 is not divisible by the 2 parts of mesh axis tensor: choose a divisor "
+        "of 9 for it, or set sharding.vocab=null. layers.k: axis 'kv_heads' of size 1 is not divisible by the "
+        "2 parts of mesh axis tensor: set sharding.kv_heads=null."
+    )
+
+
 def test_check_divisible_skips_axes_without_a_rule():
     sharding = Sharding(make_mesh(2, 2, 2))
     check_divisible(sharding, "x", (None, "sequence", "batch"), (7, 7, 8))
