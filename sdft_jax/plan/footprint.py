@@ -31,6 +31,7 @@ from sdft_jax.models.families import (
     LAYER_EMBEDDINGS,
     LAYER_INPUT,
     LOGICAL_AXES,
+    SHARED_GATE,
     SHARING,
 )
 from sdft_jax.models.gated_delta import CHUNK
@@ -292,6 +293,7 @@ _PRODUCTS = {
     "gate": "gate",
     "up": "up",
     "down": _OUTPUT,
+    SHARED_GATE.name: "gate of the shared expert",
     "layer_input_gate": "gate of the embedding for a layer",
     "layer_input_projection": "projected embedding for a layer",
     "qkv": "queries, keys and values",
@@ -332,23 +334,24 @@ def _activation(model: Model, name: str, letters: str, layers: int, rows: int, l
 
 
 def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
-    """Yield the activations that layers save; the last product only if a norm follows."""
+    """Yield the activations that layers save; the last product only if a norm or a gate follows."""
     architecture = model.architecture.plain
-    normalized = any(tensor.name == "post_mlp_norm" for tensor in architecture.layer_tensors)
+    output_is_read = {"post_mlp_norm", SHARED_GATE.name} & {x.name for x in architecture.layer_tensors}
     yield _activation(model, "inputs", "D", architecture.num_hidden_layers, rows, length)
     if architecture.layer_embedding:
         yield _embeddings_for_layers(model, rows, length)
-    inputs_of_layers = {tensor.name for tensor in LAYER_INPUT[:2]}
+    yield from _shared_keys_values(model, rows, length)
+    others = {tensor.name for tensor in (*LAYER_INPUT[:2], SHARED_GATE)}
     matrices = [
         tensor
         for tensor in architecture.layer_tensors
-        if tensor in architecture.projections or tensor.name.removeprefix(SHARING) in inputs_of_layers
+        if tensor in architecture.projections or tensor.name.removeprefix(SHARING) in others
     ]
     for names in _SAVED[model.remat]:
         for weight in matrices:
             inputs, _, outputs = weight.dims.partition(">")
             name = names.get(weight.name.removeprefix(SHARING))
-            if name and (normalized or name != _OUTPUT):
+            if name and (output_is_read or name != _OUTPUT):
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
                 yield _activation(model, name, letters, len(layers), rows, length)
     if model.remat == "none" and architecture.experts:
@@ -365,6 +368,20 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
 
 def _embeddings_for_layers(model: Model, rows: int, length: int) -> _Intermediate:
     return _activation(model, "embeddings", "A", model.architecture.num_hidden_layers, rows, length)
+
+
+def _shared_keys_values(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
+    """Yield the keys and values that other layers read, those of one layer of a kind."""
+    config = model.architecture
+    sharing = [kind for kind, own in enumerate(config.kinds) if own.shares_keys]
+    for owner in sorted(map(config.owner_of, sharing)):
+        kind = config.kinds[owner]
+        heads, full = config.heads_of(kind), kind.heads is not None
+        shape = (1, rows, length, heads.count, heads.dim)
+        axes = (None, "batch", "sequence", "full_kv_heads" if full else "kv_heads", None)
+        for name in ("keys", "values"):
+            label = f"{'full attention: ' if full else ''}shared {name}"
+            yield _Intermediate(label, shape, model.compute_dtype, axes)
 
 
 def _delta_products(model: Model, rows: int, length: int) -> list[_Intermediate]:

@@ -148,8 +148,8 @@ def _indivisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequen
         over = "x".join(mesh_axes(getattr(sharding.rules, axis)))
         divisor = f"choose a divisor of {size} for it, or " if size > 1 else ""
         faults[axis] = (
-            f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis {over}: "
-            f"{divisor}set sharding.{axis}=null."
+            f"{name}: axis '{axis}' of size {size} is not divisible by the {parts} parts of mesh axis "
+            f"{over}: {divisor}set sharding.{axis}=null."
         )
     return faults
 

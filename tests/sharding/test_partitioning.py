@@ -80,8 +80,8 @@ def test_every_axis_that_the_mesh_does_not_divide_is_reported_once():
         tree_shardings(Sharding(make_mesh(1, 4, 2)), axes, shapes)
     assert str(error.value) == (
         "embed: axis 'vocab' of size 9 is not divisible by the 2 parts of mesh axis tensor: choose a divisor "
-        "of 9 for it, or set sharding.vocab=null. layers.k: axis 'kv_heads' of size 1 is not divisible by the "
-        "2 parts of mesh axis tensor: set sharding.kv_heads=null."
+        "of 9 for it, or set sharding.vocab=null. layers.k: axis 'kv_heads' of size 1 is not divisible by "
+        "the 2 parts of mesh axis tensor: set sharding.kv_heads=null."
     )
 
 
