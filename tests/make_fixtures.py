@@ -584,17 +584,45 @@ def transformers_logits(directory: Path) -> np.ndarray:
     """Return the logits of a checkpoint, computed by transformers in float32."""
     import torch
 
+    with torch.no_grad():
+        return _torch_logits(_torch_model(directory)).numpy()
+
+
+def write_transformers_gradients(directory: Path, target: Path) -> None:
+    """Write a checkpoint with the gradients of the sum of the negative log-probabilities of real tokens.
+
+    transformers computes them in float32; buffers keep their values.
+    """
+    import torch
+
+    model, (tokens, mask) = _torch_model(directory), tokens_and_mask()
+    logprobs = _torch_logits(model)[:, :-1].log_softmax(-1)
+    chosen = logprobs.gather(-1, torch.from_numpy(tokens[:, 1:, None]))[..., 0]
+    (-chosen * torch.from_numpy(mask[:, 1:] & mask[:, :-1])).sum().backward()
+    for parameter in model.parameters():
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    model.save_pretrained(target)
+
+
+def _torch_model(directory: Path) -> Any:
+    import torch
+
     loader = auto_class(directory)
-    model = loader.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return loader.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+
+
+def _torch_logits(model: Any) -> Any:
+    import torch
+
     tokens, mask = tokens_and_mask()
     positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
-    with torch.no_grad():
-        output = model(
-            input_ids=torch.from_numpy(tokens),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)),
-            position_ids=torch.from_numpy(positions),
-        )
-    return output.logits.numpy()
+    output = model(
+        input_ids=torch.from_numpy(tokens),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        position_ids=torch.from_numpy(positions),
+        use_cache=False,
+    )
+    return output.logits
 
 
 STACKED = ("qwen35_moe_vision",)

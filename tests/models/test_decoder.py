@@ -313,7 +313,7 @@ def loss_and_gradients(case, axes=None, **rules):
     ids=str,
 )
 def test_a_mesh_has_the_loss_and_the_gradients_of_one_device(case, axes, rules):
-    """To 1e-5 of the loss and of the norm of all gradients; those of each parameter relative to its largest."""
+    """To 1e-5 of the loss and of the norm of all gradients, and each parameter's to that of its largest."""
     expected = loss_and_gradients(case)
     actual = loss_and_gradients(case, axes, **rules)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(expected))

@@ -5,11 +5,19 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import make_fixtures
-from make_fixtures import CASES, DIRECTORY, tokens_and_mask, transformers_logits
+from make_fixtures import (
+    CASES,
+    DIRECTORY,
+    tokens_and_mask,
+    transformers_logits,
+    write_transformers_gradients,
+)
 from sdft_jax.models import FAMILIES, Model, architecture_from_dict, load_model
 from sdft_jax.models.families import (
     DELTA_PARAMETERS,
@@ -30,6 +38,7 @@ from sdft_jax.models.families import (
     WIDE_FEED_FORWARD,
     WRAPPERS,
 )
+from sdft_jax.models.hf.writing import save_pretrained
 from sdft_jax.types import Sequences
 
 TOLERANCE = 2e-4
@@ -77,6 +86,27 @@ def test_logits_of_sequences_longer_than_two_chunks_of_the_delta_rule(monkeypatc
     assert np.abs(logits - transformers_logits(DIRECTORY / "qwen35"))[mask].max() <= TOLERANCE
     alone = logits_without_padding(model, params, tokens, mask)
     np.testing.assert_allclose(logits[mask], alone, rtol=0, atol=ALONE_TOLERANCE)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
+@pytest.mark.parametrize("case", ["qwen2", "gpt_oss", "phi4_mini", "qwen35_moe", "gemma4_moe", "gemma4_e"])
+def test_gradients_equal_those_of_transformers(case, tmp_path):
+    """Except those of Gemma 4's layer_scalar, which is a buffer in transformers; rounding is up to 1.2e-5."""
+    model, params = load_model(DIRECTORY / case)
+    tokens, mask = tokens_and_mask()
+    weights = np.float32(mask[:, 1:] & mask[:, :-1])
+
+    def loss(params):
+        logprobs = jax.nn.log_softmax(model.logits(params, Sequences(tokens, mask))[:, :-1])
+        return -jnp.sum(weights * jnp.take_along_axis(logprobs, tokens[:, 1:, None], axis=2)[..., 0])
+
+    save_pretrained(model, jax.jit(jax.grad(loss))(params), None, tmp_path / "own", dtype="float32")
+    write_transformers_gradients(DIRECTORY / case, tmp_path / "theirs")
+    own, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("own", "theirs"))
+    assert own.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        if not name.endswith("layer_scalar"):
+            assert np.linalg.norm(own[name] - expected) <= 5e-5 * np.linalg.norm(expected), name
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="requires torch")
