@@ -557,11 +557,11 @@ _MINISTRAL = (
     *_COMMON,
     ("rms_norm_eps", 1e-5),
     ("max_position_embeddings", 262_144),
-    ("rope_theta", 1_000_000.0),
     ("num_key_value_heads", 8),
     ("head_dim", 128),
 )
 _MINISTRAL_ROPE = (
+    ("rope_theta", 1_000_000.0),
     ("rope_type", "yarn"),
     ("factor", 16.0),
     ("original_max_position_embeddings", 16_384),

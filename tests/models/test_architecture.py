@@ -2,11 +2,12 @@
 
 import copy
 import dataclasses
+import functools
 import json
 
 import pytest
 
-from make_fixtures import CASES
+from make_fixtures import CASES, one_of_each_family
 from sdft_jax.errors import SdftError
 from sdft_jax.models import architecture_from_dict, read_architecture
 from sdft_jax.models.families import Heads
@@ -337,6 +338,30 @@ def test_missing_keys_have_the_defaults_of_the_transformers_class():
     assert architecture.kinds[1].rope == Rope(1e4)
     assert architecture.kinds[0].rope == Rope(1e6)
     assert architecture.rms_norm_eps == 1e-6
+
+
+@pytest.mark.parametrize("case", one_of_each_family())
+def test_every_missing_key_has_the_default_of_transformers(case):
+    """Except keys without which either library refuses the configuration."""
+    from transformers import AutoConfig
+
+    config, compared = CASES[case], 0
+    places = [(key,) for key in config]
+    places += [(key, inner) for key, value in config.items() if isinstance(value, dict) for inner in value]
+    for *outer, key in places:
+        if key in ("model_type", "architectures"):
+            continue
+        without = copy.deepcopy(config)
+        functools.reduce(dict.__getitem__, outer, without).pop(key)
+        try:
+            own = architecture_from_dict(without)
+            written = AutoConfig.for_model(**copy.deepcopy(without)).to_dict()
+            theirs = architecture_from_dict({"architectures": config["architectures"], **written})
+        except (SdftError, KeyError):
+            continue
+        assert dataclasses.replace(theirs, source_json=own.source_json) == own, (*outer, key)
+        compared += 1
+    assert compared >= 10
 
 
 def test_layer_types_override_the_pattern_of_the_family():
