@@ -32,10 +32,9 @@ def _check(tokenizer: PreTrainedTokenizerBase, key: str, arguments: Mapping[str,
             raise SdftError(f"{key}.{name}: each row determines this argument: remove it.")
         if read is not None and name not in read:
             others = ", ".join(sorted(read - {*OF_ROWS, *tokenizer.special_tokens_map}))
-            raise SdftError(
-                f"{key}.{name}: the chat template does not read this argument: remove it"
-                + (f", or use one that it reads ({others})." if others else "; it reads none.")
-            )
+            fault = "does not read this argument" if others else "reads no arguments"
+            instead = f", or use one that it reads ({others})" if others else ""
+            raise SdftError(f"{key}.{name}: the chat template {fault}: remove it{instead}.")
         if isinstance(value, str) and value.lower() in ("true", "false"):
             raise SdftError(
                 f"{key}.{name}={value!r} is a text, which a template takes for true: remove the quotes."

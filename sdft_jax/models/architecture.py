@@ -402,7 +402,7 @@ def read_architecture(path: str | os.PathLike[str]) -> Architecture:
         )
     file = directory / "config.json"
     if not file.exists():
-        gguf = next(directory.glob("*.gguf"), None)
+        gguf = min(directory.glob("*.gguf"), default=None)
         checkpoint = f"the checkpoint that {gguf.name} was made from" if gguf else "a Hugging Face checkpoint"
         raise SdftError(f"{directory}: config.json is missing: give the directory of {checkpoint}.")
     raw = read_json(file, "download it again", limit=1 << 24)

@@ -278,8 +278,8 @@ class DeltaBlock(Block):
         """Return the residual stream after this layer, the decisions of its router, if it has one, and the
         state of the layer after these tokens.
 
-        Padding leaves no trace in the state: with one, tokens are left-padded prompts or one per row. Without
-        a state, the sequences begin here.
+        With a state, tokens are left-padded prompts, or one per row: padding then leaves no trace in it.
+        Without one, the sequences begin here.
         """
         assert self.config.delta is not None
         activation = ACTIVATION_FUNCTIONS[self.config.activation]

@@ -1,7 +1,7 @@
 """The cache for decoding: the state of each kind of layers, and the attention of a new token to it.
 
 The state of a gated delta net has a fixed size: the last inputs of its convolution, and a matrix.
-Padding, before a prompt or after the end of a row, changes no state.
+Padding, before a prompt or after the end of a row, leaves no trace in a state: its slots are zero.
 
 A state of attention has a slot for each position, or, in layers with a sliding window, for each position of
 the window: slots then are a ring, and position t is in slot t % W. For example, with a window of 4 the slots
@@ -225,15 +225,10 @@ def write_prompt(
     layer: Int[Array, ""] | int,
     k: Float[Array, "B T K H"],
     v: Float[Array, "B T K H"],
-    mask: Bool[Array, "B T"],
     sharding: Sharding,
 ) -> KeysValues:
-    """Write one layer's keys and values of a prompt into an empty state, or those of its last positions.
-
-    The slots of padding, where the mask is False, stay zero.
-    """
+    """Write one layer's keys and values of a prompt into an empty state, or those of its last positions."""
     slots, length = state.slots, k.shape[1]
-    k, v = (jnp.where(mask[:, :, None, None], x, 0) for x in (k, v))
     if length > slots:
         k, v = (jnp.roll(x[:, -slots:], length % slots, axis=1) for x in (k, v))
     keys, values = (
@@ -248,7 +243,6 @@ def write_and_attend(
     layer: Int[Array, ""] | int,
     position: Int[Array, ""],
     call: AttentionCall,
-    real: Bool[Array, " B"],
     sharding: Sharding,
 ) -> tuple[KeysValues, Float[Array, "B 1 N H"]]:
     """Write the keys and values of one new token per row into its slot, and attend to the visible slots.
@@ -260,7 +254,6 @@ def write_and_attend(
         layer: index of this layer among them.
         position: the number of tokens before this one, padding included.
         call: queries, keys and values of the new tokens, T = 1; `mask` has the visible slots, [B, 1, S].
-        real: False for rows that have ended, whose slot keeps what it has.
         sharding: rows follow `batch`, heads `kv_heads`.
     """
     pinned = sharding.device.platform == "tpu"
@@ -268,10 +261,10 @@ def write_and_attend(
     separate = isinstance(state.keys, tuple)
     own: Any = tuple(cached[layer] for cached in store) if separate else store
 
-    def local(cache, layer, slot, token, visible, real, *sinks):
+    def local(cache, layer, slot, token, visible, *sinks):
         at = () if separate else (layer,)
         keys, values = (
-            _pin(_write(_pin(cached, axis, pinned), at, slot, new, axis, real), axis, pinned)
+            _pin(_write(_pin(cached, axis, pinned), at, slot, new, axis), axis, pinned)
             for cached, new, axis in zip(cache, token[1:], SLOTS, strict=True)
         )
         return (keys, values), _read(token[0], keys[at], values[at], visible, call.scale, *sinks)
@@ -279,7 +272,7 @@ def write_and_attend(
     replicated = jax.sharding.PartitionSpec()
     cache = partition_spec(sharding.rules, AXES[1:] if separate else AXES)
     token = partition_spec(sharding.rules, ("batch", None, "kv_heads", None))
-    rows, each = (partition_spec(sharding.rules, axes) for axes in (("batch", None, None), ("batch",)))
+    rows = partition_spec(sharding.rules, ("batch", None, None))
     sinks = () if call.sinks is None else (call.sinks,)
     heads = partition_spec(sharding.rules, ("kv_heads",))
     written, attended = jax.shard_map(
@@ -291,12 +284,11 @@ def write_and_attend(
             replicated,
             (token, token, token),
             rows,
-            each,
             *(heads for _ in sinks),
         ),
         out_specs=((cache, cache), token),
         check_vma=False,
-    )(own, layer, position % state.slots, (call.q, call.k, call.v), call.mask, real, *sinks)
+    )(own, layer, position % state.slots, (call.q, call.k, call.v), call.mask, *sinks)
     if separate:
         written = tuple(replaced(cached, layer, new) for cached, new in zip(store, written, strict=True))
     keys, values = written
@@ -363,22 +355,13 @@ def attend_to_shared(
     )(keys, values, q, visible)
 
 
-def _write(
-    cached: Array,
-    at: tuple[Any, ...],
-    slot: Any,
-    new: Float[Array, "B T K H"],
-    axis: int,
-    real: Bool[Array, " B"] | None = None,
-) -> Array:
-    """Write keys or values into the slots from `slot` on, of the real rows if these are given."""
+def _write(cached: Array, at: tuple[Any, ...], slot: Any, new: Float[Array, "B T K H"], axis: int) -> Array:
     part = jnp.moveaxis(new.transpose(0, 2, 1, 3), 2, axis)
-    start = [jnp.int32(x) for x in (*at, *(0,) * part.ndim)]
-    start[axis] = jnp.int32(slot)
-    part = jnp.expand_dims(part, range(len(at))).astype(cached.dtype)
-    if real is not None:
-        part = jnp.where(real[:, None, None, None], part, jax.lax.dynamic_slice(cached, start, part.shape))
-    return jax.lax.dynamic_update_slice(cached, part, start)
+    start = [*at, *(0,) * part.ndim]
+    start[axis] = slot
+    return jax.lax.dynamic_update_slice(
+        cached, jnp.expand_dims(part, range(len(at))).astype(cached.dtype), [jnp.int32(x) for x in start]
+    )
 
 
 def _read(

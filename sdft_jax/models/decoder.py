@@ -296,7 +296,7 @@ class Model:
 
         def attend(state, kind, index, q, k, v, sinks):
             if index is not None:
-                state = write_prompt(state, index, k, v, prompt.mask, self._sharding_of(kind))
+                state = write_prompt(state, index, k, v, self._sharding_of(kind))
             return state, self_attention(kind, q, k, v, sinks)
 
         empty = self.init_cache(batch, cache_length).states
@@ -315,8 +315,8 @@ class Model:
             params: the whole parameter tree.
             tokens: the new tokens.
             cache: the state before them.
-            real: False for rows that have ended: their state stays as it is, and their hidden state means
-                nothing. They cannot go on later. None if all rows go on.
+            real: False for rows that have ended, whose token is padding: they cannot go on later, and their
+                hidden state means nothing. None if all rows go on.
         """
         real = jnp.ones(tokens.shape, bool) if real is None else real
         visible = [
@@ -328,7 +328,7 @@ class Model:
             if index is None:
                 return state, attend_to_shared(k, v, q, visible[kind], scale, self._sharding_of(kind))
             call = AttentionCall(q, k, v, visible[kind], None, scale, sinks)
-            return write_and_attend(state, index, cache.length, call, real, self._sharding_of(kind))
+            return write_and_attend(state, index, cache.length, call, self._sharding_of(kind))
 
         token = Sequences(tokens[:, None], real[:, None])
         rows = _Rows(token, cache.positions[:, None], cache.limits)
@@ -512,7 +512,9 @@ class Model:
                 q = q if factors is None else q * factors[kind].astype(dtype)
                 if shares_keys:
                     index, (k, v) = None, shared[owner]
-                elif latest is not None:
+                elif state is not None:  # padding leaves no trace in it
+                    k, v = (jnp.where(sequences.mask[:, :, None, None], x, 0) for x in (k, v))
+                if latest is not None and not shares_keys:
                     latest = replaced(latest, kind, (k, v))
                 state, attended = attend(state, owner, index, q, k, v, block.attention_sinks)
                 x, routing = block.combine(x, attended, *gate, embedding=embedding)

@@ -40,7 +40,7 @@ def test_arguments_without_effect_are_refused(arguments, message):
 
 
 def test_a_template_that_reads_no_argument():
-    with pytest.raises(SdftError, match=r"does not read this argument: remove it; it reads none\.$"):
+    with pytest.raises(SdftError, match=r"the chat template reads no arguments: remove it\.$"):
         check_arguments(build_tokenizer(OPENED), DataConfig(template_kwargs={"enable_thinking": False}))
 
 

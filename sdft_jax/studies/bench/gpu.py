@@ -32,7 +32,7 @@ from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 from sdft_jax.studies.bench.decode import Case, bytes_per_token
 from sdft_jax.studies.bench.models import SIZES, architecture
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
-from sdft_jax.types import NO_STOP, Sequences
+from sdft_jax.types import Sequences, StopTokens
 
 BANDWIDTH = 4.8e12
 """The memory bandwidth of an H200, in bytes per second (NVIDIA data sheet)."""
@@ -135,7 +135,7 @@ def measure(case: Case, shape: Architecture, sharding: Sharding) -> dict[str, fl
 
 
 def lower_sampling(model: Model, case: Case) -> jax.stages.Lowered:
-    """Return greedy sampling, lowered for the devices of the model."""
+    """Return greedy sampling until a stop token, lowered for the devices of the model."""
 
     def array(shape: Sequence[int], dtype: Any, sharding: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -149,8 +149,9 @@ def lower_sampling(model: Model, case: Case) -> jax.stages.Lowered:
     keys = jax.eval_shape(lambda: jax.random.split(make_key(0), case.batch))
     prompt: Any = [array((case.batch, case.prompt), dtype, rows) for dtype in (jnp.int32, jnp.bool_)]
     greedy = SamplingConfig(max_new_tokens=case.new, temperature=0.0)
+    stop = StopTokens((1,), 0)
     return compiled_sample.lower(
-        model, params, Sequences(*prompt), array(keys.shape, keys.dtype, rows), greedy, NO_STOP
+        model, params, Sequences(*prompt), array(keys.shape, keys.dtype, rows), greedy, stop
     )
 
 
