@@ -340,6 +340,7 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
     yield _activation(model, "inputs", "D", architecture.num_hidden_layers, rows, length)
     if architecture.layer_embedding:
         yield _embeddings_for_layers(model, rows, length)
+        yield _activation(model, "inputs of the embeddings", "D", 1, rows, length)
     yield from _shared_keys_values(model, rows, length)
     others = {tensor.name for tensor in (*LAYER_INPUT[:2], SHARED_GATE)}
     matrices = [
@@ -354,6 +355,9 @@ def _saved(model: Model, rows: int, length: int) -> Iterator[_Intermediate]:
             if name and (output_is_read or name != _OUTPUT):
                 letters, layers = inputs if names is _ARGUMENTS else outputs, architecture.layers_with(weight)
                 yield _activation(model, name, letters, len(layers), rows, length)
+    if architecture.experts and _PRODUCTS in _SAVED[model.remat]:
+        shape = (len(architecture.layers_with_experts), rows, length, architecture.experts.count)
+        yield _Intermediate("router", shape, "float32", (None, "batch", "sequence", None))
     if model.remat == "none" and architecture.experts:
         count, choices = len(architecture.layers_with_experts), length * architecture.experts.per_token
         gathered = rows * model.sharding.size("experts")

@@ -100,12 +100,12 @@ def tree_shardings(sharding: Sharding, axes: Mapping[str, Any], shapes: Mapping[
     def visit(axes: Any, leaf: Any, path: str) -> Any:
         if isinstance(axes, Mapping):
             return {key: visit(axes[key], leaf[key], f"{path}.{key}" if path else key) for key in leaf}
-        faults.update(_indivisible(sharding, path, axes, leaf.shape) | faults)
+        for axis, fault in _indivisible(sharding, path, axes, leaf.shape).items():
+            faults.setdefault(axis, fault)
         return sharding.named(*axes)
 
     shardings = visit(axes, shapes, "")
-    if faults:
-        raise SdftError(" ".join(faults.values()))
+    _raise(faults)
     return shardings
 
 
@@ -135,8 +135,12 @@ def derived_sharding(shape: Sequence[int], of: Sequence[int], sharding: NamedSha
 
 def check_divisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> None:
     """Raise SdftError if the mesh does not divide a dimension of an array."""
-    for fault in _indivisible(sharding, name, axes, shape).values():
-        raise SdftError(fault)
+    _raise(_indivisible(sharding, name, axes, shape))
+
+
+def _raise(faults: Mapping[str, str]) -> None:
+    if faults:
+        raise SdftError(" ".join(faults.values()))
 
 
 def _indivisible(sharding: Sharding, name: str, axes: LogicalAxes, shape: Sequence[int]) -> dict[str, str]:

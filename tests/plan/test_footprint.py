@@ -10,6 +10,7 @@ from make_fixtures import CASES, one_of_each_family
 from plans import SIZES, describe_model, setting
 from sdft_jax.config import load_config
 from sdft_jax.models import REMAT_POLICIES, Model, architecture_from_dict
+from sdft_jax.models.block import rms_norm
 from sdft_jax.plan.footprint import (
     DEPENDS_ON,
     GIB,
@@ -24,6 +25,9 @@ from sdft_jax.plan.footprint import (
 )
 from sdft_jax.types import Sequences
 from tiny import QWEN35
+
+ROWS, LENGTH = 7, 100
+"""The number of rows and tokens in the comparisons with JAX."""
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def test_arrays_have_names_shapes_and_bytes_per_device(directory):
     assert arrays["prefill: logits of a token"] == ((16, 512), 4 * 256 * 4)
 
 
-def saved_by_jax(model, rows, length):
+def saved_by_jax(model, rows=ROWS, length=LENGTH):
     """Return the arrays that `jax.vjp` saves for the backward pass; a scan stacks those of its layers."""
     tokens, mask = (jax.ShapeDtypeStruct((rows, length), dtype) for dtype in (jnp.int32, jnp.bool_))
 
@@ -78,42 +82,62 @@ def saved_by_jax(model, rows, length):
     return jax.tree.leaves(saved)
 
 
-def saved_by_plan(model, rows, length):
+def saved_by_plan(model, rows=ROWS, length=LENGTH):
     """Return the same arrays as the plan counts them."""
     config = load_config(None, [f"train.batch_size={rows}", f"sampling.max_new_tokens={length - 16}"])
     arrays = update_arrays(config, model, Widths(16, 16))
     return [x for x in arrays if x.kind == "activations" and x.name.endswith("of all layers")]
 
 
+def saved_by_last_norm(model, rows=ROWS, length=LENGTH):
+    """Return the arrays that `jax.vjp` saves of the norm after the last layer."""
+    width = model.architecture.hidden_size
+    x, weight = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in ((rows, length, width), (width,)))
+
+    def residuals(x, weight):
+        return jax.vjp(lambda x, weight: rms_norm(x, weight, model.architecture), x, weight)[1]
+
+    return jax.tree.leaves(jax.eval_shape(residuals, x, weight))
+
+
+def per_layer(arrays, model):
+    """Count the activations in bfloat16 and the products of routers in all layers, by their last axes."""
+    counts, experts = Counter(), model.architecture.experts
+    for x in arrays:
+        shape = x.shape
+        if experts and shape[-2:] == (ROWS * LENGTH, experts.count):
+            shape = (*shape[:-2], ROWS, LENGTH, experts.count)
+        elif x.dtype != jnp.bfloat16:
+            continue
+        if shape[:2] == (ROWS, LENGTH):
+            counts[shape[2:]] += 1
+        elif shape[1:3] == (ROWS, LENGTH):
+            counts[shape[3:]] += shape[0]
+    return counts
+
+
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
 @pytest.mark.parametrize("case", one_of_each_family())
 def test_saved_activations_are_the_residuals_of_jax(case, remat):
-    """Except the input of the norm after the last layer, and the float32 products of the delta rule."""
+    """Except the input of the norm after the last layer, and the products of the delta rule."""
     model = Model(architecture_from_dict(CASES[case]), "bfloat16", remat)
-    rows, length = 7, 100
-    arrays, residuals = saved_by_plan(model, rows, length), saved_by_jax(model, rows, length)
+    arrays, residuals = saved_by_plan(model), saved_by_jax(model)
     if remat == "none":  # also saves the intermediate results of norms, rotations and the softmax
         assert sum(x.bytes for x in arrays) < sum(x.size * x.dtype.itemsize for x in residuals)
         return
-    expected, counted = Counter(), Counter()
-    for x in residuals:
-        if x.dtype == jnp.bfloat16 and (x.shape[:2] == (rows, length) or x.shape[1:3] == (rows, length)):
-            stacked = x.shape[1:3] == (rows, length)
-            expected[x.shape[2 + stacked :]] += x.shape[0] if stacked else 1
+    counted = Counter()
     for x in arrays:
-        if x.dtype == "bfloat16":
+        if x.dtype == "bfloat16" or x.name == "router of all layers":
             counted[x.shape[3:]] += x.shape[0]
-    assert not counted - expected
-    after = expected - counted
-    assert after in (Counter(), Counter({(model.architecture.hidden_size,): 1}))
+    assert counted == per_layer(residuals, model) - per_layer(saved_by_last_norm(model), model)
 
 
 def test_saved_products_of_the_delta_rule_are_residuals_of_jax():
     """Two periods of three delta nets and attention, whose blocks of scores are not counted (7 axes)."""
     raw = SIZES | QWEN35 | {"num_hidden_layers": 8, "full_attention_interval": 4, "linear_key_head_dim": 24}
     model = Model(architecture_from_dict(raw), "bfloat16", "dots")
-    saved = [x for x in saved_by_jax(model, 7, 100) if x.shape[:1] == (2,) and 7 in x.shape and x.ndim < 7]
-    arrays = saved_by_plan(model, 7, 100)
+    saved = [x for x in saved_by_jax(model) if x.shape[:1] == (2,) and ROWS in x.shape and x.ndim < 7]
+    arrays = saved_by_plan(model)
     assert any(x.dtype == "float32" for x in arrays)
     assert sum(x.bytes for x in arrays) == sum(x.size * x.dtype.itemsize for x in saved)
 
