@@ -42,7 +42,13 @@ from sdft_jax.files import json_line, refuse_source, write_errors, write_text
 from sdft_jax.plan.footprint import answer_arrays, widths_of
 from sdft_jax.reporting.reporter import Reporter, process_reporter
 from sdft_jax.reporting.tables import summary_table
-from sdft_jax.training.export import load_prompt_format, load_reference_of, load_speaker, speaker_digests
+from sdft_jax.training.export import (
+    load_prompt_format,
+    load_reference_of,
+    load_speaker,
+    speaker_digests,
+    with_template_arguments,
+)
 from sdft_jax.training.inputs import template_digest
 from sdft_jax.training.lock import locked
 from sdft_jax.training.out_of_memory import explained
@@ -64,7 +70,7 @@ def run(config: Config, file: str | None = None, out: str | None = None) -> dict
         SdftError: a mistake in the configuration or the rows, another evaluation in the directory, or out of
             memory.
     """
-    reporter = process_reporter()
+    reporter, config = process_reporter(), with_template_arguments(config)
     if file:
         _check_writable(Path(file))
     if config.eval.path is None:

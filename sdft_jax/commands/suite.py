@@ -26,7 +26,7 @@ from sdft_jax.reporting.reporter import process_reporter
 from sdft_jax.reporting.tables import summary_table
 from sdft_jax.training.compile_cache import enable_compile_cache
 from sdft_jax.training.digests import describe
-from sdft_jax.training.export import load_speaker
+from sdft_jax.training.export import load_speaker, with_template_arguments
 from sdft_jax.training.inputs import tokenizer_digests
 from sdft_jax.training.out_of_memory import explained
 from sdft_jax.training.processes import together
@@ -84,6 +84,7 @@ def run(config: Config, request: SuiteRequest) -> dict[str, Any]:
     names = [part for name in request.names for part in (PRIOR if name == "prior" else [name])]
     tasks = together(lambda: LoadedTasks(names, request.include, request.unsafe))
     enable_compile_cache()
+    config = with_template_arguments(config)
     speaker = load_speaker(config)
     count = functools.partial(answer_arrays, widths=Widths(FULL_WIDTH, 0), training=False)
     with (

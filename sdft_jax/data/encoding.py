@@ -26,7 +26,9 @@ from sdft_jax.data.rendered import count_lost_thoughts, require_rendered, requir
 from sdft_jax.data.thoughts import (
     CHANNEL_TOKENS,
     FIELDS,
+    begins_with_thought,
     opened_thought,
+    prompt_thinks,
     remove_thoughts,
     without_channel_names,
 )
@@ -369,11 +371,11 @@ class _Encoder:
             )
         return reply["content"]
 
-    def shown(self, turn: str | None) -> str:
-        """Return the text of a trace's turn for the teacher's prompt.
+    def shown(self, prompt: str, turn: str | None) -> str:
+        """Return the text of a trace's turn, which follows `prompt`, for the teacher's prompt.
 
         It is that of `turn` without control tokens, which would end the teacher's question, and without the
-        empty thoughts of some templates.
+        empty thoughts of some templates; with the mark of a thought that the prompt opened.
         """
         control, stops = self.format.control_tokens, self.format.eos_ids
         if turn is None:
@@ -384,7 +386,8 @@ class _Encoder:
         text = turn[: min(ends, default=len(turn))]
         if not CHANNEL_TOKENS.isdisjoint(control.ids):
             text = without_channel_names(text)
-        text = control.pattern.sub("", text)
+        opening = opened_thought(prompt)
+        text = control.pattern.sub("", f"{opening}\n{text}" if opening else text)
         return re.sub(r"^\s*(<think>)?\s*</think>", "", text).strip()
 
     def render(
@@ -428,18 +431,18 @@ def turn_text(example: Example, format: PromptFormat) -> str:
         SdftError: the chat template drops or changes a part of it.
     """
     encoder = _Encoder(_admit(example, format, True), format, {})
-    turn = encoder.turn(encoder.render(student_messages(encoder.example)))
-    return _shown(encoder, turn)
+    prompt = encoder.render(student_messages(encoder.example))
+    return _shown(encoder, prompt, encoder.turn(prompt))
 
 
-def _shown(encoder: _Encoder, turn: str | None) -> str:
+def _shown(encoder: _Encoder, prompt: str, turn: str | None) -> str:
     """Return a turn as the student's template renders it, or else as the teacher's does: a turn may have
     thoughts that the template drops for a student without them.
     """
     if turn is None and encoder.format.teacher_template_kwargs:
-        messages = student_messages(encoder.example)
-        turn = encoder.turn(encoder.render(messages, teacher=True), teacher=True)
-    return encoder.shown(turn)
+        prompt = encoder.render(student_messages(encoder.example), teacher=True)
+        turn = encoder.turn(prompt, teacher=True)
+    return encoder.shown(prompt, turn)
 
 
 def _encode(
@@ -458,7 +461,7 @@ def _encode(
     teacher_prompt, completion = empty, empty
     if teacher:
         if not isinstance(example.demonstration, str) and example.context is None:
-            example = dataclasses.replace(example, context=_shown(encoder, turn()))
+            example = dataclasses.replace(example, context=_shown(encoder, text, turn()))
         _, teacher_prompt = encoder.prompt(teacher_messages(example, format.template), "teacher_prompt")
     if target:
         reply = example.demonstration
@@ -652,6 +655,14 @@ def _completion(encoder: _Encoder, prompt: str, turn: str | None) -> Int32[np.nd
     If the rendering does not extend the prompt or has no stop token, return the demonstration's text and EOS.
     """
     example, format = encoder.example, encoder.format
+    reply = (
+        example.demonstration if isinstance(example.demonstration, str) else example.demonstration["content"]
+    )
+    if prompt_thinks(prompt) is False and begins_with_thought(reply):
+        raise SdftError(
+            f"{example.location}: thinking is switched off at the end of the prompt, and the demonstration "
+            "begins with a thought: set data.thoughts=remove, or switch thinking on in data.template_kwargs."
+        )
     if turn is not None:
         # Tokenized separately: a sampled completion never merges with the prompt's last token.
         rendered = format.tokenize(turn, example.location)

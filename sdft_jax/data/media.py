@@ -15,7 +15,11 @@ from typing import Any
 from sdft_jax.errors import SdftError
 
 _KINDS = {"image": "an image", "video": "a video", "audio": "a sound"}
-_NAME = re.compile(r"(image|video|audio)s?(_(byte|file|filename|path|url)s?)?|pixel_values", re.IGNORECASE)
+_NAME = re.compile(
+    r"(image|img|photo|picture|video|audio)s?(_(byte|file|filename|path|url)s?)?|pixel_values", re.IGNORECASE
+)
+_INLINE = re.compile(r"data:(image|video|audio)/")
+"""The beginning of a file within a text (RFC 2397)."""
 _FILE = {"bytes", "path"}
 """The fields in which `datasets` stores an image, a video or a sound."""
 
@@ -34,7 +38,7 @@ def media_columns(features: Mapping[str, Any]) -> dict[str, str]:
 def named_media(name: str) -> str | None:
     """Return the kind of media that a field of this name contains by convention: `image_url` "an image"."""
     match = _NAME.fullmatch(name)
-    return _KINDS[(match[1] or "image").lower()] if match else None
+    return _KINDS.get((match[1] or "").lower(), _KINDS["image"]) if match else None
 
 
 def has_file(value: Any) -> bool:
@@ -60,6 +64,8 @@ def refuse_media(
     """
     for name, value in fields.items():
         kind = columns.get(name) or named_media(name)
+        if isinstance(value, str) and (inline := _INLINE.match(value)):
+            kind = _KINDS[inline[1]]
         if kind and name not in texts and _is_filled(value):
             raise SdftError(
                 f"{place}: field {name!r} contains {kind}, and models are trained on text only: remove the "

@@ -76,6 +76,18 @@ def opened_thought(text: str) -> str | None:
     return next((opening for opening, _ in MARKERS if text.rstrip().endswith(opening)), None)
 
 
+def begins_with_thought(text: str) -> bool:
+    """Return True if a reply begins with a thought, which the prompt may have opened."""
+    message = _NEXT_CHANNEL.match(text)
+    opened = any(text.lstrip().startswith(opening) for opening, _ in MARKERS)
+    before, closing, _ = text.partition("</think>")
+    return (
+        opened
+        or bool(closing and "<think>" not in before)
+        or bool(message and _channel(message) == "analysis")
+    )
+
+
 def prompt_thinks(text: str) -> bool | None:
     """Return True if a thought begins after a prompt, False if one was closed or passed over at its end, and
     None if its end shows neither.

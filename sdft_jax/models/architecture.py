@@ -568,7 +568,10 @@ def _family(raw: Mapping[str, Any]) -> Family:
         )
     family = FAMILIES[model_type]
     if architecture not in (model_type, family.architecture):
-        raise SdftError(f"architecture {architecture} is not supported; supported: {supported}.")
+        raise SdftError(
+            f"architecture {architecture} is not supported for model_type '{model_type}'; supported: "
+            f"{family.architecture}."
+        )
     for key in _MUST_BE_OFF:
         supported_here = (key == "final_logit_softcapping" and family.softcapping) or (
             key == "use_bidirectional_attention" and raw.get(key) == "vision" and family.image_attention

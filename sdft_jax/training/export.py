@@ -179,6 +179,23 @@ def load_reference_of(speaker: Speaker, config: Config) -> Params | None:
     return load_reference(speaker, config, _source(config)[1], model_directory(config.eval.base, "eval.base"))
 
 
+def with_template_arguments(config: Config) -> Config:
+    """Return the configuration with the chat template's arguments of the run at `model.path`.
+
+    An argument that the configuration has itself is kept. Without a run, the configuration is unchanged.
+    """
+    run, _ = _source(config)
+    if not run:
+        return config
+    own, trained = config.data, run.load_config().data
+    data = dataclasses.replace(
+        own,
+        template_kwargs={**trained.template_kwargs, **own.template_kwargs},
+        teacher_template_kwargs={**trained.teacher_template_kwargs, **own.teacher_template_kwargs},
+    )
+    return dataclasses.replace(config, data=data)
+
+
 def _source(config: Config) -> tuple[RunDirectory | None, str]:
     """Return the run at `model.path`, if it is one, and the directory of the model that it started from."""
     path = config.model.path

@@ -365,6 +365,32 @@ def test_template_that_opens_the_thought_is_refused_for_demonstrations_that_open
         encode_one(THOUGHT, tokenizer)
 
 
+@pytest.mark.parametrize(
+    "demonstration", ["<think>1 + 1</think>2", "1 + 1</think>2", "<think>\n\n</think>\n\n2"]
+)
+def test_demonstrations_that_think_are_refused_as_targets_where_thinking_is_switched_off(demonstration):
+    tokenizer, off = build_tokenizer(QWEN3), {"enable_thinking": False}
+    message = {"role": "assistant", "content": demonstration}
+    for row in (example(demonstration=demonstration), example(demonstration=message)):
+        with pytest.raises(
+            SdftError, match=r"thinking is switched off at the end .* data\.thoughts=remove, or"
+        ):
+            encode_one(row, tokenizer, DataConfig(template_kwargs=off))
+        kept = encode_one(row, tokenizer, DataConfig(template_kwargs=off, thoughts="remove"))
+        assert text(kept.target) == "2<|im_end|>"
+
+
+def test_the_teacher_sees_the_mark_of_a_thought_that_the_prompt_opened():
+    """In the style of Qwen3.5; an empty thought is not shown."""
+    opened = QWEN3.replace("{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}", "<think>\n")
+    reply = {"role": "assistant", "content": "2", "reasoning_content": "1 + 1"}
+    shown = encode_one(example(demonstration=reply), build_tokenizer(opened))
+    assert "question:\n<think>\n1 + 1\n</think>\n\n2\n\nNow" in text(shown.teacher_prompt)
+    assert text(shown.target) == "1 + 1\n</think>\n\n2<|im_end|>"
+    shown = encode_one(example(demonstration=reply | {"reasoning_content": ""}), build_tokenizer(opened))
+    assert "question:\n2\n\nNow" in text(shown.teacher_prompt)
+
+
 def test_template_that_drops_the_question_is_refused():
     tokenizer = build_tokenizer(TURN.replace("CONTENT", "m['content'][:2]") + PROMPT)
     with pytest.raises(SdftError, match=r"line 1: the chat template does not render the prompt as it is"):

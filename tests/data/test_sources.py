@@ -351,6 +351,8 @@ def test_missing_field_is_reported_with_the_columns_that_are_not_decoded(illustr
         ("image", "an image"),
         ("images", "an image"),
         ("image_url", "an image"),
+        ("img", "an image"),
+        ("Picture", "an image"),
         ("pixel_values", "an image"),
         ("video", "a video"),
         ("audios", "a sound"),
@@ -369,6 +371,13 @@ def test_a_row_with_an_image_is_refused(name, kind, tmp_path):
             load(path)
         with pytest.raises(SdftError, match=problem):
             make_text_examples(read_rows(str(path)), DataConfig(), str(path))
+
+
+def test_a_row_with_an_image_within_a_text_is_refused(tmp_path):
+    row = {"prompt": "p", "demonstration": "d", "screen": "data:image/png;base64,iVBORw0KGgo="}
+    write(tmp_path / "a.jsonl", json.dumps(row))
+    with pytest.raises(SdftError, match=r"a\.jsonl, line 1: field 'screen' contains an image"):
+        load(tmp_path / "a.jsonl")
 
 
 def test_a_field_that_a_setting_names_is_a_text(tmp_path):

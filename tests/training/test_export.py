@@ -1,6 +1,7 @@
 """A run's newest or best checkpoint as a model, of which only the student is read."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 
 from runs import config_of
+from sdft_jax.config import to_dict
 from sdft_jax.errors import SdftError
 from sdft_jax.models import load_model
-from sdft_jax.training.export import export, load_run, load_speaker
+from sdft_jax.training.export import export, load_run, load_speaker, with_template_arguments
 from sdft_jax.training.run_directory import RunDirectory
 
 
@@ -60,3 +62,17 @@ def test_exported_tensors_have_the_requested_dtype(finished, tmp_path):
     )
     assert whole / 2 < half < whole / 2 + 5000
     assert '"torch_dtype": "bfloat16"' in (tmp_path / "half" / "config.json").read_text()
+
+
+def test_arguments_of_the_chat_template_are_those_of_the_run(tiny_directory, tmp_path):
+    """Each unless the configuration has its own; a directory of a model has none."""
+    settings = "data.template_kwargs={a: 1, b: 2}", "data.teacher_template_kwargs={c: 3}"
+    trained = config_of(str(tiny_directory), "unused", *settings)
+    run = RunDirectory(str(tmp_path))
+    run.checkpoints.mkdir()
+    run.config.write_text(json.dumps(to_dict(trained)))
+    own = config_of(str(tmp_path), "unused", "data.template_kwargs={b: 4}")
+    data = with_template_arguments(own).data
+    assert (data.template_kwargs, data.teacher_template_kwargs) == ({"a": 1, "b": 4}, {"c": 3})
+    of_model = dataclasses.replace(own, model=trained.model)
+    assert with_template_arguments(of_model) == of_model

@@ -53,6 +53,13 @@ def test_missing_or_invalid_tokenizer_files_raise(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
+def test_a_wrong_value_in_config_json_is_not_blamed_on_the_tokenizer(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3", "rms_norm_eps": "1e-6"}))
+    with pytest.raises(SdftError, match=r"config\.json: Validation error for field 'rms_norm_eps': .*'1e-6'"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_eos_ids_of_the_tokenizer_and_both_config_files(tmp_path):
     assert read_eos_ids(TOKENIZER, tmp_path) == (EOS,)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7}))
