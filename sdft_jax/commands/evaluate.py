@@ -70,7 +70,7 @@ def run(config: Config, file: str | None = None, out: str | None = None) -> dict
         SdftError: a mistake in the configuration or the rows, another evaluation in the directory, or out of
             memory.
     """
-    reporter, config = process_reporter(), with_template_arguments(config)
+    reporter = process_reporter()
     if file:
         _check_writable(Path(file))
     if config.eval.path is None:
@@ -79,6 +79,7 @@ def run(config: Config, file: str | None = None, out: str | None = None) -> dict
         refuse_source(file, [config.eval.path], "give another file")
     check_rows(config.eval.batch_size, "eval.batch_size", sharding_from(config))
     roles = requested_roles(config)
+    config = together(functools.partial(with_template_arguments, config))
     rows, format = together(functools.partial(_load, config))
     require_same({"the evaluation rows": len(rows.encoded)}, "with the same data")
     keys = [(role.name, *x.id, n) for role in roles for x in rows.examples for n in range(role.samples)]

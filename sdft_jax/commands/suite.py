@@ -84,7 +84,7 @@ def run(config: Config, request: SuiteRequest) -> dict[str, Any]:
     names = [part for name in request.names for part in (PRIOR if name == "prior" else [name])]
     tasks = together(lambda: LoadedTasks(names, request.include, request.unsafe))
     enable_compile_cache()
-    config = with_template_arguments(config)
+    config = together(functools.partial(with_template_arguments, config))
     speaker = load_speaker(config)
     count = functools.partial(answer_arrays, widths=Widths(FULL_WIDTH, 0), training=False)
     with (

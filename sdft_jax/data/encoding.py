@@ -353,6 +353,12 @@ class _Encoder:
         require_turn(reply, conversation[len(prompt) :], place)
         return conversation[len(prompt) :]
 
+    @property
+    def content(self) -> str:
+        """The demonstration's text, in a trace without the fields for thoughts and tool calls."""
+        reply = self.example.demonstration
+        return reply if isinstance(reply, str) else reply["content"]
+
     def plain_text(self) -> str:
         """Return the demonstration's text, which the chat template does not render as a completion.
 
@@ -360,16 +366,14 @@ class _Encoder:
             SdftError: the demonstration also has tool calls or thoughts.
         """
         reply = self.example.demonstration
-        if isinstance(reply, str):
-            return reply
-        if any(reply.get(key) for key in ("tool_calls", *FIELDS)):
+        if not isinstance(reply, str) and any(reply.get(key) for key in ("tool_calls", *FIELDS)):
             remedy = "set data.thoughts=remove, or " if any(reply.get(key) for key in FIELDS) else ""
             raise SdftError(
                 f"{self.example.location}: the chat template does not render this turn as a completion of "
                 f"its prompt with an end-of-turn token: {remedy}change data.template_kwargs, the row or the "
                 "chat template."
             )
-        return reply["content"]
+        return self.content
 
     def shown(self, prompt: str, turn: str | None) -> str:
         """Return the text of a trace's turn, which follows `prompt`, for the teacher's prompt.
@@ -464,8 +468,7 @@ def _encode(
             example = dataclasses.replace(example, context=_shown(encoder, text, turn()))
         _, teacher_prompt = encoder.prompt(teacher_messages(example, format.template), "teacher_prompt")
     if target:
-        reply = example.demonstration
-        encoder.require_short(reply if isinstance(reply, str) else reply["content"], "target")
+        encoder.require_short(encoder.content, "target")
         completion = encoder.within(_completion(encoder, text, turn()), "target")
     lost = count_lost_thoughts(student_messages(example), text)
     return Encoded(prompt, teacher_prompt, completion, example.row, turn=example.turn, lost_thoughts=lost)
@@ -655,10 +658,7 @@ def _completion(encoder: _Encoder, prompt: str, turn: str | None) -> Int32[np.nd
     If the rendering does not extend the prompt or has no stop token, return the demonstration's text and EOS.
     """
     example, format = encoder.example, encoder.format
-    reply = (
-        example.demonstration if isinstance(example.demonstration, str) else example.demonstration["content"]
-    )
-    if prompt_thinks(prompt) is False and begins_with_thought(reply):
+    if prompt_thinks(prompt) is False and begins_with_thought(encoder.content):
         raise SdftError(
             f"{example.location}: thinking is switched off at the end of the prompt, and the demonstration "
             "begins with a thought: set data.thoughts=remove, or switch thinking on in data.template_kwargs."

@@ -27,7 +27,7 @@ _SHAPES = Path(__file__).with_name("shapes.json")
 """Model name -> its config.json."""
 _STEPS = 1000
 """The number of steps of the learning rate's schedule: a constant in the program."""
-_STOP = StopTokens(eos_ids=(1,), pad_id=0)
+STOP = StopTokens(eos_ids=(1,), pad_id=0)
 """One end-of-sequence token and the padding token: constants in the program."""
 
 
@@ -54,7 +54,7 @@ def model_shape(config: Config) -> Architecture:
 
 def planned_learner(config: Config, model: Model) -> Learner:
     """Return a learner whose update is lowered but not run."""
-    return make_learner(config, model, _STEPS, _STOP)
+    return make_learner(config, model, _STEPS, STOP)
 
 
 def lower_update(learner: Learner) -> jax.stages.Lowered:

@@ -184,7 +184,7 @@ def with_template_arguments(config: Config) -> Config:
 
     An argument that the configuration has itself is kept. Without a run, the configuration is unchanged.
     """
-    run, _ = _source(config)
+    run = _run_at(config.model.path)
     if not run:
         return config
     own, trained = config.data, run.load_config().data
@@ -198,11 +198,13 @@ def with_template_arguments(config: Config) -> Config:
 
 def _source(config: Config) -> tuple[RunDirectory | None, str]:
     """Return the run at `model.path`, if it is one, and the directory of the model that it started from."""
-    path = config.model.path
+    run = _run_at(config.model.path)
+    return run, model_directory(run.load_config().model.path if run else config.model.path)
+
+
+def _run_at(path: str) -> RunDirectory | None:
     run = RunDirectory(path)
-    if not run.checkpoints.is_dir():
-        return None, model_directory(path)
-    return run, model_directory(run.load_config().model.path)
+    return run if run.checkpoints.is_dir() else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             path, local_files_only=is_directory, trust_remote_code=False
         )
     except Exception as error:
-        if (
-            type(error).__name__ == "StrictDataclassFieldValidationError"
-        ):  # AutoTokenizer reads config.json too
+        # AutoTokenizer reads config.json too
+        if type(error).__name__ == "StrictDataclassFieldValidationError":
             raise SdftError(f"{path}/config.json: {' '.join(str(error).split())}: correct it.") from None
         raise SdftError(
             f"{path}: the tokenizer cannot be loaded ({reason(error)}): "

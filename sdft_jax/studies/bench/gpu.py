@@ -23,7 +23,7 @@ from sdft_jax.config import load_config
 from sdft_jax.config.settings import SamplingConfig
 from sdft_jax.models import Architecture, Model
 from sdft_jax.plan.footprint import GIB
-from sdft_jax.plan.program import model_shape
+from sdft_jax.plan.program import STOP, model_shape
 from sdft_jax.plan.topologies import described_devices
 from sdft_jax.plan.traffic import memory_traffic
 from sdft_jax.reporting.charts import Bar
@@ -32,7 +32,7 @@ from sdft_jax.sharding import Sharding, make_mesh, tree_shardings
 from sdft_jax.studies.bench.decode import Case, bytes_per_token
 from sdft_jax.studies.bench.models import SIZES, architecture
 from sdft_jax.studies.bench.results import Measured, conditions, each_case, parser, positive, publish
-from sdft_jax.types import Sequences, StopTokens
+from sdft_jax.types import Sequences
 
 BANDWIDTH = 4.8e12
 """The memory bandwidth of an H200, in bytes per second (NVIDIA data sheet)."""
@@ -149,9 +149,8 @@ def lower_sampling(model: Model, case: Case) -> jax.stages.Lowered:
     keys = jax.eval_shape(lambda: jax.random.split(make_key(0), case.batch))
     prompt: Any = [array((case.batch, case.prompt), dtype, rows) for dtype in (jnp.int32, jnp.bool_)]
     greedy = SamplingConfig(max_new_tokens=case.new, temperature=0.0)
-    stop = StopTokens((1,), 0)
     return compiled_sample.lower(
-        model, params, Sequences(*prompt), array(keys.shape, keys.dtype, rows), greedy, stop
+        model, params, Sequences(*prompt), array(keys.shape, keys.dtype, rows), greedy, STOP
     )
 
 
